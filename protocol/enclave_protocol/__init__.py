@@ -1,0 +1,66 @@
+"""Enclave's protocol: messages, events, codec, session states, limits and outcomes. Pure: no I/O, no clock."""
+
+from .codec import MAX_MESSAGE_BYTES, decode_client_message, decode_event, decode_worker_message, encode, peek
+from .errors import (
+    EnclaveError,
+    LocalProtocolError,
+    NoCapacity,
+    ProtocolError,
+    RemoteProtocolError,
+    SandboxError,
+    WorkerLost,
+)
+from .events import PROTOCOL_VERSION, AnyEvent, Event, Final, FinalError, FinalPayload, Stats
+from .ids import CallId, SessionId, new_call_id, new_session_id, parse_call_id, parse_session_id
+from .limits import MAX_CODE_BYTES, Limits, parse_limits
+from .messages import Cancel, Execute, Hello, Ping, Pong, Rejection, ToolError, ToolResult
+from .outcomes import Code, is_retryable
+from .session import State, Trigger, transition
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MAX_CODE_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "PROTOCOL_VERSION",
+    "AnyEvent",
+    "CallId",
+    "Cancel",
+    "Code",
+    "EnclaveError",
+    "Event",
+    "Execute",
+    "Final",
+    "FinalError",
+    "FinalPayload",
+    "Hello",
+    "Limits",
+    "LocalProtocolError",
+    "NoCapacity",
+    "Ping",
+    "Pong",
+    "ProtocolError",
+    "Rejection",
+    "RemoteProtocolError",
+    "SandboxError",
+    "SessionId",
+    "State",
+    "Stats",
+    "ToolError",
+    "ToolResult",
+    "Trigger",
+    "WorkerLost",
+    "__version__",
+    "decode_client_message",
+    "decode_event",
+    "decode_worker_message",
+    "encode",
+    "is_retryable",
+    "new_call_id",
+    "new_session_id",
+    "parse_call_id",
+    "parse_limits",
+    "parse_session_id",
+    "peek",
+    "transition",
+]

@@ -1,0 +1,105 @@
+"""What one session may use. Names and defaults are the wire's; three aliases are the runtime documentation's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from .errors import RemoteProtocolError
+
+Positive = Annotated[int, Meta(gt=0, le=2**53 - 1)]
+NotNegative = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+
+MAX_CODE_BYTES = 1024 * 1024
+"""Largest `code`, in UTF-8 bytes. A program is larger only when it carries data, which belongs in a tool."""
+
+ALIASES = {"timeout": "deadlineMs", "memoryLimit": "memoryLimitBytes"}
+"""Names from the runtime documentation, and the limit each one sets. (`maxToolCalls` is both's.)"""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """Limits of one session; a field left out keeps its default.
+
+    Durations are milliseconds, sizes are bytes.
+    """
+
+    session_ttl_ms: Positive = 60_000
+    """Longest life of the session, tool waits included. At its end: `DEADLINE_EXCEEDED`."""
+    deadline_ms: NotNegative = 0
+    """Wall deadline of the execution; 0 leaves it to `sessionTtlMs`. Alias: `timeout`."""
+    max_tool_calls: Positive = 50
+    """Tool calls in one session; the next one fails with `MAX_TOOL_CALLS_EXCEEDED`."""
+    max_stdout_bytes: Positive = 262_144
+    """Bytes of stdout that are passed on, and as many of stderr. The rest is cut and marked; nothing is killed."""
+    max_result_bytes: Positive = 5_242_880
+    """Largest result, as JSON text. A larger one ends the session with `RESULT_TOO_LARGE`."""
+    max_tool_result_bytes: Positive = 5_242_880
+    """Largest value a tool may return, as JSON text. A larger one reaches the guest as an error."""
+    tool_timeout_ms: Positive = 30_000
+    """Longest wait for one tool call. The smaller of this and `perToolDeadlineMs` holds: `TOOL_TIMEOUT`."""
+    per_tool_deadline_ms: Positive = 30_000
+    """See `toolTimeoutMs`."""
+    heartbeat_interval_ms: NotNegative = 15_000
+    """Time between `heartbeat` events; 0 sends none. The JavaScript client needs one every 30 s."""
+    cancel_on_first_error: bool = False
+    """Whether the first tool error also fails the other calls that are still waiting."""
+    memory_limit_bytes: Positive | UnsetType = UNSET
+    """Address space of each of the guest's processes; unset leaves the worker's default. Alias: `memoryLimit`."""
+
+    @property
+    def wall_ms(self) -> int:
+        """The wall deadline that holds: the smaller of `sessionTtlMs` and, if set, `deadlineMs`."""
+        return min(self.session_ttl_ms, self.deadline_ms) if self.deadline_ms else self.session_ttl_ms
+
+    @property
+    def tool_wait_ms(self) -> int:
+        """The longest wait for one tool call that holds."""
+        return min(self.tool_timeout_ms, self.per_tool_deadline_ms)
+
+
+KNOWN = frozenset(msgspec.structs.fields(Limits)[i].encode_name for i in range(len(msgspec.structs.fields(Limits))))
+
+
+def parse_limits(raw: object, *, defaults: Limits | None = None) -> Limits:
+    """Read the `limits` of a request.
+
+    Args:
+        raw: the decoded JSON value. Unknown names are refused: a limit that is not applied must not look as if it were.
+        defaults: what fields left out take their values from; the wire's defaults if None.
+
+    Raises:
+        RemoteProtocolError: names the field (`limits.maxToolCalls`) and what is allowed.
+    """
+    if not isinstance(raw, dict):
+        raise RemoteProtocolError("not an object", field="limits", allowed="an object of limits")
+    values: dict[str, Any] = msgspec.to_builtins(defaults) if defaults is not None else {}
+    for name, value in raw.items():
+        target = ALIASES.get(name, name)
+        if target not in KNOWN:
+            known = ", ".join(sorted(KNOWN | set(ALIASES)))
+            raise RemoteProtocolError("unknown limit", field=f"limits.{name}", allowed=known)
+        if target != name and target in raw:
+            raise RemoteProtocolError(f"is another name of {target}: give one of the two", field=f"limits.{name}")
+        values[target] = value
+    try:
+        return msgspec.convert(values, Limits)
+    except msgspec.ValidationError as error:
+        reason, field = split_path(str(error))
+        raise RemoteProtocolError(reason, field=f"limits.{field}".rstrip("."), allowed=_allowed(field)) from error
+
+
+def split_path(message: str) -> tuple[str, str]:
+    """Split a validation message of msgspec's into (reason, dotted field).
+
+    msgspec ends its messages with the place, as in ``Expected `int`, got `str` - at `$.limits.timeout` ``.
+    """
+    reason, found, place = message.partition(" - at `$")
+    return reason, place.rstrip("`").lstrip(".") if found else ""
+
+
+def _allowed(field: str) -> str:
+    if field == "cancelOnFirstError":
+        return "true or false"
+    return "a whole number, 0 or more" if field in {"deadlineMs", "heartbeatIntervalMs"} else "a whole number above 0"

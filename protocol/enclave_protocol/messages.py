@@ -1,0 +1,121 @@
+"""Messages on a WebSocket: what a client or the broker tells a worker, and the worker's answers beside the events.
+
+The wire has several spellings of some of these; `codec` accepts all of them and hands out the one form here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+from .events import PROTOCOL_VERSION, ErrorPayload, NonEmpty, Seq
+from .limits import NotNegative, Positive
+
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", rename="camel"):
+    """Base of every message that is not an event."""
+
+
+class Execute(Message, kw_only=True, tag="execute"):
+    """Run `code` in a new session."""
+
+    session_id: str | UnsetType = UNSET
+    """Chosen by the sender; the receiver makes one when it is absent, and says it in `session_init`."""
+    code: str
+    limits: dict[str, Any] | UnsetType = UNSET
+    """Read with `parse_limits`."""
+    language: Name | UnsetType = UNSET
+    profile: Name | UnsetType = UNSET
+    first_seq: Annotated[int, Meta(ge=1, le=2**53 - 1)] | UnsetType = UNSET
+    """Number of the worker's first event. Given by a broker, which has sent the events before it (`session_init`
+    among them), so that the worker's bytes pass through it unchanged. Absent: the worker starts at 1."""
+    queue_ms: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
+    """Time the session waited in the broker, for `final.stats`."""
+
+
+class Cancel(Message, kw_only=True, tag="cancel"):
+    """End a session now."""
+
+    session_id: str
+    reason: str | UnsetType = UNSET
+
+
+class ToolError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a tool failed."""
+
+    message: str
+    code: str | UnsetType = UNSET
+
+
+class ToolResult(Message, kw_only=True, tag="tool_result"):
+    """The answer to one `tool_call`.
+
+    Exactly one of `value` (raw JSON) and `error` is set.
+    """
+
+    session_id: str
+    call_id: NonEmpty
+    success: bool
+    value: Raw | UnsetType = UNSET
+    error: ToolError | UnsetType = UNSET
+
+
+class Ping(Message, kw_only=True, tag="ping"):
+    """Are you there? Answered by `pong` with the same timestamp."""
+
+    timestamp: float = 0
+
+
+class Pong(Message, kw_only=True, tag="pong"):
+    """Yes, and this is how busy I am."""
+
+    timestamp: float
+    """The ping's own."""
+    active: NotNegative = 0
+    """Sessions that hold a slot."""
+    max_sessions: NotNegative = 0
+    draining: bool = False
+
+
+class Hello(Message, kw_only=True, tag="hello"):
+    """A worker's first message on every connection."""
+
+    worker_id: NonEmpty
+    version: str
+    protocol_version: int = PROTOCOL_VERSION
+    level: str
+    """The security level its sandboxes hold."""
+    languages: list[str]
+    profiles: list[str]
+    max_sessions: Positive
+    """Its slots."""
+    active: NotNegative
+    """Slots taken, by this connection's sessions or another's."""
+    draining: bool = False
+
+
+class Rejection(Message, kw_only=True, tag="error"):
+    """Your message was refused and changed nothing.
+
+    It has the shape of an `error` event but no `seq`: it belongs to no stream.
+    """
+
+    protocol_version: int = PROTOCOL_VERSION
+    session_id: str | UnsetType = UNSET
+    payload: ErrorPayload
+
+
+ClientMessage = Execute | Cancel | ToolResult | Ping
+WorkerMessage = Hello | Pong | Rejection
+
+
+class Envelope(msgspec.Struct, frozen=True, rename="camel"):
+    """As much of an event or message as it takes to route it."""
+
+    type: str
+    session_id: str | UnsetType = UNSET
+    seq: Seq | UnsetType = UNSET
