@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -27,6 +27,8 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest WebSocket frame either side accepts: a tool result or a result at its largest limit, twice escaped."""
 
 CLIENT_TYPES = "execute, cancel, tool_result, tool_result_submit, ping"
+
+T = TypeVar("T")
 
 _encoder = msgspec.json.Encoder()
 
@@ -67,7 +69,7 @@ def decode_client_message(data: bytes | str) -> ClientMessage:
         raise
 
 
-def _decode(decoder: msgspec.json.Decoder[Any], data: bytes | str) -> Any:
+def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str) -> T:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:

@@ -23,14 +23,14 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_de
     """Base of every payload."""
 
 
-class Encryption(Payload, kw_only=True):
+class Encryption(Payload, frozen=True, kw_only=True):
     """Whether the events that follow are encrypted."""
 
     enabled: bool
     key_id: str | UnsetType = UNSET
 
 
-class SessionInitPayload(Payload, kw_only=True):
+class SessionInitPayload(Payload, frozen=True, kw_only=True):
     """Where the session can be cancelled and replayed, and how long it may live."""
 
     cancel_url: str
@@ -40,13 +40,13 @@ class SessionInitPayload(Payload, kw_only=True):
     replay_url: str | UnsetType = UNSET
 
 
-class ChunkPayload(Payload, kw_only=True):
+class ChunkPayload(Payload, frozen=True, kw_only=True):
     """Output as it was written; never cut inside a character."""
 
     chunk: str
 
 
-class LogPayload(Payload, kw_only=True):
+class LogPayload(Payload, frozen=True, kw_only=True):
     """A line for people: ours (a limit struck) or the guest's."""
 
     level: Level
@@ -54,7 +54,7 @@ class LogPayload(Payload, kw_only=True):
     data: dict[str, Any] | UnsetType = UNSET
 
 
-class ToolCallPayload(Payload, kw_only=True):
+class ToolCallPayload(Payload, frozen=True, kw_only=True):
     """The guest called a tool and waits."""
 
     call_id: NonEmpty
@@ -63,20 +63,20 @@ class ToolCallPayload(Payload, kw_only=True):
     """Any JSON value; the key is always there."""
 
 
-class ToolResultAppliedPayload(Payload, kw_only=True):
+class ToolResultAppliedPayload(Payload, frozen=True, kw_only=True):
     """The guest was given the result, or the error, of this call."""
 
     call_id: NonEmpty
 
 
-class HeartbeatPayload(Payload, kw_only=True):
+class HeartbeatPayload(Payload, frozen=True, kw_only=True):
     """The stream is alive."""
 
     ts: str
     """ISO 8601 in UTC, ending in `Z`."""
 
 
-class ErrorPayload(Payload, kw_only=True):
+class ErrorPayload(Payload, frozen=True, kw_only=True):
     """Something went wrong that does not end the session by itself; the `final` still follows."""
 
     message: str
@@ -88,14 +88,14 @@ class ErrorPayload(Payload, kw_only=True):
     """In a rejection: what would have been accepted."""
 
 
-class DeadlineExceededPayload(Payload, kw_only=True):
+class DeadlineExceededPayload(Payload, frozen=True, kw_only=True):
     """The wall deadline struck; a `final` with the same code follows."""
 
     elapsed_ms: Annotated[float, Meta(ge=0)]
     budget_ms: Annotated[float, Meta(gt=0)]
 
 
-class FinalError(Payload, kw_only=True):
+class FinalError(Payload, frozen=True, kw_only=True):
     """Why a session failed."""
 
     message: str
@@ -110,7 +110,7 @@ class FinalError(Payload, kw_only=True):
     """Whether the same request can succeed later."""
 
 
-class Stats(Payload, kw_only=True):
+class Stats(Payload, frozen=True, kw_only=True):
     """What the session used, measured by the worker and the kernel, never by the guest."""
 
     duration_ms: float = 0.0
@@ -131,7 +131,7 @@ class Stats(Payload, kw_only=True):
     """Whether output was cut at `maxStdoutBytes`."""
 
 
-class FinalPayload(Payload, kw_only=True):
+class FinalPayload(Payload, frozen=True, kw_only=True):
     """The end. Nothing follows."""
 
     ok: bool
@@ -140,7 +140,7 @@ class FinalPayload(Payload, kw_only=True):
     stats: Stats | UnsetType = UNSET
 
 
-class StatusPayload(Payload, kw_only=True):
+class StatusPayload(Payload, frozen=True, kw_only=True):
     """An extension: what the session waits for."""
 
     state: str
@@ -155,73 +155,73 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", rename=
     seq: Seq
 
 
-class SessionInit(Event, kw_only=True, tag="session_init"):
+class SessionInit(Event, frozen=True, kw_only=True, tag="session_init"):
     """Always the first event."""
 
     payload: SessionInitPayload
 
 
-class Stdout(Event, kw_only=True, tag="stdout"):
+class Stdout(Event, frozen=True, kw_only=True, tag="stdout"):
     """Something was written to file descriptor 1."""
 
     payload: ChunkPayload
 
 
-class Stderr(Event, kw_only=True, tag="stderr"):
+class Stderr(Event, frozen=True, kw_only=True, tag="stderr"):
     """Something was written to file descriptor 2. An extension: the JavaScript client skips it."""
 
     payload: ChunkPayload
 
 
-class Log(Event, kw_only=True, tag="log"):
+class Log(Event, frozen=True, kw_only=True, tag="log"):
     """A line for people."""
 
     payload: LogPayload
 
 
-class ToolCall(Event, kw_only=True, tag="tool_call"):
+class ToolCall(Event, frozen=True, kw_only=True, tag="tool_call"):
     """The guest waits for a tool."""
 
     payload: ToolCallPayload
 
 
-class ToolResultApplied(Event, kw_only=True, tag="tool_result_applied"):
+class ToolResultApplied(Event, frozen=True, kw_only=True, tag="tool_result_applied"):
     """The guest goes on."""
 
     payload: ToolResultAppliedPayload
 
 
-class Heartbeat(Event, kw_only=True, tag="heartbeat"):
+class Heartbeat(Event, frozen=True, kw_only=True, tag="heartbeat"):
     """Nothing happened, and that is all right."""
 
     payload: HeartbeatPayload
 
 
-class Error(Event, kw_only=True, tag="error"):
+class Error(Event, frozen=True, kw_only=True, tag="error"):
     """A failure that is told before, or instead of, ending the session."""
 
     payload: ErrorPayload
 
 
-class DeadlineExceeded(Event, kw_only=True, tag="deadline_exceeded"):
+class DeadlineExceeded(Event, frozen=True, kw_only=True, tag="deadline_exceeded"):
     """The wall deadline struck."""
 
     payload: DeadlineExceededPayload
 
 
-class Final(Event, kw_only=True, tag="final"):
+class Final(Event, frozen=True, kw_only=True, tag="final"):
     """Always the last event."""
 
     payload: FinalPayload
 
 
-class Status(Event, kw_only=True, tag="status"):
+class Status(Event, frozen=True, kw_only=True, tag="status"):
     """What the session waits for."""
 
     payload: StatusPayload
 
 
-class ToolProgressPayload(Payload, kw_only=True):
+class ToolProgressPayload(Payload, frozen=True, kw_only=True):
     """How far a tool call has come."""
 
     call_id: NonEmpty
@@ -231,13 +231,13 @@ class ToolProgressPayload(Payload, kw_only=True):
     total_bytes: int | UnsetType = UNSET
 
 
-class ToolProgress(Event, kw_only=True, tag="tool_progress"):
+class ToolProgress(Event, frozen=True, kw_only=True, tag="tool_progress"):
     """How far a tool call has come."""
 
     payload: ToolProgressPayload
 
 
-class PartialError(Payload, kw_only=True):
+class PartialError(Payload, frozen=True, kw_only=True):
     """The wire's ErrorPayload: an error inside a partial result."""
 
     code: str
@@ -246,7 +246,7 @@ class PartialError(Payload, kw_only=True):
     details: list[dict[str, Any]] | UnsetType = UNSET
 
 
-class PartialResultPayload(Payload, kw_only=True):
+class PartialResultPayload(Payload, frozen=True, kw_only=True):
     """A piece of the result, ahead of the rest."""
 
     path: list[str]
@@ -255,13 +255,13 @@ class PartialResultPayload(Payload, kw_only=True):
     has_next: bool
 
 
-class PartialResult(Event, kw_only=True, tag="partial_result"):
+class PartialResult(Event, frozen=True, kw_only=True, tag="partial_result"):
     """A piece of the result, ahead of the rest."""
 
     payload: PartialResultPayload
 
 
-class CatalogChangedPayload(Payload, kw_only=True):
+class CatalogChangedPayload(Payload, frozen=True, kw_only=True):
     """Which tools came and went."""
 
     version: NonEmpty
@@ -269,13 +269,13 @@ class CatalogChangedPayload(Payload, kw_only=True):
     removed_actions: list[str]
 
 
-class CatalogChanged(Event, kw_only=True, tag="catalog_changed"):
+class CatalogChanged(Event, frozen=True, kw_only=True, tag="catalog_changed"):
     """The set of tools changed while the session runs."""
 
     payload: CatalogChangedPayload
 
 
-class EncryptedPayload(Payload, kw_only=True):
+class EncryptedPayload(Payload, frozen=True, kw_only=True):
     """An inner event, sealed."""
 
     kid: NonEmpty
@@ -284,7 +284,7 @@ class EncryptedPayload(Payload, kw_only=True):
     tag_b64: str | UnsetType = msgspec.field(name="tagB64", default=UNSET)
 
 
-class Encrypted(Event, kw_only=True, tag="enc"):
+class Encrypted(Event, frozen=True, kw_only=True, tag="enc"):
     """An inner event, sealed."""
 
     payload: EncryptedPayload

@@ -20,7 +20,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", renam
     """Base of every message that is not an event."""
 
 
-class Execute(Message, kw_only=True, tag="execute"):
+class Execute(Message, frozen=True, kw_only=True, tag="execute"):
     """Run `code` in a new session."""
 
     session_id: str | UnsetType = UNSET
@@ -37,7 +37,7 @@ class Execute(Message, kw_only=True, tag="execute"):
     """Time the session waited in the broker, for `final.stats`."""
 
 
-class Cancel(Message, kw_only=True, tag="cancel"):
+class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
     """End a session now."""
 
     session_id: str
@@ -51,7 +51,7 @@ class ToolError(msgspec.Struct, frozen=True, kw_only=True):
     code: str | UnsetType = UNSET
 
 
-class ToolResult(Message, kw_only=True, tag="tool_result"):
+class ToolResult(Message, frozen=True, kw_only=True, tag="tool_result"):
     """The answer to one `tool_call`.
 
     Exactly one of `value` (raw JSON) and `error` is set.
@@ -64,13 +64,13 @@ class ToolResult(Message, kw_only=True, tag="tool_result"):
     error: ToolError | UnsetType = UNSET
 
 
-class Ping(Message, kw_only=True, tag="ping"):
+class Ping(Message, frozen=True, kw_only=True, tag="ping"):
     """Are you there? Answered by `pong` with the same timestamp."""
 
     timestamp: float = 0
 
 
-class Pong(Message, kw_only=True, tag="pong"):
+class Pong(Message, frozen=True, kw_only=True, tag="pong"):
     """Yes, and this is how busy I am."""
 
     timestamp: float
@@ -81,7 +81,7 @@ class Pong(Message, kw_only=True, tag="pong"):
     draining: bool = False
 
 
-class Hello(Message, kw_only=True, tag="hello"):
+class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     """A worker's first message on every connection."""
 
     worker_id: NonEmpty
@@ -98,7 +98,7 @@ class Hello(Message, kw_only=True, tag="hello"):
     draining: bool = False
 
 
-class Rejection(Message, kw_only=True, tag="error"):
+class Rejection(Message, frozen=True, kw_only=True, tag="error"):
     """Your message was refused and changed nothing.
 
     It has the shape of an `error` event but no `seq`: it belongs to no stream.
