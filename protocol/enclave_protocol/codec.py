@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from .errors import RemoteProtocolError
 from .events import AnyEvent, Event
-from .ids import parse_call_id, parse_session_id
+from .ids import CALL_ID_FORM, SESSION_ID_FORM, parse_call_id, parse_session_id
 from .limits import split_path
 from .messages import (
     Cancel,
@@ -27,6 +27,30 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest WebSocket frame either side accepts: a tool result or a result at its largest limit, twice escaped."""
 
 CLIENT_TYPES = "execute, cancel, tool_result, tool_result_submit, ping"
+
+ONE_OBJECT = "one JSON object per frame, in UTF-8"
+
+# By the last name of the field's path. The two fields called `code` differ, so the text of one must fit the other.
+_ALLOWED = {
+    "": ONE_OBJECT,
+    "type": CLIENT_TYPES,
+    "sessionId": SESSION_ID_FORM,
+    "callId": CALL_ID_FORM,
+    "code": "text",
+    "message": "text",
+    "limits": "an object of limits, each at most 2^53 - 1",
+    "language": "text of 1 to 128 characters",
+    "profile": "text of 1 to 128 characters",
+    "firstSeq": "a whole number, 1 or more",
+    "queueMs": "a number, 0 or more",
+    "timestamp": "a number",
+    "reason": "text of at most 1000 characters",
+    "payload": "an object",
+    "error": "an object {message, code?}",
+    "success": "true or false",
+    "ok": "true or false",
+    "protocolVersion": "1 or 2",
+}
 
 T = TypeVar("T")
 
@@ -61,8 +85,13 @@ def decode_client_message(data: bytes | str) -> ClientMessage:
             It carries the session id whenever the message had a readable one.
     """
     try:
+        # The parser skips over text that it need not keep, raw values among it, without looking at its encoding.
+        if not isinstance(data, str):
+            data.decode()
         wire = _decode(_client_decoder, data)
         return wire.normal() if isinstance(wire, _WireCancel | _WireResult | _WireSubmit) else _checked(wire)
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError(f"malformed text: {error}", allowed=ONE_OBJECT) from error
     except RemoteProtocolError as error:
         if error.session_id is None:
             error.session_id = _session_id_of(data)
@@ -74,18 +103,27 @@ def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str) -> T:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
         reason, field = split_path(str(error))
-        allowed = CLIENT_TYPES if field == "type" and decoder is _client_decoder else ""
+        allowed = _ALLOWED.get(field.rpartition(".")[2], "") if decoder is _client_decoder else ""
         raise RemoteProtocolError(reason, field=field, allowed=allowed) from error
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise RemoteProtocolError(f"malformed JSON: {error}", allowed="one JSON object per frame") from error
+        raise RemoteProtocolError(f"malformed JSON: {error}", allowed=ONE_OBJECT) from error
     except RecursionError as error:
-        raise RemoteProtocolError("nested too deeply") from error
+        raise RemoteProtocolError("nested too deeply", allowed="a few hundred levels of nesting") from error
+
+
+class _Named(msgspec.Struct, rename="camel"):
+    """As much of a refused message as may say whose it is; every other field may be wrong."""
+
+    session_id: Any = UNSET
+    payload: Raw | UnsetType = UNSET
 
 
 def _session_id_of(data: bytes | str) -> str | None:
     try:
-        session_id = _envelope_decoder.decode(data).session_id
-        return None if session_id is UNSET else parse_session_id(session_id)
+        named = _named_decoder.decode(data)
+        if named.session_id is UNSET and isinstance(named.payload, Raw):
+            named = _named_decoder.decode(named.payload)
+        return parse_session_id(named.session_id) if isinstance(named.session_id, str) else None
     except (msgspec.MsgspecError, UnicodeError, RecursionError, RemoteProtocolError):
         return None
 
@@ -120,14 +158,12 @@ class _WireCancel(msgspec.Struct, tag_field="type", tag="cancel", rename="camel"
 
     def normal(self) -> Cancel:
         body = self.payload if self.payload is not UNSET else _CancelBody()
-        session_id = self.session_id if self.session_id is not UNSET else body.session_id
-        if session_id is UNSET:
-            raise RemoteProtocolError("missing", field="sessionId", allowed="the id of a session")
         reason = self.reason or body.reason
-        return Cancel(session_id=parse_session_id(session_id), reason=reason or UNSET)
+        return Cancel(session_id=_one_session_id(self.session_id, body.session_id), reason=reason or UNSET)
 
 
 class _ResultBody(msgspec.Struct, rename="camel"):
+    session_id: str | UnsetType = UNSET
     call_id: str | UnsetType = UNSET
     ok: bool | UnsetType = UNSET
     success: bool | UnsetType = UNSET
@@ -139,7 +175,6 @@ class _ResultBody(msgspec.Struct, rename="camel"):
 class _WireResult(_ResultBody, tag_field="type", tag="tool_result", rename="camel"):
     """Flat, with `success`/`value` or `result`/`error`; or the same inside `payload`."""
 
-    session_id: str | UnsetType = UNSET
     payload: _ResultBody | UnsetType = UNSET
 
     def normal(self) -> ToolResult:
@@ -157,17 +192,30 @@ class _WireSubmit(msgspec.Struct, tag_field="type", tag="tool_result_submit", re
         return _tool_result(self.session_id, self.payload)
 
 
-def _tool_result(session_id: str | UnsetType, body: _ResultBody) -> ToolResult:
-    if session_id is UNSET:
-        raise RemoteProtocolError("missing", field="sessionId", allowed="the id of the session that made the call")
+def _one_session_id(outer: str | UnsetType, inner: str | UnsetType) -> str:
+    given = inner if outer is UNSET else outer
+    if given is UNSET:
+        raise RemoteProtocolError("missing", field="sessionId", allowed=SESSION_ID_FORM)
+    session_id = parse_session_id(given)
+    if inner not in {UNSET, session_id}:
+        reason = "names another session than sessionId"
+        raise RemoteProtocolError(reason, field="payload.sessionId", allowed=session_id, session_id=session_id)
+    return session_id
+
+
+def _tool_result(outer: str | UnsetType, body: _ResultBody) -> ToolResult:
+    session_id = _one_session_id(outer, body.session_id)
     if body.call_id is UNSET:
-        raise RemoteProtocolError("missing", field="callId", allowed="the callId of a tool_call", session_id=session_id)
+        raise RemoteProtocolError("missing", field="callId", allowed=CALL_ID_FORM)
+    parse_call_id(body.call_id)
     failed = isinstance(body.error, _WireError)
     said = body.success if body.success is not UNSET else body.ok
+    if body.ok is not UNSET and body.ok is not said:
+        raise RemoteProtocolError("contradicts success", field="ok", allowed="one of success and ok")
     if said is True and failed:
-        raise RemoteProtocolError("given although the call succeeded", field="error", session_id=session_id)
-    parse_session_id(session_id)
-    parse_call_id(body.call_id)
+        raise RemoteProtocolError(
+            "given although the call succeeded", field="error", allowed="success false, or no error"
+        )
     if failed or said is False:
         wire = body.error if isinstance(body.error, _WireError) else _WireError()
         error = ToolError(message=wire.message, code=wire.code or UNSET)
@@ -182,3 +230,4 @@ _client_decoder = msgspec.json.Decoder(Execute | _WireCancel | _WireResult | _Wi
 _worker_decoder: msgspec.json.Decoder[WorkerMessage] = msgspec.json.Decoder(WorkerMessage)
 _event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 _envelope_decoder = msgspec.json.Decoder(Envelope)
+_named_decoder = msgspec.json.Decoder(_Named)

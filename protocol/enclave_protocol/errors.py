@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_LONGEST_QUOTE = 300
+
 
 class EnclaveError(Exception):
     """Base of every error that Enclave raises."""
@@ -30,8 +32,9 @@ class ProtocolError(EnclaveError):
     """
 
     def __init__(self, reason: str, *, field: str = "", allowed: str = "", session_id: str | None = None) -> None:
-        self.reason = reason
-        self.field = field
+        # Both may quote what the peer sent, and travel back to it and into logs.
+        self.reason = reason = reason[:_LONGEST_QUOTE]
+        self.field = field = field[:_LONGEST_QUOTE]
         self.allowed = allowed
         self.session_id = session_id
         where = f"{field}: " if field else ""

@@ -81,7 +81,9 @@ def parse_limits(raw: object, *, defaults: Limits | None = None) -> Limits:
             known = ", ".join(sorted(KNOWN | set(ALIASES)))
             raise RemoteProtocolError("unknown limit", field=f"limits.{name}", allowed=known)
         if target != name and target in raw:
-            raise RemoteProtocolError(f"is another name of {target}: give one of the two", field=f"limits.{name}")
+            raise RemoteProtocolError(
+                f"is another name of {target}: give one of the two", field=f"limits.{name}", allowed=target
+            )
         values[target] = value
     try:
         return msgspec.convert(values, Limits)
@@ -90,13 +92,23 @@ def parse_limits(raw: object, *, defaults: Limits | None = None) -> Limits:
         raise RemoteProtocolError(reason, field=f"limits.{field}".rstrip("."), allowed=_allowed(field)) from error
 
 
+_MISSING = "Object missing required field `"
+
+
 def split_path(message: str) -> tuple[str, str]:
     """Split a validation message of msgspec's into (reason, dotted field).
 
-    msgspec ends its messages with the place, as in ``Expected `int`, got `str` - at `$.limits.timeout` ``.
+    msgspec ends its messages with the place, as in ``Expected `int`, got `str` - at `$.limits.timeout` ``; of a field
+    that is missing it says the place of the object.
     """
-    reason, found, place = message.partition(" - at `$")
-    return reason, place.rstrip("`").lstrip(".") if found else ""
+    # From the right: a reason may quote what the peer wrote, the place comes from our types.
+    reason, found, place = message.rpartition(" - at `$")
+    if not found:
+        reason, place = message, ""
+    field = place.rstrip("`").lstrip(".").replace("[...]", "")
+    if reason.startswith(_MISSING):
+        return "missing", f"{field}.{reason.removeprefix(_MISSING).rstrip('`')}".lstrip(".")
+    return reason, field
 
 
 def _allowed(field: str) -> str:
