@@ -15,6 +15,8 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 PROTOCOL_VERSION: Literal[2] = 2
 
 Seq = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+Millis = Annotated[float, Meta(ge=0)]
 NonEmpty = Annotated[str, Meta(min_length=1)]
 Level = Literal["debug", "info", "warn", "error"]
 
@@ -91,7 +93,7 @@ class ErrorPayload(Payload, frozen=True, kw_only=True):
 class DeadlineExceededPayload(Payload, frozen=True, kw_only=True):
     """The wall deadline struck; a `final` with the same code follows."""
 
-    elapsed_ms: Annotated[float, Meta(ge=0)]
+    elapsed_ms: Millis
     budget_ms: Annotated[float, Meta(gt=0)]
 
 
@@ -113,19 +115,19 @@ class FinalError(Payload, frozen=True, kw_only=True):
 class Stats(Payload, frozen=True, kw_only=True):
     """What the session used, measured by the worker and the kernel, never by the guest."""
 
-    duration_ms: float = 0.0
+    duration_ms: Millis = 0.0
     """From the worker's acceptance to the end."""
-    tool_call_count: int = 0
-    stdout_bytes: int = 0
+    tool_call_count: Count = 0
+    stdout_bytes: Count = 0
     """Bytes the guest wrote to stdout, those beyond the cap included."""
-    stderr_bytes: int = 0
-    cpu_ms: float = 0.0
+    stderr_bytes: Count = 0
+    cpu_ms: Millis = 0.0
     """CPU time of the sandbox's processes."""
-    peak_memory_bytes: int = 0
+    peak_memory_bytes: Count = 0
     """Largest resident size of any of the sandbox's processes."""
-    queue_ms: float = 0.0
+    queue_ms: Millis = 0.0
     """Wait for a slot, in the broker."""
-    start_ms: float = 0.0
+    start_ms: Millis = 0.0
     """Wait for a sandbox, in the worker."""
     truncated: bool = False
     """Whether output was cut at `maxStdoutBytes`."""
@@ -144,7 +146,7 @@ class StatusPayload(Payload, frozen=True, kw_only=True):
     """An extension: what the session waits for."""
 
     state: str
-    queue_position: int | UnsetType = UNSET
+    queue_position: Count | UnsetType = UNSET
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", rename="camel"):
@@ -226,9 +228,9 @@ class ToolProgressPayload(Payload, frozen=True, kw_only=True):
 
     call_id: NonEmpty
     phase: Literal["connecting", "sending", "receiving", "processing"]
-    elapsed_ms: Annotated[float, Meta(ge=0)]
-    bytes_received: int | UnsetType = UNSET
-    total_bytes: int | UnsetType = UNSET
+    elapsed_ms: Millis
+    bytes_received: Count | UnsetType = UNSET
+    total_bytes: Count | UnsetType = UNSET
 
 
 class ToolProgress(Event, frozen=True, kw_only=True, tag="tool_progress"):

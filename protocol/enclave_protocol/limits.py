@@ -75,6 +75,7 @@ def parse_limits(raw: object, *, defaults: Limits | None = None) -> Limits:
     if not isinstance(raw, dict):
         raise RemoteProtocolError("not an object", field="limits", allowed="an object of limits")
     values: dict[str, Any] = msgspec.to_builtins(defaults) if defaults is not None else {}
+    spelled = {ALIASES.get(name, name): name for name in raw}
     for name, value in raw.items():
         target = ALIASES.get(name, name)
         if target not in KNOWN:
@@ -89,7 +90,9 @@ def parse_limits(raw: object, *, defaults: Limits | None = None) -> Limits:
         return msgspec.convert(values, Limits)
     except msgspec.ValidationError as error:
         reason, field = split_path(str(error))
-        raise RemoteProtocolError(reason, field=f"limits.{field}".rstrip("."), allowed=_allowed(field)) from error
+        raise RemoteProtocolError(
+            reason, field=f"limits.{spelled.get(field, field)}".rstrip("."), allowed=_allowed(field)
+        ) from error
 
 
 _MISSING = "Object missing required field `"
