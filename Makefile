@@ -1,0 +1,59 @@
+# Everything a newcomer needs: `make demo`, `make test`. Both make .venv first; nothing is installed outside of it.
+# Choose an interpreter with `make demo PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore
+
+.PHONY: help demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    start a broker and two workers, run samples in sandboxes, stop everything"
+	@echo "make test    run all tests"
+	@echo "make lint    check style and types"
+	@echo "make bench   measure"
+	@echo "make clean   remove what the above have made"
+
+demo: $(VENV)/.installed
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.test $(VENV)/.lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	@$(BIN)/python -m enclave_client.bench
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Enclave needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: on Debian, apt install python3-venv" >&2; exit 1; }
+
+# Editable, so that a change of the code needs no new installation; a change of the dependencies does.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV)"
+	@$(PIP) --editable '.[all]'
+	@touch $@
+
+# Older pips do not know dependency groups.
+$(VENV)/.pip: | $(BIN)/python
+	@$(PIP) --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.installed | $(VENV)/.pip
+	@$(PIP) --group test
+	@touch $@
+
+$(VENV)/.lint: pyproject.toml $(VENV)/.installed | $(VENV)/.pip
+	@$(PIP) --group lint
+	@touch $@

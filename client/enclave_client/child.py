@@ -1,0 +1,48 @@
+"""Run a module as `__main__` in a process that cannot outlive its parent.
+
+Called as `python -m enclave_client.child PARENT_PID MODULE ARGUMENT…`.
+
+Theory of operation. `enclave up` must leave nothing behind even when it is killed with SIGKILL, so the children have to
+notice by themselves. The kernel's parent-death signal is the one mechanism that needs nobody alive and no cooperation
+from the program: a pipe that the child watches would need a thread or a reader in every program we start, and is held
+open by any grandchild that inherits it. The signal is set by the child itself, in this module, rather than between fork
+and exec (`preexec_fn` may deadlock and forbids vfork); the race that leaves, a parent that died before, is closed
+by comparing the parent's pid afterwards. SIGKILL, because a worker's sandboxes die with the worker by their own
+mechanism and a program that hangs must go too. The signal is tied to the parent's *thread* that forked: start children
+from the main thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process as soon as its parent is gone; exits at once if it already is.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        sys.exit("enclave: the process that started this one is gone")
+
+
+def main() -> None:
+    """Become the module named on the command line."""
+    parent_pid, module = int(sys.argv[1]), sys.argv[2]
+    die_with_parent(parent_pid)
+    sys.argv[:] = [module, *sys.argv[3:]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The subcommands of `enclave`; every module has one `command`."""

@@ -1,0 +1,126 @@
+"""`enclave run`: send code to a broker, print what it does as it happens, and end with its result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from enclave_protocol import Limits, RemoteProtocolError, parse_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+USAGE = 2
+"""Exit code for a wrong command line, and for a broker that cannot be reached or started."""
+
+
+@click.command(name="run")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
+@click.option("--broker", metavar="URL", envvar="ENCLAVE_BROKER", help="Where to run it.  [default: a private fleet]")
+@click.option("--events", is_flag=True, envvar="ENCLAVE_EVENTS", help="Print the raw event lines instead.")
+@click.option(
+    "--limits",
+    "limit_texts",
+    multiple=True,
+    metavar="NAME=VALUE",
+    envvar="ENCLAVE_LIMITS",
+    help="A limit, such as maxToolCalls=5. May be given several times.",
+)
+@click.option("--language", metavar="NAME", envvar="ENCLAVE_LANGUAGE", help="What the code is.  [default: python]")
+@click.option(
+    "--timeout-ms", type=click.IntRange(min=1), envvar="ENCLAVE_TIMEOUT_MS", help="Wall deadline of the code."
+)
+@click.option(
+    "--tools",
+    multiple=True,
+    metavar="MODULE",
+    envvar="ENCLAVE_TOOLS",
+    help="A Python module with tools, for the private fleet. May be given several times.",
+)
+def command(  # noqa: PLR0917 - click passes by name
+    file: str,
+    broker: str | None,
+    events: bool,  # noqa: FBT001
+    limit_texts: tuple[str, ...],
+    language: str | None,
+    timeout_ms: int | None,
+    tools: tuple[str, ...],
+) -> None:
+    """Run the code in FILE (- for standard input) in a fresh sandbox.
+
+    Its output appears as it is written; the last line of standard output is its result as JSON. The exit code is 0 if
+    it ended well, 1 if it failed (the reason is on standard error), 2 if it could not be tried. Ctrl-C cancels it.
+    """
+    if broker and not broker.startswith(("http://", "https://")):
+        raise click.UsageError(f"--broker {broker}: give an address such as http://127.0.0.1:3000")
+    if broker and tools and click.get_current_context().get_parameter_source("tools") is _COMMAND_LINE:
+        raise click.UsageError("--tools belongs to the broker: give it to `enclave up` or `enclave-broker` instead")
+    limits = read_limits(limit_texts, timeout_ms)
+    request: dict[str, Any] = {"code": read_code(file)}
+    if limits:
+        request["limits"] = limits
+    if language:
+        request["language"] = language
+    # Imported when the command line is known to be right: a typo is answered at once.
+    from enclave_client.runner import run_code  # noqa: PLC0415
+
+    sys.exit(run_code(request, broker=broker, raw_events=events, tools=() if broker else tools))
+
+
+_COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
+
+
+def read_code(file: str) -> str:
+    """Read a whole file, or standard input for `-`; a UTF-8 byte order mark is dropped.
+
+    Raises:
+        click.ClickException: it cannot be read, or is not UTF-8.
+    """
+    try:
+        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise click.UsageError(f"{file} is not UTF-8 text: byte 0x{byte:02x} at offset {error.start}") from error
+    except OSError as error:
+        raise click.UsageError(f"cannot read {file}: {error.strerror}") from error
+
+
+def read_limits(texts: Iterable[str], timeout_ms: int | None) -> dict[str, Any]:
+    """Read `name=value` texts into the `limits` of a request.
+
+    Raises:
+        click.UsageError: names the limit and what is allowed.
+    """
+    limits: dict[str, Any] = {}
+    for text in texts:
+        name, found, value = text.partition("=")
+        if not found:
+            raise click.UsageError(f"--limits {text}: write NAME=VALUE, such as maxToolCalls=5")
+        limits[name] = _limit_value(value)
+    if timeout_ms is not None:
+        limits["deadlineMs"] = timeout_ms
+    try:
+        parse_limits(limits)
+    except RemoteProtocolError as error:
+        raise click.UsageError(str(error)) from error
+    return limits
+
+
+def _limit_value(text: str) -> int | bool | str:
+    if text in {"true", "false"}:
+        return text == "true"
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def silence_s(limits: dict[str, Any]) -> float:
+    """Return how long a stream may stay silent: two heartbeats and a margin; without any, the session's whole life."""
+    parsed: Limits = parse_limits(limits)
+    quiet_ms = 2 * parsed.heartbeat_interval_ms or 2 * parsed.session_ttl_ms
+    return quiet_ms / 1000 + 30.0

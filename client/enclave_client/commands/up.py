@@ -1,0 +1,105 @@
+"""`enclave up`: a broker and its workers on this machine, until somebody stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+import click
+
+from enclave_client.fleet import MAX_WORKERS, Fleet, FleetError, FleetSpec, running_fleet
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@click.command(name="up")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=2,
+    show_default=True,
+    envvar="ENCLAVE_WORKERS",
+    help="How many workers to start.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=3000,
+    show_default=True,
+    envvar="ENCLAVE_PORT",
+    help="The broker's port on loopback; 0 lets the kernel choose.",
+)
+@click.option(
+    "--max-sessions",
+    type=click.IntRange(min=1),
+    envvar="ENCLAVE_MAX_SESSIONS",
+    help="Sessions that one worker runs at once.  [default: the worker's]",
+)
+@click.option(
+    "--tools",
+    multiple=True,
+    metavar="MODULE",
+    envvar="ENCLAVE_TOOLS",
+    help="A Python module with tools for the code to call. May be given several times.",
+)
+def command(workers: int, port: int, max_sessions: int | None, tools: tuple[str, ...]) -> None:
+    """Start a whole fleet on this machine.
+
+    Starts workers and a broker on loopback, says where they are, and keeps them running: a worker that dies is started
+    again. Ctrl-C stops everything.
+    """
+    spec = FleetSpec(workers=workers, port=port, max_sessions=max_sessions, tools=tools)
+    try:
+        asyncio.run(serve(spec))
+    except FleetError as error:
+        click.echo(f"enclave: {error}", err=True)
+        sys.exit(1)
+
+
+async def serve(spec: FleetSpec) -> None:
+    """Run the fleet until a signal stops it (returns) or it ends by itself (raises FleetError)."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    stopped = asyncio.create_task(stop.wait())
+    running = asyncio.create_task(_run(spec))
+    # A signal must also end a start that hangs, so the whole life of the fleet is one task that can be cancelled.
+    await asyncio.wait({stopped, running}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not running.done():
+        click.echo("stopping", err=True)
+        running.cancel()
+    await asyncio.gather(stopped, running, return_exceptions=True)
+    if not running.cancelled() and (error := running.exception()):
+        raise error
+
+
+async def _run(spec: FleetSpec) -> None:
+    async with running_fleet(spec, _log) as fleet:
+        click.echo(banner(fleet))
+        raise await fleet.wait_failed()
+
+
+def _log(name: str, line: str) -> None:
+    click.echo(f"{name:9} | {line}", err=True)
+
+
+def banner(fleet: Fleet) -> str:
+    """Say where the fleet is and how to try it."""
+    workers = [f"  {worker.name:9} {worker.url}" for worker in fleet.workers]
+    body = r"""'{"code": "print(\"hello\"); return 1 + 1"}'"""
+    return "\n".join(
+        [
+            "Enclave is up:",
+            f"  {'broker':9} {fleet.url}    (its API: {fleet.url}/docs)",
+            *workers,
+            "",
+            "Try it:",
+            f"  curl -N {fleet.url}/sessions -H 'Content-Type: application/json' -d {body}",
+            f"  echo 'return 6 * 7' | enclave run - --broker {fleet.url}",
+            "",
+            "Ctrl-C stops everything.",
+        ]
+    )

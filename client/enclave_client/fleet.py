@@ -1,0 +1,209 @@
+"""A whole fleet on one machine: workers and a broker as child processes on loopback.
+
+Theory of operation. `running_fleet` starts every worker, waits until each says where it listens, starts the broker with
+those addresses, and waits until all of them report ready. One supervising task per program then waits for its death: a
+dead worker is started again on its old port (the broker knows it by that address) after a growing delay; a dead
+broker ends the fleet, because its sessions and their events died with it. On the way out the broker goes first, so that
+clients are told before their workers vanish. Nothing is left: `stop` returns after every process has been waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import httpx
+
+from .program import Program, ProgramDiedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+START_TIMEOUT_S = 30.0
+READY_POLL_S = 0.02
+STOP_GRACE_S = 5.0
+FIRST_DELAY_S = 0.5
+LONGEST_DELAY_S = 30.0
+STABLE_S = 60.0
+MAX_WORKERS = 64
+
+
+class FleetError(Exception):
+    """The fleet could not start, or ended by itself.
+
+    Attributes:
+        detail: what the failing program wrote, empty if nothing.
+    """
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        self.detail = detail
+        super().__init__(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FleetSpec:
+    """What to start."""
+
+    workers: int = 2
+    port: int = 0
+    """The broker's port; 0 lets the kernel choose."""
+    max_sessions: int | None = None
+    """Slots of each worker; None leaves the worker's default."""
+    pool_size: int | None = None
+    """Warm sandboxes of each worker; None leaves the worker's default."""
+    tools: tuple[str, ...] = ()
+    """Modules with tools for the broker."""
+
+
+def restart_delay_s(failures: int) -> float:
+    """Return how long to wait before restarting a program that died `failures` times in a row (1 or more)."""
+    return min(FIRST_DELAY_S * 2.0 ** (failures - 1), LONGEST_DELAY_S)
+
+
+def worker_arguments(spec: FleetSpec, port: int) -> list[str]:
+    """Return the command line of a worker that listens on `port`."""
+    arguments = ["--host", "127.0.0.1", "--port", str(port)]
+    if spec.max_sessions is not None:
+        arguments += ["--max-sessions", str(spec.max_sessions)]
+    if spec.pool_size is not None:
+        arguments += ["--pool-size", str(spec.pool_size)]
+    return arguments
+
+
+def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:
+    """Return the command line of the broker in front of these workers."""
+    arguments = ["--port", str(spec.port)]
+    for url in worker_urls:
+        arguments += ["--worker", url]
+    for module in spec.tools:
+        arguments += ["--tools", module]
+    return arguments
+
+
+class Fleet:
+    """A started fleet; made by `running_fleet`."""
+
+    def __init__(self, spec: FleetSpec, log: Callable[[str, str], None]) -> None:
+        self._spec = spec
+        self._log = log
+        self.workers = [
+            self._program(f"worker-{n}", "enclave_worker.cli", worker_arguments(spec, 0))
+            for n in range(1, spec.workers + 1)
+        ]
+        self.broker = self._program("broker", "enclave_broker.cli", [])
+        self._failure: asyncio.Future[FleetError] = asyncio.get_running_loop().create_future()
+        self._supervisors: list[asyncio.Task[None]] = []
+
+    @property
+    def url(self) -> str:
+        """The broker's base address."""
+        return self.broker.url
+
+    @property
+    def programs(self) -> list[Program]:
+        """Everything that runs, in the order of stopping."""
+        return [self.broker, *self.workers]
+
+    async def wait_failed(self) -> FleetError:
+        """Wait until the fleet ends by itself, and return why."""
+        return await asyncio.shield(self._failure)
+
+    async def start(self) -> None:
+        """Start all programs and wait until every one is ready; raises FleetError."""
+        try:
+            await asyncio.gather(*(worker.start() for worker in self.workers))
+            urls = [await worker.wait_listening(START_TIMEOUT_S) for worker in self.workers]
+            self.broker.arguments = broker_arguments(self._spec, urls)
+            await self.broker.start()
+            await self.broker.wait_listening(START_TIMEOUT_S)
+            for program in (*self.workers, self.broker):
+                await self._wait_ready(program)
+        except ProgramDiedError as error:
+            raise self._start_failure(error) from error
+        for worker in self.workers:
+            worker.arguments = worker_arguments(self._spec, urlsplit(worker.url).port or 0)
+        self._supervisors = [asyncio.create_task(self._restart_for_ever(worker)) for worker in self.workers]
+        self._supervisors.append(asyncio.create_task(self._watch_broker()))
+
+    async def stop(self) -> None:
+        """Stop everything; returns when no process of the fleet is left."""
+        for task in self._supervisors:
+            task.cancel()
+        await asyncio.gather(*self._supervisors, return_exceptions=True)
+        await self.broker.stop(STOP_GRACE_S)
+        await asyncio.gather(*(worker.stop(STOP_GRACE_S) for worker in self.workers))
+
+    def _program(self, name: str, module: str, arguments: list[str]) -> Program:
+        return Program(name, module, arguments, lambda line: self._log(name, line))
+
+    async def _wait_ready(self, program: Program) -> None:
+        url = ready_url(program.url)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        async with httpx.AsyncClient(trust_env=False, timeout=START_TIMEOUT_S) as http:
+            answer = "no answer"
+            while time.monotonic() < deadline:
+                if program.ended:
+                    raise ProgramDiedError(program, f"died while starting ({await program.wait_exit()})")
+                with contextlib.suppress(httpx.HTTPError):
+                    response = await http.get(url)
+                    if response.is_success:
+                        return
+                    answer = response.text[:200]
+                await asyncio.sleep(READY_POLL_S)
+        raise ProgramDiedError(program, f"was not ready within {START_TIMEOUT_S:g} s: {answer}")
+
+    def _start_failure(self, error: ProgramDiedError) -> FleetError:
+        detail = "\n".join(error.program.kept_lines)
+        if error.program is self.broker:
+            advice = "choose another --port if it is in use, or mend what it says above"
+        else:
+            advice = "`enclave doctor` says what this machine lacks and how to mend it"
+        return FleetError(f"{error}; {advice}", detail)
+
+    async def _restart_for_ever(self, worker: Program) -> None:
+        failures = 0
+        while True:
+            started = time.monotonic()
+            how = await worker.wait_exit()
+            failures = 1 if time.monotonic() - started > STABLE_S else failures + 1
+            delay_s = restart_delay_s(failures)
+            self._log(worker.name, f"died ({how}); starting it again in {delay_s:g} s")
+            await asyncio.sleep(delay_s)
+            await worker.start()
+            try:
+                self._log(worker.name, f"is back at {await worker.wait_listening(START_TIMEOUT_S)}")
+            except ProgramDiedError as error:
+                self._log(worker.name, str(error))
+                await worker.stop(0)
+
+    async def _watch_broker(self) -> None:
+        how = await self.broker.wait_exit()
+        self._failure.set_result(FleetError(f"the broker died ({how}); its last words are above", ""))
+
+
+def ready_url(url: str) -> str:
+    """Return where a program that listens at `url` (http or ws) says whether it is ready."""
+    return f"http://{urlsplit(url).netloc}/readyz"
+
+
+@contextlib.asynccontextmanager
+async def running_fleet(spec: FleetSpec, log: Callable[[str, str], None]) -> AsyncIterator[Fleet]:
+    """Run a fleet for the length of a `with` block.
+
+    Args:
+        spec: what to start.
+        log: called with (program, line) for everything the programs write and for deaths and restarts.
+
+    Raises:
+        FleetError: a program did not start; everything that had started is stopped again.
+    """
+    fleet = Fleet(spec, log)
+    try:
+        await fleet.start()
+        yield fleet
+    finally:
+        await fleet.stop()

@@ -1,0 +1,147 @@
+"""What `enclave run` shows of a session's events.
+
+Everything is written as bytes and flushed at once: output is live, and a terminal's encoding has no say in it.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO, Protocol
+
+import msgspec
+from msgspec import UNSET
+
+from enclave_protocol import FinalPayload, RemoteProtocolError, decode_event, peek
+from enclave_protocol.events import Final, Log, Stderr, Stdout
+
+from .api import StreamBrokenError
+
+NO_FINAL = "the stream ended without a `final` event"
+
+
+class Printer(Protocol):
+    """Takes event lines, and says at the end how `enclave run` exits."""
+
+    def line(self, raw: bytes) -> None:
+        """Show one event line."""
+
+    def finish(self) -> int:
+        """Return the exit code.
+
+        Raises:
+            StreamBrokenError: there was no `final`.
+        """
+
+
+class RawPrinter:
+    """Passes event lines on, byte for byte; the reason of a failure goes to `err` all the same."""
+
+    def __init__(self, out: BinaryIO, err: BinaryIO) -> None:
+        self._out = out
+        self._err = err
+        self._final: FinalPayload | None = None
+
+    def line(self, raw: bytes) -> None:
+        """Write the line."""
+        self._out.write(raw + b"\n")
+        self._out.flush()
+        if raw.strip() and peek_type(raw) == "final":
+            self._final = decode_final(raw)
+
+    def finish(self) -> int:
+        """Return 0 if the session ended well, else say why not and return 1."""
+        return _finish(self._final, self._err)
+
+
+class EventPrinter:
+    """Shows output as it comes and the result as the last line of `out`; everything else goes to `err`."""
+
+    def __init__(self, out: BinaryIO, err: BinaryIO) -> None:
+        self._out = out
+        self._err = err
+        self._final: FinalPayload | None = None
+        self._out_mid_line = False
+        self._err_mid_line = False
+
+    def line(self, raw: bytes) -> None:
+        """Show the event; types that say nothing to a person are skipped, unknown ones too."""
+        if not raw.strip():
+            return
+        kind = peek_type(raw)
+        if kind == "final":
+            self._final = decode_final(raw)
+        elif kind in {"stdout", "stderr", "log"}:
+            self._show(raw)
+
+    def finish(self) -> int:
+        """Print the result and return 0, or say why there is none and return 1."""
+        self._end_lines()
+        if self._final is not None and self._final.ok:
+            result = None if self._final.result is UNSET else self._final.result
+            self._out.write(msgspec.json.encode(result) + b"\n")
+            self._out.flush()
+        return _finish(self._final, self._err)
+
+    def _show(self, raw: bytes) -> None:
+        try:
+            event = decode_event(raw)
+        except RemoteProtocolError as error:
+            raise StreamBrokenError(f"the broker sent an event that makes no sense: {error}") from error
+        if isinstance(event, Stdout):
+            self._out_mid_line = self._write(self._out, event.payload.chunk, mid_line=self._out_mid_line)
+        elif isinstance(event, Stderr):
+            self._err_mid_line = self._write(self._err, event.payload.chunk, mid_line=self._err_mid_line)
+        elif isinstance(event, Log):
+            self._end_lines()
+            self._write(self._err, f"[{event.payload.level}] {event.payload.message}\n", mid_line=False)
+
+    def _write(self, stream: BinaryIO, chunk: str, *, mid_line: bool) -> bool:
+        stream.write(chunk.encode("utf-8", "replace"))
+        stream.flush()
+        return not chunk.endswith("\n") if chunk else mid_line
+
+    def _end_lines(self) -> None:
+        # Ours must not be glued to what the code left without a newline.
+        for stream, mid_line in ((self._out, self._out_mid_line), (self._err, self._err_mid_line)):
+            if mid_line:
+                stream.write(b"\n")
+                stream.flush()
+        self._out_mid_line = self._err_mid_line = False
+
+
+def peek_type(raw: bytes) -> str:
+    """Return an event line's type; raises StreamBrokenError if it is not an event."""
+    try:
+        return peek(raw).type
+    except RemoteProtocolError as error:
+        raise StreamBrokenError(f"the broker sent a line that is not an event: {error}") from error
+
+
+def decode_final(raw: bytes) -> FinalPayload:
+    """Read a `final` line; raises StreamBrokenError if it is not a valid one."""
+    try:
+        event = decode_event(raw)
+    except RemoteProtocolError as error:
+        raise StreamBrokenError(f"the broker sent a final that makes no sense: {error}") from error
+    if isinstance(event, Final):
+        return event.payload
+    raise AssertionError("peeked type final, decoded another")
+
+
+def _finish(final: FinalPayload | None, err: BinaryIO) -> int:
+    if final is None:
+        raise StreamBrokenError(NO_FINAL)
+    if not final.ok:
+        err.write(explain(final).encode("utf-8", "replace"))
+        err.flush()
+    return 0 if final.ok else 1
+
+
+def explain(final: FinalPayload) -> str:
+    """Say why a session failed: the traceback of its own lines if it has one, then the code and the message."""
+    error = final.error
+    if error is UNSET:
+        return "enclave: the session failed without a reason\n"
+    stack = "" if error.stack is UNSET else error.stack.rstrip("\n") + "\n"
+    code = "ERROR" if error.code is UNSET else error.code
+    retry = " (trying again can help)" if error.retryable is True else ""
+    return f"{stack}enclave: {code}: {error.message}{retry}\n"

@@ -1,0 +1,183 @@
+"""One child process of a fleet: a worker or a broker, started, listened to, and stopped.
+
+Ownership. A `Program` owns its process and the two tasks that read its output, from `start` until `stop` or `wait_exit`
+has returned; then all three are gone. It can be started again afterwards. The child has fds 0 to 2 only
+(`close_fds`), its own session, so that a Ctrl-C in the terminal reaches only us and the order of stopping is ours, and
+dies with us whatever happens (see `child`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .lines import LineSplitter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LISTENING = re.compile(r"^enclave-(?:runtime|broker) listening on (\S+)$")
+KEPT_LINES = 200
+MAX_LOG_LINE_BYTES = 16 * 1024
+DRAIN_S = 2.0
+
+
+class ProgramDiedError(Exception):
+    """A program ended before it was ready, or was not ready in time.
+
+    Attributes:
+        program: which one.
+    """
+
+    def __init__(self, program: Program, reason: str) -> None:
+        self.program = program
+        super().__init__(f"{program.name} {reason}")
+
+
+class Program:
+    """A child process running one of our modules.
+
+    Args:
+        name: what people call it, such as `worker-1`.
+        module: run as `__main__`.
+        arguments: its command line.
+        log: called with every line the program writes after the one that says where it listens.
+    """
+
+    def __init__(self, name: str, module: str, arguments: list[str], log: Callable[[str], None]) -> None:
+        self.name = name
+        self.module = module
+        self.arguments = arguments
+        self.url = ""
+        """Where it listens, in its own words; empty until it does."""
+        self.kept_lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+        """The last lines it wrote, for whoever has to explain its death."""
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+        self._readers: list[asyncio.Task[None]] = []
+        self._listening: asyncio.Future[str] | None = None
+
+    def __repr__(self) -> str:
+        pid = self._process.pid if self._process else None
+        return f"<Program {self.name} pid={pid} url={self.url or None}>"
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id, None while there is none."""
+        return self._process.pid if self._process else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process was started and is gone."""
+        return self._process is not None and self._process.returncode is not None
+
+    async def start(self) -> None:
+        """Start the process. It is not listening yet: see `wait_listening`."""
+        self.kept_lines.clear()
+        self.url = ""
+        self._listening = asyncio.get_running_loop().create_future()
+        # -P: a file called `click.py` in the current directory must not become part of the fleet.
+        command = [sys.executable, "-P", "-m", "enclave_client.child", str(os.getpid()), self.module]
+        self._process = await asyncio.create_subprocess_exec(
+            *command,
+            *self.arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            close_fds=True,
+            start_new_session=True,
+        )
+        streams = (self._process.stdout, self._process.stderr)
+        self._readers = [asyncio.create_task(self._read(stream)) for stream in streams if stream]
+
+    async def wait_listening(self, timeout_s: float) -> str:
+        """Return the address from the program's first line.
+
+        Raises:
+            ProgramDiedError: it ended first, or said nothing within `timeout_s`.
+        """
+        if self._process is None or self._listening is None:
+            raise AssertionError("wait_listening before start")
+        exited = asyncio.create_task(self._process.wait())
+        first: set[asyncio.Future[Any]] = {exited, self._listening}
+        try:
+            await asyncio.wait(first, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if not self._listening.done() and not exited.done():
+                raise ProgramDiedError(self, f"did not listen within {timeout_s:g} s")
+            if not self._listening.done():
+                await self._finish_reading()
+                raise ProgramDiedError(self, f"did not start ({describe_exit(exited.result())})")
+        finally:
+            exited.cancel()
+            await asyncio.gather(exited, return_exceptions=True)
+        self.url = self._listening.result()
+        return self.url
+
+    async def wait_exit(self) -> str:
+        """Wait for the end of the process and say in words how it ended."""
+        if self._process is None:
+            return "not started"
+        status = await self._process.wait()
+        await self._finish_reading()
+        return describe_exit(status)
+
+    async def stop(self, grace_s: float) -> None:
+        """End the process: SIGTERM, and SIGKILL after `grace_s`. Returns when it is gone."""
+        if self._process is None:
+            return
+        self._signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), grace_s)
+        self._signal(signal.SIGKILL)
+        await self._process.wait()
+        await self._finish_reading()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        splitter = LineSplitter()
+        while chunk := await stream.read(65_536):
+            for line in splitter.feed(chunk):
+                self._take(line)
+            if splitter.pending_bytes > MAX_LOG_LINE_BYTES:
+                self._take(splitter.flush())
+        if last := splitter.flush():
+            self._take(last)
+
+    def _take(self, raw: bytes) -> None:
+        line = raw.decode(errors="replace").rstrip("\r")
+        found = LISTENING.match(line)
+        if found and self._listening is not None and not self._listening.done():
+            self._listening.set_result(found[1])
+            return
+        self.kept_lines.append(line)
+        self._log(line)
+
+    async def _finish_reading(self) -> None:
+        # A grandchild may hold the pipes open: what it has to say is not worth waiting for.
+        readers, self._readers = self._readers, []
+        if readers:
+            _, late = await asyncio.wait(readers, timeout=DRAIN_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+
+def describe_exit(status: int) -> str:
+    """Say a wait status of `subprocess` in words: `exit code 3`, `killed by SIGKILL`."""
+    if status >= 0:
+        return f"exit code {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"

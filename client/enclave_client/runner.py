@@ -1,0 +1,122 @@
+"""What `enclave run` does once its command line is understood.
+
+Theory of operation. One task reads the stream and prints; the first SIGINT or SIGTERM asks the broker to cancel and
+the stream then ends by itself with its `final`, so the reader is never torn; a second signal, or a broker that does
+not end the stream within `CANCEL_GRACE_S`, cancels the reader. Every way out has an exit code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from enclave_protocol import new_session_id
+
+from .api import BrokerClient, BrokerError, BrokerRefusedError, BrokerUnreachableError
+from .commands.run import USAGE, silence_s
+from .fleet import FleetError, FleetSpec, running_fleet
+from .printer import EventPrinter, RawPrinter
+
+if TYPE_CHECKING:
+    from .printer import Printer
+
+CANCEL_GRACE_S = 10.0
+
+
+def run_code(request: dict[str, Any], *, broker: str | None, raw_events: bool, tools: tuple[str, ...]) -> int:
+    """Run a request and print what comes; returns the exit code.
+
+    Args:
+        request: the body of `POST /sessions`, without a session id.
+        broker: its address; None starts a fleet of one worker for this run alone.
+        raw_events: print the event lines byte for byte instead of what they mean.
+        tools: modules with tools for the private fleet's broker.
+    """
+    out, err = sys.stdout.buffer, sys.stderr.buffer
+    printer: Printer = RawPrinter(out, err) if raw_events else EventPrinter(out, err)
+    try:
+        return asyncio.run(_run(request, broker, tools, printer))
+    except BrokenPipeError:
+        # Whoever read our output is gone, and must not be told so by a traceback at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except asyncio.CancelledError:
+        reason, code = "stopped before the session's end was known", 1
+    except (BrokerError, FleetError) as error:
+        reason, code = describe_failure(error)
+    sys.stderr.write(f"enclave: {reason}\n")
+    return code
+
+
+def describe_failure(error: BrokerError | FleetError) -> tuple[str, int]:
+    """Return what to tell the user, and the exit code: 2 if nothing was tried, 1 if something failed."""
+    match error:
+        case BrokerUnreachableError():
+            return f"no broker at {error}; start one with `enclave up`, or leave out --broker", USAGE
+        case FleetError(detail=detail):
+            return (f"what it wrote:\n{detail}\nenclave: {error}" if detail else str(error)), USAGE
+        case BrokerRefusedError():
+            return f"{error.code}: {error.message}", 1
+        case _:
+            return f"{error}; whether the code ran to its end is unknown", 1
+
+
+async def _run(request: dict[str, Any], broker: str | None, tools: tuple[str, ...], printer: Printer) -> int:
+    running = asyncio.current_task()
+    if running is None:
+        raise AssertionError("a coroutine that runs outside of a task")
+    interrupt = _Interrupt(running)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(interrupt.close)
+        if broker is None:
+            spec = FleetSpec(workers=1, pool_size=1, tools=tools)
+            broker = (await stack.enter_async_context(running_fleet(spec, lambda _name, _line: None))).url
+        silence = silence_s(request.get("limits", {}))
+        client = await stack.enter_async_context(BrokerClient(broker, silence_s=silence))
+        return await _stream(client, {"sessionId": new_session_id(), **request}, printer, interrupt)
+
+
+async def _stream(client: BrokerClient, request: dict[str, Any], printer: Printer, interrupt: _Interrupt) -> int:
+    interrupt.session = (client, request["sessionId"])
+    try:
+        async with client.execute(request) as lines:
+            async for line in lines:
+                printer.line(line)
+    except BrokenPipeError:
+        with contextlib.suppress(BrokerError):
+            await client.cancel(request["sessionId"], "nobody reads its output any more")
+        raise
+    return printer.finish()
+
+
+class _Interrupt:
+    """Turns the first SIGINT or SIGTERM into a cancelled session, and the next one into a cancelled `running`."""
+
+    def __init__(self, running: asyncio.Task[Any]) -> None:
+        self.session: tuple[BrokerClient, str] | None = None
+        """What the first signal cancels; before there is a session it cancels `running` at once."""
+        self._running = running
+        self._signalled = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled.set)
+        self._task = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Stop watching."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        await self._signalled.wait()
+        self._signalled.clear()
+        if self.session is not None:
+            client, session_id = self.session
+            with contextlib.suppress(TimeoutError, BrokerError):
+                async with asyncio.timeout(CANCEL_GRACE_S):
+                    await client.cancel(session_id, "interrupted")
+                    await self._signalled.wait()
+        self._running.cancel()

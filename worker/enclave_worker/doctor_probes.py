@@ -1,0 +1,412 @@
+"""Try one thing that the sandbox needs, and print what came of it as JSON: `{"ok", "found", "errno"}`.
+
+Called as `python -I -S doctor_probes.py NAME`.
+
+Theory of operation. A probe really does what a worker would do, with the same kernel calls (`zygote/kernel.py`), in a
+process of its own: whatever it changes is gone with it. It imports no more than that, so that it also runs where our
+dependencies are missing. A probe returns what it found, or raises.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote"))  # noqa: PTH100, PTH118, PTH120
+kernel: Any = __import__("kernel")
+
+MOUNT_PRIVATE_RECURSIVE = (1 << 18) | 16384
+BIND_RECURSIVE = 4096 | 16384
+NOSUID_NODEV = 2 | 4
+READ_ONLY_NOSUID_NODEV_NOEXEC = 15
+UNPRIVILEGED_UID = 20_000
+DEATH_TIMEOUT_S = 5.0
+CAPABILITIES = {
+    "CHOWN": 0,
+    "KILL": 5,
+    "SETGID": 6,
+    "SETUID": 7,
+    "SETPCAP": 8,
+    "NET_ADMIN": 12,
+    "SYS_PTRACE": 19,
+    "SYS_ADMIN": 21,
+}
+LANDLOCK_CREATE_RULESET = 444
+GETPPID = {"x86_64": 110, "aarch64": 173}
+
+
+class Missing(Exception):  # noqa: N818 - said of what is probed
+    """The kernel allowed the call, but what it should have done did not happen."""
+
+
+def write(path: str, text: str) -> None:
+    """Write a file of `/proc`."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def enter_user_namespace() -> None:
+    """Become root of a user namespace of our own, as the zygote's launcher does for an ordinary user."""
+    uid, gid = os.geteuid(), os.getegid()
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    write("/proc/self/setgroups", "deny")
+    write("/proc/self/uid_map", f"0 {uid} 1")
+    write("/proc/self/gid_map", f"0 {gid} 1")
+
+
+def be_privileged() -> None:
+    """Have the privileges that the zygote has: root's own, or those over a user namespace."""
+    if os.geteuid() != 0:
+        enter_user_namespace()
+
+
+def in_child(function: Callable[[], str]) -> str:
+    """Call `function` in a forked child and return, or raise, what it did."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(reader)
+        with os.fdopen(writer, "w") as pipe:
+            json.dump(attempt(function), pipe)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    answer = json.loads(said or '{"ok": false, "found": "the probe died", "errno": 0}')
+    if answer["ok"]:
+        return str(answer["found"])
+    if answer["errno"]:
+        raise OSError(answer["errno"], answer["found"])
+    raise Missing(answer["found"])
+
+
+def own_mounts() -> None:
+    """Enter a mount namespace from which nothing propagates to the host, with an empty tmpfs at the returned place."""
+    be_privileged()
+    kernel.unshare(kernel.CLONE_NEWNS)
+    kernel.mount(None, b"/", None, MOUNT_PRIVATE_RECURSIVE, None)
+
+
+def stage() -> bytes:
+    """Return a directory with an empty tmpfs on it, in a mount namespace of our own."""
+    own_mounts()
+    place = b"/tmp"  # a mount point that only we see
+    kernel.mount(b"root", place, b"tmpfs", NOSUID_NODEV, b"size=1m,mode=0755")
+    return place
+
+
+def user_namespace() -> str:
+    """The launcher's, for an ordinary user."""
+    if os.geteuid() == 0:
+        in_child(lambda: kernel.unshare(kernel.CLONE_NEWUSER) or "")
+        return "as root"
+    enter_user_namespace()
+    return "as an ordinary user"
+
+
+def guest_user_namespace() -> str:
+    """The guest's, entered last: without root by a nested one, as root after giving up root."""
+    if os.geteuid() == 0:
+        kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
+        os.setresgid(UNPRIVILEGED_UID, UNPRIVILEGED_UID, UNPRIVILEGED_UID)
+        os.setresuid(UNPRIVILEGED_UID, UNPRIVILEGED_UID, UNPRIVILEGED_UID)
+        kernel.set_capabilities(1 << CAPABILITIES["SYS_ADMIN"])
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+        uid = UNPRIVILEGED_UID
+    else:
+        enter_user_namespace()
+        uid = 0
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    write("/proc/self/setgroups", "deny")
+    write("/proc/self/uid_map", f"1000 {uid} 1")
+    if os.getuid() != 1000:
+        raise Missing("the id map has no effect")
+    return "maps one user"
+
+
+def namespace(flag: int) -> Callable[[], str]:
+    """Return a probe that enters a namespace of this kind."""
+
+    def probe() -> str:
+        be_privileged()
+        kernel.unshare(flag)
+        return "can be entered"
+
+    return probe
+
+
+def pid_namespace() -> str:
+    """The first child must be pid 1."""
+    be_privileged()
+    kernel.unshare(kernel.CLONE_NEWPID)
+
+    def first() -> str:
+        if os.getpid() != 1:
+            raise Missing(f"the first process is {os.getpid()}, not 1")
+        return "first process is 1"
+
+    return in_child(first)
+
+
+def network_namespace() -> str:
+    """A new one, with its loopback up."""
+    be_privileged()
+    kernel.unshare(kernel.CLONE_NEWNET)
+    kernel.raise_loopback()
+    return "loopback comes up"
+
+
+def uts_namespace() -> str:
+    """A new one, with a name of its own."""
+    be_privileged()
+    kernel.unshare(kernel.CLONE_NEWUTS)
+    kernel.sethostname(b"sandbox")
+    if os.uname().nodename != "sandbox":
+        raise Missing("the name did not change")
+    return "can be named"
+
+
+def tmpfs() -> str:
+    """One that can be written to."""
+    place = stage()
+    os.mkdir(place + b"/made")  # noqa: PTH102 - bytes
+    return "can be mounted"
+
+
+def proc() -> str:
+    """One for a new pid namespace, which hides everything but processes. Containers that mask /proc forbid it."""
+    own_mounts()
+    kernel.unshare(kernel.CLONE_NEWPID)
+
+    def mount() -> str:
+        place = b"/tmp"  # a mount point that only we see
+        kernel.mount(b"root", place, b"tmpfs", NOSUID_NODEV, b"size=1m,mode=0755")
+        os.mkdir(place + b"/proc")  # noqa: PTH102 - bytes
+        kernel.mount(b"proc", place + b"/proc", b"proc", READ_ONLY_NOSUID_NODEV_NOEXEC, b"subset=pid")
+        processes = [name for name in os.listdir(place + b"/proc") if name.isdigit()]  # noqa: PTH208 - bytes
+        if processes != [b"1"]:
+            raise Missing(f"it shows {len(processes)} processes, not one")
+        return "shows one process"
+
+    return in_child(mount)
+
+
+def read_only_bind() -> str:
+    """A directory of the host's that can be read and not be written."""
+    place = stage() + b"/usr"
+    os.mkdir(place)  # noqa: PTH102 - bytes
+    kernel.mount(b"/usr", place, None, BIND_RECURSIVE, None)
+    kernel.mount_attributes(place, 1 | NOSUID_NODEV)
+    try:
+        os.close(os.open(place + b"/enclave-doctor", os.O_WRONLY | os.O_CREAT))
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            return "writing is refused"
+        raise
+    raise Missing("the read-only bind can be written")
+
+
+def pivot_root() -> str:
+    """Into an empty root, letting go of the host's."""
+    os.chdir(stage())
+    kernel.pivot_here()
+    left = os.listdir("/")  # noqa: PTH208 - the module is kept small
+    if left:
+        raise Missing(f"the new root shows {left[:3]}")
+    return "nothing of the host is left"
+
+
+def no_new_privs() -> str:
+    """Set, and read back."""
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    with open("/proc/self/status") as file:  # noqa: PTH123 - the module is kept small
+        if "NoNewPrivs:\t1" not in file.read():
+            raise Missing("set, but not in effect")
+    return "in effect"
+
+
+def seccomp() -> str:
+    """A filter that refuses one call must make that call fail, and no other."""
+    no_new_privs()
+    number = GETPPID[os.uname().machine]
+    load, equal, give = 0x20, 0x15, 0x06
+    refuse, allow = 0x00050000 | errno.EPERM, 0x7FFF0000
+    rules = ((load, 0, 0, 0), (equal, 0, 1, number), (give, 0, 0, refuse), (give, 0, 0, allow))
+    kernel.load_seccomp(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    if libc.syscall(ctypes.c_long(number)) != -1 or ctypes.get_errno() != errno.EPERM:
+        raise Missing("a filter was loaded and has no effect")
+    return "filters in effect"
+
+
+def parent_death_signal() -> str:
+    """A process whose parent ends must be killed."""
+    reader, writer = os.pipe()
+    ready_reader, ready_writer = os.pipe()
+    parent = os.fork()
+    if not parent:
+        if not os.fork():
+            os.close(reader)
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL))
+            signal.alarm(int(2 * DEATH_TIMEOUT_S))  # it goes away even where the kernel fails the test
+            os.write(ready_writer, b"1")
+            signal.pause()
+        os.read(ready_reader, 1)
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(parent, 0)
+    # The orphan holds the pipe's other end for as long as it lives.
+    if not select.select([reader], [], [], DEATH_TIMEOUT_S)[0]:
+        raise Missing("a process outlived its parent")
+    return "orphans are killed"
+
+
+def pidfd() -> str:
+    """Opened, and used to send nothing."""
+    signal.pidfd_send_signal(os.pidfd_open(os.getpid()), 0)
+    return "can be opened"
+
+
+def close_range() -> str:
+    """Closes a descriptor that is open."""
+    fd = os.dup(2)
+    kernel.close_range(fd, 0xFFFFFFFF)
+    try:
+        os.fstat(fd)
+    except OSError:
+        return "closes descriptors"
+    raise Missing("descriptors stay open")
+
+
+def keyring() -> str:
+    """A new session keyring."""
+    kernel.join_new_session_keyring()
+    return "can be joined"
+
+
+def capabilities() -> str:
+    """What root must still be able to do; containers take some away."""
+    if os.geteuid() != 0:
+        return "not root: none needed"
+    with open("/proc/self/status") as file:  # noqa: PTH123 - the module is kept small
+        line = next(line for line in file if line.startswith("CapEff:"))
+    effective = int(line.split()[1], 16)
+    missing = [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
+    if missing:
+        raise Missing("without " + ", ".join(missing))
+    return "all there"
+
+
+def rlimits() -> str:
+    """Can be lowered, and leave room for a worker's own descriptors."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1024:
+        raise Missing(f"at most {hard} open files")
+    for number in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_AS):
+        _, highest = resource.getrlimit(number)
+        lowered = 1 << 30 if highest == resource.RLIM_INFINITY else highest
+        resource.setrlimit(number, (lowered, lowered))
+    return f"up to {hard} open files"
+
+
+def interpreter() -> str:
+    """The interpreter and its library, readable by this user all the way down."""
+    real = os.path.realpath(sys.executable)
+    library = os.path.dirname(os.__file__)  # noqa: PTH120 - the module is kept small
+    for path in (real, library):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise Missing(f"cannot read {path}")
+    return real
+
+
+def landlock() -> str:
+    """The ABI's version."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    version = libc.syscall(ctypes.c_long(LANDLOCK_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    if version < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return f"ABI {version}"
+
+
+def cgroups() -> str:
+    """Whether a group can be made below our own: version 2, or version 1's pids and memory."""
+    with open("/proc/self/cgroup") as file:  # noqa: PTH123 - the module is kept small
+        own = [line.rstrip("\n").split(":", 2) for line in file]
+    found = []
+    for _, controllers, path in own:
+        names = controllers.split(",")
+        if names == [""]:
+            found += [f"v2 ({path})"] if _can_make_group("/sys/fs/cgroup" + path, "cgroup.controllers") else []
+        elif {"pids", "memory"} & set(names) and _can_make_group(f"/sys/fs/cgroup/{controllers}{path}", "tasks"):
+            found.append(f"v1 {controllers}")
+    if not found:
+        raise Missing("none writable")
+    return ", ".join(found)
+
+
+def _can_make_group(parent: str, marker: str) -> bool:
+    if not os.path.exists(f"{parent}/{marker}"):  # noqa: PTH110 - the module is kept small
+        return False
+    made = f"{parent}/enclave-doctor-{os.getpid()}"
+    try:
+        os.mkdir(made)  # noqa: PTH102 - the module is kept small
+        os.rmdir(made)  # noqa: PTH106 - the module is kept small
+    except OSError:
+        return False
+    return True
+
+
+def attempt(function: Callable[[], str]) -> dict[str, Any]:
+    """Call a probe and return its answer as data."""
+    try:
+        return {"ok": True, "found": function(), "errno": 0}
+    except Missing as error:
+        return {"ok": False, "found": str(error), "errno": 0}
+    except OSError as error:
+        return {"ok": False, "found": error.strerror or str(error), "errno": error.errno or 0}
+
+
+PROBES: dict[str, Callable[[], str]] = {
+    "user_namespace": user_namespace,
+    "guest_user_namespace": guest_user_namespace,
+    "mount_namespace": namespace(kernel.CLONE_NEWNS),
+    "pid_namespace": pid_namespace,
+    "network_namespace": network_namespace,
+    "ipc_namespace": namespace(kernel.CLONE_NEWIPC),
+    "uts_namespace": uts_namespace,
+    "tmpfs": tmpfs,
+    "proc": proc,
+    "read_only_bind": read_only_bind,
+    "pivot_root": pivot_root,
+    "no_new_privs": no_new_privs,
+    "seccomp": seccomp,
+    "parent_death_signal": parent_death_signal,
+    "pidfd": pidfd,
+    "close_range": close_range,
+    "keyring": keyring,
+    "capabilities": capabilities,
+    "rlimits": rlimits,
+    "interpreter": interpreter,
+    "landlock": landlock,
+    "cgroups": cgroups,
+}
+
+if __name__ == "__main__":
+    print(json.dumps(attempt(PROBES[sys.argv[1]])))  # noqa: T201 - its only output
