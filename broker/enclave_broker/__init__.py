@@ -1,0 +1,23 @@
+"""Enclave's broker: takes sessions, places them on workers, relays their events, runs tools."""
+
+from .broker import Broker, PortInUse, create_broker
+from .channels import Channel, MemoryChannel, Runtime, memory_pair
+from .config import BrokerConfig
+from .dispatcher import DuplicateSession
+from .tools import Tool, ToolContext, ToolRegistry, tool
+
+__all__ = [
+    "Broker",
+    "BrokerConfig",
+    "Channel",
+    "DuplicateSession",
+    "MemoryChannel",
+    "PortInUse",
+    "Runtime",
+    "Tool",
+    "ToolContext",
+    "ToolRegistry",
+    "create_broker",
+    "memory_pair",
+    "tool",
+]

@@ -1,0 +1,246 @@
+"""The HTTP API's own types: what a request may say, what an answer says, and the one shape of every error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from enclave_protocol import (
+    Limits,
+    RemoteProtocolError,
+    parse_limits,
+    parse_session_id,
+)
+from enclave_protocol.limits import split_path
+from msgspec import UNSET, UnsetType
+
+from .dispatcher import CodeTooLarge, NewSession
+
+if TYPE_CHECKING:
+    from .sessions import BrokerSession
+
+CONFIG_NAMES = {
+    "max_execution_ms": "sessionTtlMs",
+    "max_tool_calls": "maxToolCalls",
+    "heartbeat_interval_ms": "heartbeatIntervalMs",
+}
+
+
+class SessionConfig(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """The JavaScript client's limits. `limits` has all of them, and wins."""
+
+    max_execution_ms: int | UnsetType = UNSET
+    max_tool_calls: int | UnsetType = UNSET
+    heartbeat_interval_ms: int | UnsetType = UNSET
+
+
+class EncryptionRequest(msgspec.Struct, rename="camel"):
+    """Whether the client wants its events encrypted; only `disabled` and `optional` can be served."""
+
+    mode: Literal["disabled", "optional", "required"] = "disabled"
+    client_hello: dict[str, Any] | UnsetType = UNSET
+
+
+class CreateSession(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """A request for a session that runs `code` once."""
+
+    code: str
+    """The body of an async function, 1 MiB of UTF-8 at most."""
+    session_id: str | UnsetType = UNSET
+    """`s_…`; a new one if left out."""
+    language: str | UnsetType = UNSET
+    profile: str | UnsetType = UNSET
+    limits: dict[str, Any] | UnsetType = UNSET
+    config: SessionConfig | UnsetType = UNSET
+    encryption: EncryptionRequest | UnsetType = UNSET
+    filter: Any = UNSET
+    """Not supported yet: refused rather than ignored."""
+    protocol_version: Literal[1, 2] = 2
+
+
+class CancelSession(msgspec.Struct, rename="camel"):
+    """A request to end a session. The body may be left out altogether."""
+
+    reason: str | UnsetType | None = UNSET
+
+
+class SessionStats(msgspec.Struct, rename="camel"):
+    """What a session used so far."""
+
+    duration: float
+    """Milliseconds from its acceptance, to its end or to now."""
+    tool_call_count: int
+
+
+class SessionInfo(msgspec.Struct, rename="camel", omit_defaults=True):
+    """A session, as asked for."""
+
+    session_id: str
+    state: str
+    created_at: int
+    """Milliseconds since the epoch."""
+    expires_at: int
+    """Milliseconds since the epoch."""
+    stats: SessionStats
+    last_seq: int
+    """Number of its newest event."""
+    worker: str | UnsetType = UNSET
+    """Which worker runs it, or ran it."""
+    outcome: str | UnsetType = UNSET
+    """How it ended: `ok`, or the code of its error."""
+
+
+class SessionList(msgspec.Struct):
+    """Every session that has not ended, and those that are retained."""
+
+    sessions: list[SessionInfo]
+    total: int
+
+
+class Done(msgspec.Struct, rename="camel"):
+    """It was done."""
+
+    success: bool
+    session_id: str
+
+
+class Health(msgspec.Struct, rename="camel"):
+    """How the broker is."""
+
+    status: Literal["ok", "no workers"]
+    workers: int
+    """Workers that are connected."""
+    free_slots: int
+    waiting: int
+    """Sessions that wait for a slot."""
+
+
+class ErrorBody(msgspec.Struct, rename="camel", omit_defaults=True):
+    """Why a request was refused."""
+
+    code: str
+    message: str
+    field: str | UnsetType = UNSET
+    """Dotted path of the offending field."""
+    allowed: str | UnsetType = UNSET
+    """What would have been accepted."""
+    limit: int | UnsetType = UNSET
+    """For something too large: the most it may be, in bytes,"""
+    actual: int | UnsetType = UNSET
+    """and what it was."""
+    first_seq: int | UnsetType = UNSET
+    """For events that are gone: the oldest that can still be had."""
+
+
+class ApiError(Exception):
+    """A refusal with its HTTP status."""
+
+    def __init__(self, status: int, body: ErrorBody, *, headers: dict[str, str] | None = None) -> None:
+        self.status = status
+        self.body = body
+        self.headers = headers or {}
+        super().__init__(body.message)
+
+
+def invalid(message: str, *, field: str = "", allowed: str = "") -> ApiError:
+    """Return the refusal of a bad request."""
+    return ApiError(400, ErrorBody("INVALID_REQUEST", message, field=field or UNSET, allowed=allowed or UNSET))
+
+
+def not_found(session_id: str) -> ApiError:
+    """Return the refusal of an unknown session."""
+    return ApiError(404, ErrorBody("NOT_FOUND", f"no session {session_id[:140]!r}: it never was, or is forgotten"))
+
+
+def decode_body(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    """Read a JSON body; raises ApiError naming the field."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        reason, field = split_path(str(error))
+        if "unknown field" in reason:
+            field = ".".join(part for part in (field, reason.split("`")[1]) if part)
+            raise invalid(reason, field=field, allowed="the fields that /docs lists") from error
+        if "missing required field" in reason:
+            field = ".".join(part for part in (field, reason.split("`")[1]) if part)
+        raise invalid(reason, field=field, allowed=_allowed(field)) from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise invalid(f"the body is not JSON: {error}", allowed="one JSON object") from error
+
+
+_create_decoder = msgspec.json.Decoder(CreateSession)
+_cancel_decoder = msgspec.json.Decoder(CancelSession)
+
+
+def decode_cancel(body: bytes) -> str:
+    """Read the body of a cancel, whatever its content type; returns the reason, empty if none."""
+    return (decode_body(_cancel_decoder, body).reason or "") if body.strip() else ""
+
+
+def decode_create(body: bytes, defaults: Limits) -> NewSession:
+    """Read and check a request for a session; raises ApiError naming the field."""
+    request: CreateSession = decode_body(_create_decoder, body)
+    if request.filter is not UNSET and request.filter is not None:
+        raise invalid("event filters are not supported yet", field="filter", allowed="absent")
+    if request.encryption is not UNSET and request.encryption.mode == "required":
+        raise invalid("encryption is not supported yet", field="encryption.mode", allowed="disabled, optional")
+    try:
+        return NewSession(
+            code=request.code,
+            session_id=None if request.session_id is UNSET else parse_session_id(request.session_id),
+            limits=_limits(request, defaults),
+            language="python" if request.language is UNSET else request.language,
+            profile="python" if request.profile is UNSET else request.profile,
+        )
+    except CodeTooLarge as error:
+        limit = int(error.allowed.split()[2])
+        body_ = ErrorBody("CODE_TOO_LARGE", str(error), field="code", limit=limit, actual=error.size_bytes)
+        raise ApiError(413, body_) from error
+    except RemoteProtocolError as error:
+        raise invalid(error.reason, field=error.field, allowed=error.allowed) from error
+
+
+def session_info(session: BrokerSession, now: float) -> SessionInfo:
+    """Describe a session."""
+    tool_calls = session.tool_call_count if session.stats is None else session.stats.tool_call_count
+    return SessionInfo(
+        session_id=session.session_id,
+        state=session.state.value,
+        created_at=round(session.created_at * 1000),
+        expires_at=round(session.expires_at * 1000),
+        stats=SessionStats(duration=session.duration_ms(now), tool_call_count=tool_calls),
+        last_seq=session.log.next_seq - 1,
+        worker=session.worker_name or UNSET,
+        outcome=session.outcome or UNSET,
+    )
+
+
+def _limits(request: CreateSession, defaults: Limits) -> Limits:
+    if request.limits is UNSET and request.config is UNSET:
+        return defaults
+    given: dict[str, Any] = {}
+    if request.config is not UNSET:
+        values = ((name, getattr(request.config, field)) for field, name in CONFIG_NAMES.items())
+        given = {name: value for name, value in values if value is not UNSET}
+        try:
+            parse_limits(given)
+        except RemoteProtocolError as error:
+            # Told by the name that the client used.
+            theirs = {f"limits.{name}": msgspec.structs.fields(SessionConfig)[i].encode_name
+                      for i, name in enumerate(CONFIG_NAMES.values())}
+            field = f"config.{theirs.get(error.field, error.field)}"
+            raise RemoteProtocolError(error.reason, field=field, allowed=error.allowed) from error
+    return parse_limits(given | (request.limits or {}), defaults=defaults)
+
+
+def _allowed(field: str) -> str:
+    known = {
+        "code": "text",
+        "sessionId": "text",
+        "limits": "an object of limits",
+        "config": "an object with maxExecutionMs, maxToolCalls, heartbeatIntervalMs",
+        "encryption.mode": "disabled, optional",
+        "protocolVersion": "1, 2",
+        "": "a JSON object with at least `code`",
+    }
+    return known.get(field, "a whole number" if field.startswith("config.") else "")

@@ -1,0 +1,245 @@
+"""The broker as a program's part: start it, use it, stop it.
+
+    async with create_broker(workers=["ws://127.0.0.1:3001/ws"], port=0) as broker:
+        async for event in broker.execute("return 1 + 1"):
+            print(event)
+
+Everything that runs belongs to one task group in one task, which `stop` ends and awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import logging
+import socket
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import uvicorn
+from enclave_protocol import Limits, decode_event, parse_limits
+
+from .channels import RuntimeDial, WebSocketDial
+from .config import BrokerConfig
+from .dispatcher import Dispatcher, NewSession
+from .http import create_app
+from .links import Link
+from .metrics import Metrics
+from .server import Server, server_config
+from .tools import ToolRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+    from types import TracebackType
+
+    from enclave_protocol import AnyEvent
+
+    from .channels import Runtime
+
+log = logging.getLogger("enclave.broker")
+
+TICK_S = 0.1
+"""How often the queue's deadlines and the retained sessions are looked at."""
+
+
+class PortInUse(OSError):  # noqa: N818 - the kernel's word
+    """Another program listens where the broker should."""
+
+
+class Broker:
+    """A broker. Make it with `create_broker`, in or out of a running loop; use it as an async context manager.
+
+    Args:
+        config: its settings.
+        tools: what guests may call.
+        runtimes: workers in this process, for mode `embedded`.
+    """
+
+    def __init__(self, config: BrokerConfig, tools: ToolRegistry, runtimes: Sequence[Runtime] = ()) -> None:
+        self.config = config
+        self.tools = tools
+        self.metrics = Metrics()
+        self.dispatcher = Dispatcher(config, tools, self.metrics)
+        self._runtimes = runtimes
+        self._socket: socket.socket | None = None
+        self._port = config.port
+        self._main: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+
+    @property
+    def host(self) -> str:
+        """The address it listens on."""
+        return self.config.host
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; the real one, once started, where the configuration says 0."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """Where clients find it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen, and start connecting to the workers; returns once requests are answered.
+
+        Raises:
+            PortInUse: something listens there already.
+            OSError: the address can't be listened on.
+        """
+        if self._main is not None:
+            raise RuntimeError("the broker was started before")
+        listener = _listen(self.config.host, self.config.port)
+        self._port = listener.getsockname()[1]
+        try:
+            for runtime in self._runtimes:
+                await runtime.start()
+        except BaseException:
+            listener.close()
+            raise
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._main = asyncio.create_task(self._run(listener, ready), name="enclave-broker")
+        await asyncio.wait([self._main, ready], return_when=asyncio.FIRST_COMPLETED)
+        if self._main.done():
+            ready.cancel()
+            await self._main
+
+    async def stop(self) -> None:
+        """End every session and everything that runs. Safe to call again."""
+        self._stop.set()
+        if self._main is not None:
+            await self._main
+        for runtime in self._runtimes:
+            await runtime.stop()
+
+    async def wait_stopped(self) -> None:
+        """Wait until `stop` was called, or something went fatally wrong; raises what did."""
+        if self._main is not None:
+            await asyncio.shield(self._main)
+
+    async def execute(
+        self,
+        code: str,
+        *,
+        session_id: str | None = None,
+        limits: Limits | dict[str, Any] | None = None,
+    ) -> AsyncGenerator[AnyEvent, None]:
+        """Run code and yield its events, the last of which is the `final`. Leaving early cancels the session.
+
+        Args:
+            code: the body of an async function.
+            session_id: `s_…`; a new one if not given.
+            limits: as `Limits`, or by their names on the wire.
+
+        Raises:
+            RemoteProtocolError: the code is too large, or a limit is not one.
+            DuplicateSession: the id is taken.
+            NoCapacity: every slot is taken and the queue is full.
+        """
+        if not isinstance(limits, Limits):
+            limits = parse_limits(limits or {}, defaults=self.config.default_limits)
+        session = self.dispatcher.submit(NewSession(code=code, session_id=session_id, limits=limits))
+        more = asyncio.Event()
+        cursor = session.log.subscribe(1, more.set)
+        try:
+            while not cursor.finished:
+                more.clear()
+                for line in cursor.take():
+                    yield decode_event(line)
+                if not cursor.finished:
+                    await more.wait()
+        finally:
+            cursor.close()
+            self.dispatcher.cancel(session, "its reader left")
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        await self.stop()
+
+    async def _run(self, listener: socket.socket, ready: asyncio.Future[None]) -> None:
+        app = create_app(self)
+        server = Server(server_config(app, stop_grace_s=self.config.stop_grace_s))
+        with contextlib.closing(listener):
+            async with asyncio.TaskGroup() as group:
+                serving = group.create_task(server.serve(sockets=[listener]))
+                background = [group.create_task(self._tick())]
+                background += [group.create_task(link.run()) for link in self._make_links()]
+                await server.wait_started()
+                if not ready.done():
+                    ready.set_result(None)
+                await self._stop.wait()
+                self.dispatcher.end_all()
+                await self.dispatcher.wait_tools_ended()
+                server.should_exit = True
+                await serving
+                for task in background:
+                    task.cancel()
+
+    def _make_links(self) -> list[Link]:
+        config, handler = self.config, self.dispatcher
+        links = [
+            Link(url, WebSocketDial(url, timeout_s=config.hello_timeout_s), handler, config) for url in config.workers
+        ]
+        links += [
+            Link(f"embedded:{i}", RuntimeDial(runtime), handler, config) for i, runtime in enumerate(self._runtimes)
+        ]
+        handler.links.update({link.name: link for link in links})
+        return links
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.dispatcher.tick()
+
+
+def create_broker(
+    *,
+    mode: Literal["embedded", "extracted"] = "extracted",
+    runtimes: Iterable[str | Runtime] = (),
+    tools: ToolRegistry | Iterable[Callable[..., Any]] = (),
+    config: BrokerConfig | None = None,
+    **settings: Any,
+) -> Broker:
+    """Make a broker.
+
+    Args:
+        mode: `extracted` speaks to worker processes, `embedded` to workers in this process.
+        runtimes: worker URLs (`extracted`) or objects with `start`, `stop` and `handle(channel)` (`embedded`).
+        tools: functions that guests may call, or a whole registry.
+        config: settings to start from.
+        **settings: fields of `BrokerConfig`, which win over `config`.
+
+    Raises:
+        ValueError: a worker URL is malformed, or the mode and the runtimes do not fit.
+    """
+    workers = list(runtimes)
+    urls = [worker for worker in workers if isinstance(worker, str)]
+    embedded = [worker for worker in workers if not isinstance(worker, str)]
+    if mode == "extracted" and embedded:
+        raise ValueError("mode 'extracted' takes worker URLs; runtime objects belong to mode 'embedded'")
+    settings["workers"] = (*(config.workers if config else ()), *settings.get("workers", ()), *urls)
+    settings["mode"] = mode
+    full = dataclasses.replace(config, **settings) if config else BrokerConfig(**settings)
+    registry = tools if isinstance(tools, ToolRegistry) else ToolRegistry(tools)
+    return Broker(full, registry, embedded)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            reason = f"port {port} on {host} is in use: stop what listens there, or choose another with --port"
+            raise PortInUse(reason) from error
+        raise

@@ -1,0 +1,210 @@
+"""How the broker reaches a worker: a text channel that carries one JSON value per message.
+
+Over the network the channel is a WebSocket. A worker in this process (`mode="embedded"`) gets one end of a memory
+pair instead; it can be anything that satisfies `Runtime`. The two ends meet only here, so broker and worker never
+import each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from enclave_protocol import MAX_MESSAGE_BYTES
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+MEMORY_QUEUE = 256
+"""Messages that one direction of a memory pair holds; `send` waits when it is full."""
+
+CLOSE_TIMEOUT_S = 0.5
+"""Longest wait for a worker to say goodbye."""
+
+
+class Channel(Protocol):
+    """One end of an ordered, reliable text channel."""
+
+    async def send(self, data: str, /) -> None:
+        """Send one message; raises ConnectionError once the channel is closed."""
+
+    async def recv(self) -> str:
+        """Return the next message; raises ConnectionError or EOFError once the channel is closed."""
+
+    async def close(self) -> None:
+        """Close both ends. Safe to call again."""
+
+
+class Runtime(Protocol):
+    """A worker that runs inside the broker's process."""
+
+    async def start(self) -> object:
+        """Get ready to serve channels."""
+
+    async def stop(self) -> object:
+        """End everything that runs."""
+
+    async def handle(self, channel: Channel, /) -> object:
+        """Serve one broker's channel, hello first, until it is closed."""
+
+
+class Transport(Protocol):
+    """What a link needs of a connection: `Channel`, but in bytes, which nobody has to decode and encode again."""
+
+    async def send(self, data: bytes, /) -> None:
+        """Send one message; raises ConnectionError."""
+
+    async def recv(self) -> bytes:
+        """Return the next message; raises ConnectionError."""
+
+    async def close(self) -> None:
+        """Close it and let go of everything that belongs to it."""
+
+
+class Dial(Protocol):
+    """Opens a transport to one worker, again and again over the link's life."""
+
+    async def __call__(self) -> Transport:
+        """Return a fresh transport; raises ConnectionError with a reason for people."""
+
+
+class MemoryChannel:
+    """One end of a memory pair. One task at a time may receive from it."""
+
+    def __init__(self) -> None:
+        self._inbox: deque[str] = deque()
+        self._changed = asyncio.Event()  # the inbox was filled or emptied, or the pair closed
+        self._closed = False
+        self._peer = self
+
+    async def send(self, data: str, /) -> None:
+        """Put a message into the peer's inbox, waiting while that is full."""
+        peer = self._peer
+        while len(peer._inbox) >= MEMORY_QUEUE and not self._closed:  # noqa: SLF001 - two halves of one object
+            self._changed.clear()
+            await self._changed.wait()
+        if self._closed:
+            raise ConnectionResetError("the channel is closed")
+        peer._inbox.append(data)  # noqa: SLF001
+        peer._changed.set()  # noqa: SLF001
+
+    async def recv(self) -> str:
+        """Return the next message; what arrived before the close is still handed out."""
+        while not self._inbox:
+            if self._closed:
+                raise ConnectionResetError("the channel is closed")
+            self._changed.clear()
+            await self._changed.wait()
+        data = self._inbox.popleft()
+        self._peer._changed.set()  # noqa: SLF001
+        return data
+
+    async def close(self) -> None:
+        """Close both ends."""
+        for end in (self, self._peer):
+            end._closed = True  # noqa: SLF001
+            end._changed.set()  # noqa: SLF001
+
+
+def memory_pair() -> tuple[MemoryChannel, MemoryChannel]:
+    """Return two connected ends."""
+    left, right = MemoryChannel(), MemoryChannel()
+    left._peer, right._peer = right, left  # noqa: SLF001
+    return left, right
+
+
+class WebSocketTransport:
+    """A worker over the network."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+
+    async def send(self, data: bytes, /) -> None:
+        """Send one text frame."""
+        try:
+            await self._connection.send(data, text=True)
+        except ConnectionClosed as error:
+            raise ConnectionResetError(f"connection closed ({error})") from error
+
+    async def recv(self) -> bytes:
+        """Return the next frame's payload."""
+        try:
+            return await self._connection.recv(decode=False)
+        except ConnectionClosed as error:
+            raise ConnectionResetError(f"connection closed ({error})") from error
+
+    async def close(self) -> None:
+        """Say goodbye; a worker that does not answer in time is cut off."""
+        await self._connection.close()
+
+
+class WebSocketDial:
+    """Dials a worker's URL.
+
+    Args:
+        url: `ws://host:port/ws`.
+        timeout_s: longest wait for the connection and its handshake.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        self.url = url
+        self.timeout_s = timeout_s
+
+    async def __call__(self) -> Transport:
+        """Connect."""
+        try:
+            connection = await connect(
+                self.url,
+                compression=None,
+                max_size=MAX_MESSAGE_BYTES,
+                open_timeout=self.timeout_s,
+                close_timeout=CLOSE_TIMEOUT_S,
+                ping_interval=None,  # the link has its own, which the worker answers with its load
+                proxy=None,
+            )
+        except (OSError, WebSocketException, TimeoutError) as error:
+            raise ConnectionRefusedError(str(error) or type(error).__name__) from error
+        return WebSocketTransport(connection)
+
+
+class _RuntimeTransport:
+    """A worker in this process. Owns the task in which the runtime serves its end."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._channel, served = memory_pair()
+        self._task = asyncio.ensure_future(self._serve(runtime, served))
+
+    async def send(self, data: bytes, /) -> None:
+        await self._channel.send(data.decode())
+
+    async def recv(self) -> bytes:
+        return (await self._channel.recv()).encode()
+
+    async def close(self) -> None:
+        await self._channel.close()
+        _, late = await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
+        if late:
+            self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ConnectionError, EOFError):
+            await self._task
+
+    async def _serve(self, runtime: Runtime, channel: MemoryChannel) -> None:
+        try:
+            await runtime.handle(channel)
+        finally:
+            await channel.close()
+
+
+class RuntimeDial:
+    """Opens channels to a worker in this process."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    async def __call__(self) -> Transport:
+        """Open another channel."""
+        return _RuntimeTransport(self.runtime)

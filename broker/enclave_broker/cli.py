@@ -1,0 +1,110 @@
+"""The `enclave-broker` command."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+import uvloop
+from enclave_protocol import __version__
+
+from .broker import Broker, PortInUse
+from .config import BrokerConfig
+from .tools import ToolRegistry
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@click.command(context_settings={"auto_envvar_prefix": "ENCLAVE", "show_default": True})
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", default=3000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--worker", "workers", multiple=True, envvar="ENCLAVE_WORKER", metavar="URL", help="A worker's ws:// URL; repeat it."
+)
+@click.option(
+    "--tools", "modules", multiple=True, envvar="ENCLAVE_TOOLS", metavar="MODULE", help="Module with @tool functions."
+)
+@click.option("--queue-size", default=1000, type=click.IntRange(0), help="Sessions that may wait for a slot.")
+@click.option("--queue-timeout-ms", default=30_000, type=click.IntRange(1), help="Longest wait for a slot.")
+@click.option("--retain-s", default=60.0, type=click.FloatRange(0), help="How long finished sessions can be replayed.")
+@click.option(
+    "--disconnect-grace-s", default=5.0, type=click.FloatRange(0), help="Life of a session that nobody reads any more."
+)
+@click.option("--ping-interval-s", default=1.0, type=click.FloatRange(0.01), help="Time between pings to a worker.")
+@click.option("--dead-after-s", default=5.0, type=click.FloatRange(0.01), help="Silence after which a worker is dead.")
+@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.version_option(__version__)
+def main(
+    host: str,
+    port: int,
+    workers: tuple[str, ...],
+    modules: tuple[str, ...],
+    queue_size: int,
+    queue_timeout_ms: int,
+    retain_s: float,
+    disconnect_grace_s: float,
+    ping_interval_s: float,
+    dead_after_s: float,
+    log_level: str,
+) -> None:
+    """Take sessions over HTTP and WebSocket and run them on a fleet of workers."""
+    logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        config = BrokerConfig(
+            host=host,
+            port=port,
+            workers=workers,
+            queue_size=queue_size,
+            queue_timeout_ms=queue_timeout_ms,
+            retain_s=retain_s,
+            disconnect_grace_s=disconnect_grace_s,
+            ping_interval_s=ping_interval_s,
+            dead_after_s=dead_after_s,
+        )
+        tools = _load(modules)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if not workers:
+        raise click.UsageError("no worker: give at least one --worker ws://HOST:PORT/ws (or ENCLAVE_WORKER)")
+    try:
+        uvloop.run(_serve(Broker(config, tools)))
+    except PortInUse as error:
+        raise click.ClickException(error.args[0]) from error
+    except OSError as error:
+        raise click.ClickException(f"can't listen on {host} port {port}: {error.strerror or error}") from error
+
+
+def _load(modules: tuple[str, ...]) -> ToolRegistry:
+    # An installed command's path starts where the command is, not where the user's module is.
+    sys.path.insert(0, str(Path.cwd()))
+    registry = ToolRegistry()
+    for module in modules:
+        registry.load(module)
+    return registry
+
+
+async def _serve(broker: Broker) -> None:
+    loop = asyncio.get_running_loop()
+    asked_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_stop.set)
+    await broker.start()
+    gc.collect()
+    gc.freeze()  # what start-up made stays for good: no later collection needs to walk it
+    names = ", ".join(broker.tools.names()) or "none"
+    click.echo(
+        f"enclave-broker listening on {broker.url} (workers: {len(broker.config.workers)}, tools: {names})"
+    )
+    stopping = asyncio.ensure_future(asked_to_stop.wait())
+    failing = asyncio.ensure_future(broker.wait_stopped())
+    await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    await broker.stop()
+    await failing

@@ -1,0 +1,95 @@
+"""What a broker can be told. Durations and sizes carry their unit in the name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from enclave_protocol import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig:
+    """Settings of one broker.
+
+    Raises:
+        ValueError: a worker's URL is malformed, or the mode and the workers do not fit.
+    """
+
+    mode: Literal["embedded", "extracted"] = "extracted"
+    """`extracted`: workers are processes of their own, reached by `workers`. `embedded`: they run in this one."""
+    workers: Sequence[str] = ()
+    """URLs of workers, `ws://host:port/ws`."""
+    host: str = "127.0.0.1"
+    port: int = 3000
+    """0 takes a free one; `Broker.port` says which."""
+    default_limits: Limits = field(default_factory=Limits)
+    """What a request's limits start from."""
+
+    queue_size: int = 1000
+    """Sessions that may wait for a slot; the next one is refused with `NO_CAPACITY`."""
+    queue_bytes: int = 64 * MIB
+    """Code that may wait for a slot, in all."""
+    queue_timeout_ms: int = 30_000
+    """Longest wait for a slot; then the session ends with `NO_CAPACITY`."""
+
+    log_bytes: int = 8 * MIB
+    """Events kept per session for replay and for slow readers; the oldest are trimmed, and asking for them is 410."""
+    retained_sessions: int = 1000
+    """Finished sessions kept for replay, at most,"""
+    retained_bytes: int = 16 * MIB
+    """and their events, at most,"""
+    retain_s: float = 60.0
+    """and for how long, at most."""
+
+    ping_interval_s: float = 1.0
+    dead_after_s: float = 5.0
+    """A worker that was silent for so long is dead."""
+    hello_timeout_s: float = 5.0
+    """Longest wait for a worker's connection, and for its `hello` on it."""
+    reconnect_min_s: float = 0.1
+    """First delay before a lost worker is tried again; it doubles,"""
+    reconnect_max_s: float = 5.0
+    """up to this."""
+    link_buffer_bytes: int = 32 * MIB
+    """Messages a worker has not read yet; above it, the worker counts as dead."""
+
+    disconnect_grace_s: float = 5.0
+    """How long a session without a reader lives on, so that its client can come back."""
+    final_grace_s: float = 5.0
+    """How long after its deadline a session that its worker does not end is ended here."""
+    cancel_grace_s: float = 2.0
+    """The same, after a cancel."""
+    write_timeout_s: float = 30.0
+    """A reader that takes nothing for so long is cut off."""
+    tool_threads: int = 16
+    """Threads for tools that are plain functions."""
+    stop_grace_s: float = 2.0
+    """How long `stop` waits for tools and streams to end."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        for url in self.workers:
+            check_worker_url(url)
+        if self.mode == "embedded" and self.workers:
+            raise ValueError("mode 'embedded' runs its workers here and takes no worker URLs")
+
+
+def check_worker_url(url: str) -> str:
+    """Return the URL of a worker if it is one; raises ValueError saying what is wrong."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"ws", "wss"}:
+        raise ValueError(f"worker URL {url!r}: starts with ws:// or wss://, as in ws://127.0.0.1:3001/ws")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if not parts.hostname or port == 0:
+        raise ValueError(f"worker URL {url!r}: needs a host, and a port from 1 to 65535 if any")
+    return url

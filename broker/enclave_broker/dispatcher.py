@@ -1,0 +1,457 @@
+"""Everything that happens to sessions between their client and their worker.
+
+Theory of operation. The placer decides who runs where, the session decides what an event means; this carries their
+instructions out. Nothing here waits: clients' requests, workers' events and the clock all come in as plain calls on
+one event loop, and go out as lines in a log (read by cursors) and messages in a link's buffer. Only tools run beside
+it, each in a task of its own that ends with its session.
+
+A session is in `_routes` from `submit` until it has ended and holds no slot. Most end by their worker's `final`, which
+also frees the slot. One that ends here instead (`_end`: cancelled or too late in the queue, its worker gone or
+senseless or overdue) keeps its slot until the worker says `final`, refuses a message about it, or goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from enclave_protocol import (
+    MAX_CODE_BYTES,
+    MAX_MESSAGE_BYTES,
+    Cancel,
+    Code,
+    EnclaveError,
+    Execute,
+    Hello,
+    Limits,
+    NoCapacity,
+    Pong,
+    Rejection,
+    RemoteProtocolError,
+    ToolResult,
+    encode,
+    new_session_id,
+)
+from msgspec import UNSET
+
+from .directory import Directory
+from .placement import Lose, Place, Placer, Refuse
+from .sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
+from .tools import ToolContext, ToolRunner, failed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from enclave_protocol.events import ToolCall
+    from enclave_protocol.messages import Envelope
+
+    from .config import BrokerConfig
+    from .links import Link
+    from .metrics import Metrics
+    from .sessions import Answerer
+    from .tools import ToolRegistry
+
+log = logging.getLogger("enclave.broker")
+
+LANGUAGES = ("python",)
+PROFILES = ("python",)
+
+
+class DuplicateSession(EnclaveError):  # noqa: N818 - the wire's word
+    """The id belongs to a session that has not ended."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {session_id} has not ended: choose another id, or leave it out to be given one")
+
+
+class CodeTooLarge(RemoteProtocolError):
+    """`code` is larger than anything may be."""
+
+    def __init__(self, size_bytes: int, *, session_id: str | None = None) -> None:
+        self.size_bytes = size_bytes
+        reason = f"{size_bytes} bytes of UTF-8; the limit is {MAX_CODE_BYTES}"
+        super().__init__(reason, field="code", allowed=f"at most {MAX_CODE_BYTES} bytes", session_id=session_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSession:
+    """A checked request for a session."""
+
+    code: str
+    session_id: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    language: str = "python"
+    profile: str = "python"
+    answerer: Answerer = "broker"
+
+    def __post_init__(self) -> None:
+        """Refuse what no worker can run; raises RemoteProtocolError naming the field."""
+        size_bytes = len(self.code) if self.code.isascii() else len(self.code.encode("utf-8", "surrogatepass"))
+        if size_bytes > MAX_CODE_BYTES:
+            raise CodeTooLarge(size_bytes, session_id=self.session_id)
+        for name, value, allowed in (("language", self.language, LANGUAGES), ("profile", self.profile, PROFILES)):
+            if value not in allowed:
+                choices = ", ".join(allowed)
+                raise RemoteProtocolError(
+                    f"no such {name}: {value!r}", field=name, allowed=choices, session_id=self.session_id
+                )
+
+
+class Dispatcher:
+    """The broker without its sockets. Its methods are called on one event loop.
+
+    Args:
+        config: sizes and waits.
+        tools: what guests may call.
+        metrics: where to count.
+    """
+
+    def __init__(self, config: BrokerConfig, tools: ToolRegistry, metrics: Metrics) -> None:
+        self.config = config
+        self.metrics = metrics
+        self.tools = tools
+        self.placer = Placer(queue_size=config.queue_size, queue_bytes=config.queue_bytes)
+        self.directory = Directory(
+            max_finished=config.retained_sessions, max_bytes=config.retained_bytes, max_age_s=config.retain_s
+        )
+        self.links: dict[str, Link] = {}
+        self._runner = ToolRunner(tools, threads=config.tool_threads)
+        self._routes: dict[str, BrokerSession] = {}
+        self._overdue: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for the worker's final
+        self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
+        self._tool_tasks: dict[str, set[asyncio.Task[None]]] = {}
+        self._closing = False
+
+    # Clients
+
+    def submit(self, new: NewSession) -> BrokerSession:
+        """Accept a session and place it, or let it wait.
+
+        Raises:
+            DuplicateSession: its id is taken by a session that has not ended.
+            NoCapacity: the queue is full.
+        """
+        session_id = new.session_id or new_session_id()
+        if session_id in self._routes:
+            raise DuplicateSession(session_id)
+        if self._closing:
+            raise NoCapacity("the broker is stopping")
+        now = time.monotonic()
+        request = Execute(
+            session_id=session_id,
+            code=new.code,
+            limits=_limits_json(new.limits),
+            language=new.language,
+            profile=new.profile,
+        )
+        session = BrokerSession(
+            session_id,
+            request,
+            new.limits,
+            now=now,
+            wall=time.time(),
+            log_bytes=self.config.log_bytes,
+            answerer=new.answerer,
+        )
+        decision = self.placer.submit(session_id, self._queue_deadline(session), size_bytes=session.code_bytes)
+        if isinstance(decision, Refuse):
+            raise NoCapacity("every slot is taken and the queue is full", retry_after_s=decision.retry_after_s)
+        self._routes[session_id] = session
+        self.directory.add(session)
+        if isinstance(decision, Place):
+            self._place(decision, now)
+        return session
+
+    def cancel(self, session: BrokerSession, reason: str = "") -> None:
+        """End a session soon: at once if it waits, else when its worker says so. An ended one stays as it is."""
+        if not session.live:
+            return
+        message = f"session was cancelled: {reason}" if reason else "session was cancelled"
+        if session.worker is None:
+            self._end(session, Code.SESSION_CANCELLED, message)
+            return
+        self.links[session.worker].send(encode(Cancel(session_id=session.session_id, reason=reason[:1000] or UNSET)))
+        self._end_later(session, self.config.cancel_grace_s, Code.SESSION_CANCELLED, message)
+
+    def delete(self, session: BrokerSession) -> None:
+        """Cancel a session, and make it unfindable."""
+        self.directory.remove(session.session_id)
+        self.cancel(session, "deleted")
+
+    def answer_call(self, session: BrokerSession, result: ToolResult) -> None:
+        """Pass a client's tool result on.
+
+        Raises:
+            RemoteProtocolError: no such call waits for this client, or the result is too large.
+        """
+        call_id, session_id = result.call_id, session.session_id
+        if not session.live or call_id not in session.calls:
+            allowed = "the callId of a tool_call of this session"
+            raise RemoteProtocolError(f"unknown call {call_id}", field="callId", allowed=allowed, session_id=session_id)
+        message = encode(result)
+        if len(message) > MAX_MESSAGE_BYTES:
+            allowed = f"at most {MAX_MESSAGE_BYTES} bytes in all"
+            raise RemoteProtocolError("too large", field="value", allowed=allowed, session_id=session_id)
+        if not session.answer(call_id):
+            reason = f"call {call_id} was answered before"
+            raise RemoteProtocolError(reason, field="callId", allowed="one result per call", session_id=session_id)
+        self.metrics.tool_calls.labels("ok" if result.success else "error").inc()
+        self._send(session, message)
+
+    def reader_came(self, session: BrokerSession) -> None:
+        """Note that somebody reads the session: it need not be given up."""
+        _cancel_timer(self._unread, session.session_id)
+
+    def reader_left(self, session: BrokerSession) -> None:
+        """Note that a reader is gone. If it was the last, the session is given a while and then cancelled."""
+        if session.live and not session.log.readers and session.session_id not in self._unread:
+            self._unread[session.session_id] = asyncio.get_running_loop().call_later(
+                self.config.disconnect_grace_s, self._give_up, session
+            )
+
+    # Workers
+
+    def link_up(self, link: Link, hello: Hello) -> None:
+        """Offer the worker's slots."""
+        placed = self.placer.worker_up(
+            link.name, max_sessions=hello.max_sessions, active=hello.active, draining=hello.draining
+        )
+        self._place_all(placed)
+
+    def link_down(self, link: Link, reason: str) -> None:
+        """End what was on the worker."""
+        self.metrics.workers_lost.inc()
+        for lost in self.placer.worker_down(link.name):
+            self._lose(lost, link, reason)
+
+    def link_pong(self, link: Link, pong: Pong) -> None:
+        """Take in how busy the worker is."""
+        placed = self.placer.worker_status(
+            link.name, max_sessions=pong.max_sessions, active=pong.active, draining=pong.draining
+        )
+        self._place_all(placed)
+
+    def link_rejection(self, link: Link, rejection: Rejection) -> None:
+        """Handle a refusal. One of an `execute` ends the session; one for an ended session frees its slot."""
+        self.metrics.rejections.labels("WORKER_REJECTION").inc()
+        payload = rejection.payload
+        log.debug("worker %s refused a message: %s", link.name, payload.message)
+        session = None if rejection.session_id is UNSET else self._routes.get(rejection.session_id)
+        if session is None or session.worker != link.name:
+            return
+        if session.live and session.request is None:
+            return  # it runs: what was refused is a late tool result or the like
+        if session.live:
+            self._end(session, Code.VALIDATION_ERROR, f"the worker refused the session: {payload.message}")
+        self._release(session)
+
+    def link_event(self, link: Link, envelope: Envelope, line: bytes) -> None:
+        """Pass an event on, and do what it asks for."""
+        session = None if envelope.session_id is UNSET else self._routes.get(envelope.session_id)
+        if session is None or session.worker != link.name:
+            self.metrics.stray_events.inc()
+            return
+        final = envelope.type == "final"
+        if session.live:
+            step = session.accept(envelope, line, time.monotonic())
+            if step is None:
+                return
+            if isinstance(step, Refused):
+                self._requeue(session)
+                return
+            if isinstance(step, ToolCalled):
+                self._call_tool(session, step.call)
+            elif isinstance(step, Ended):
+                self._ended(session)
+            else:
+                self._broken(session, step)
+        if final:
+            self._release(session)
+
+    # The clock
+
+    def tick(self) -> None:
+        """Do what is due: refuse who waited too long, tell the others that they still wait, forget old sessions."""
+        now, wall = time.monotonic(), time.time()
+        for refuse in self.placer.expire(now):
+            session = self._routes[refuse.session_id]
+            waited_ms = round((now - session.created) * 1000)
+            self._end(session, Code.NO_CAPACITY, f"no worker had a free slot within {waited_ms} ms")
+        for session_id in self.placer.waiting():
+            self._routes[session_id].beat(now, wall)
+        self.directory.expire(now)
+
+    # The end
+
+    def end_all(self) -> None:
+        """End every session, because the broker stops, and accept no more."""
+        self._closing = True
+        for session in [session for session in self._routes.values() if session.live]:
+            if session.worker is not None:
+                self.links[session.worker].send(encode(Cancel(session_id=session.session_id, reason="broker stops")))
+            self._end(session, Code.SESSION_CANCELLED, "the broker is stopping")
+
+    async def wait_tools_ended(self) -> None:
+        """Wait for cancelled tools, but not for longer than `stop_grace_s`."""
+        self._runner.close()
+        tasks = [task for tasks in self._tool_tasks.values() for task in tasks]
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=self.config.stop_grace_s)
+            if stuck:
+                log.warning("%d tool calls ignore their cancellation and are left behind", len(stuck))
+
+    def validate(self) -> None:
+        """Assert what is always true between two calls."""
+        self.placer.validate()
+        self.directory.validate()
+        for session in self._routes.values():
+            has_slot = self.placer.worker_of(session.session_id)
+            assert has_slot == session.worker, f"{session.session_id}: slot on {has_slot}, routed to {session.worker}"
+            waits = self.placer.is_waiting(session.session_id)
+            assert (session.live or has_slot) and not (waits and not session.live), f"{session.session_id}: misplaced"
+
+    def _place_all(self, placed: Iterable[Place]) -> None:
+        now = time.monotonic()
+        for place in placed:
+            self._place(place, now)
+
+    def _place(self, place: Place, now: float) -> None:
+        link, session = self.links[place.worker], self._routes[place.session_id]
+        session.worker = place.worker
+        session.worker_name = link.worker_id
+        link.send(encode(session.execute(now)))
+        self.metrics.queue_wait.observe(now - session.created)
+        wall_s = session.limits.wall_ms / 1000
+        message = f"the worker did not end the session within its {session.limits.wall_ms} ms"
+        self._end_later(session, wall_s + self.config.final_grace_s, Code.DEADLINE_EXCEEDED, message)
+
+    def _requeue(self, session: BrokerSession) -> None:
+        self.metrics.requeues.inc()
+        _cancel_timer(self._overdue, session.session_id)
+        session.worker = session.worker_name = session.started = None
+        placed = self.placer.refused(
+            session.session_id, self._queue_deadline(session), size_bytes=session.code_bytes
+        )
+        self._place_all(placed)
+
+    def _release(self, session: BrokerSession) -> None:
+        session.worker = None
+        self._routes.pop(session.session_id, None)
+        self._place_all(self.placer.release(session.session_id))
+
+    def _lose(self, lost: Lose, link: Link, reason: str) -> None:
+        session = self._routes[lost.session_id]
+        session.worker = None
+        if session.live:
+            self._end(session, Code.WORKER_LOST, f"worker {link.worker_id} was lost: {reason}")
+        else:
+            self._routes.pop(lost.session_id)
+
+    def _broken(self, session: BrokerSession, broken: Broken) -> None:
+        log.error("worker %s, session %s: %s", session.worker, session.session_id, broken.reason)
+        self._cancel_on_worker(session, "broken stream")
+        self._end(session, Code.INTERNAL_ERROR, f"the worker's events made no sense: {broken.reason}")
+
+    def _end(self, session: BrokerSession, code: Code, message: str) -> None:
+        """Write the final that no worker will, whatever state the session is in."""
+        session.end(code, message, time.monotonic())
+        self.placer.withdraw(session.session_id)
+        self._ended(session)
+        if session.worker is None:
+            self._routes.pop(session.session_id, None)
+
+    def _ended(self, session: BrokerSession) -> None:
+        _cancel_timer(self._overdue, session.session_id)
+        _cancel_timer(self._unread, session.session_id)
+        for task in self._tool_tasks.get(session.session_id, ()):
+            task.cancel()
+        self.directory.finish(session)
+        self.metrics.ended(session.outcome, session.duration_ms(time.monotonic()) / 1000)
+
+    def _end_later(self, session: BrokerSession, delay_s: float, code: Code, message: str) -> None:
+        _cancel_timer(self._overdue, session.session_id)
+        self._overdue[session.session_id] = asyncio.get_running_loop().call_later(
+            delay_s, self._end_overdue, session, code, message
+        )
+
+    def _end_overdue(self, session: BrokerSession, code: Code, message: str) -> None:
+        log.error("worker %s, session %s: no final in time", session.worker, session.session_id)
+        self._cancel_on_worker(session, "overdue")
+        self._end(session, code, message)
+
+    def _cancel_on_worker(self, session: BrokerSession, reason: str) -> None:
+        if session.worker is not None:
+            self.links[session.worker].send(encode(Cancel(session_id=session.session_id, reason=reason)))
+
+    def _give_up(self, session: BrokerSession) -> None:
+        self._unread.pop(session.session_id, None)
+        if not session.log.readers:
+            self.cancel(session, "its client went away")
+
+    def _queue_deadline(self, session: BrokerSession) -> float:
+        return session.created + min(self.config.queue_timeout_ms, session.limits.wall_ms) / 1000
+
+    def _send(self, session: BrokerSession, message: bytes) -> None:
+        if session.live and session.worker is not None:
+            self.links[session.worker].send(message)
+
+    # Tools
+
+    def _call_tool(self, session: BrokerSession, call: ToolCall) -> None:
+        name = call.payload.tool_name
+        known = self.tools.get(name) is not None
+        if not known and session.answerer == "client":
+            return
+        session.answer(call.payload.call_id)
+        if not known:
+            context = ToolContext(session.session_id, call.payload.call_id)
+            choices = ", ".join(self.tools.names()) or "none"
+            self.metrics.tool_calls.labels("unknown").inc()
+            self._send(session, encode(failed(context, Code.UNKNOWN_TOOL, f"no tool {name!r} (tools: {choices})")))
+            return
+        tasks = self._tool_tasks.setdefault(session.session_id, set())
+        task = asyncio.get_running_loop().create_task(self._run_tool(session, call))
+        tasks.add(task)
+        task.add_done_callback(functools.partial(self._tool_done, session.session_id))
+
+    async def _run_tool(self, session: BrokerSession, call: ToolCall) -> None:
+        context = ToolContext(session.session_id, call.payload.call_id)
+        limits, payload = session.limits, call.payload
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(limits.tool_wait_ms / 1000):
+                result = await self._runner.run(
+                    payload.tool_name, payload.args, context, max_bytes=limits.max_tool_result_bytes
+                )
+        except TimeoutError:
+            result = failed(context, Code.TOOL_TIMEOUT, f"{payload.tool_name} took over {limits.tool_wait_ms} ms")
+        self.metrics.tool_duration.observe(time.monotonic() - started)
+        self.metrics.tool_calls.labels("ok" if result.success else "error").inc()
+        self._send(session, encode(result))
+
+    def _tool_done(self, session_id: str, task: asyncio.Task[None]) -> None:
+        tasks = self._tool_tasks[session_id]
+        tasks.discard(task)
+        if not tasks:
+            del self._tool_tasks[session_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("running a tool failed", exc_info=error)
+
+
+@functools.lru_cache(maxsize=64)
+def _limits_json(limits: Limits) -> dict[str, Any]:
+    """Return every limit by name: the worker must hold what the broker promised, not its own defaults."""
+    fields = msgspec.structs.fields(limits)
+    values = {item.encode_name: getattr(limits, item.name) for item in fields}
+    return {name: value for name, value in values.items() if value is not UNSET}
+
+
+def _cancel_timer(timers: dict[str, asyncio.TimerHandle], session_id: str) -> None:
+    timer = timers.pop(session_id, None)
+    if timer is not None:
+        timer.cancel()

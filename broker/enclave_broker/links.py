@@ -1,0 +1,227 @@
+"""The broker's one connection to a worker, kept up for ever.
+
+Theory of operation. `run` dials, waits for `hello`, reports `link_up`, and then has three jobs until one of them
+fails: read frames and hand them over, write what `send` buffered, and ping. The failure's reason is reported as
+`link_down` before anything slow is closed, so a worker's sessions end at once; then it dials again, with a delay that
+doubles up to a limit and is spread at random, so that a fleet does not come back in step.
+
+A worker is dead when it was silent for `dead_after_s`; any frame is a sign of life, and every `pong` says how busy it
+is. Silence is counted in ping intervals that this program was awake for: a broker that was itself stopped for a
+minute must not take its whole fleet for dead when it wakes up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from enclave_protocol import Hello, Ping, Pong, Rejection, RemoteProtocolError, decode_worker_message, encode, peek
+from enclave_protocol.events import PROTOCOL_VERSION
+from msgspec import UNSET
+
+if TYPE_CHECKING:
+    from enclave_protocol.messages import Envelope
+
+    from .channels import Dial, Transport
+    from .config import BrokerConfig
+
+log = logging.getLogger("enclave.broker.link")
+
+
+class LinkHandler(Protocol):
+    """Who is told. None of these may block."""
+
+    def link_up(self, link: Link, hello: Hello) -> None:
+        """The worker said hello."""
+
+    def link_down(self, link: Link, reason: str) -> None:
+        """The worker is gone, and so is everything on it. Comes once for every `link_up`."""
+
+    def link_event(self, link: Link, envelope: Envelope, line: bytes) -> None:
+        """An event of a session."""
+
+    def link_pong(self, link: Link, pong: Pong) -> None:
+        """How busy the worker is."""
+
+    def link_rejection(self, link: Link, rejection: Rejection) -> None:
+        """The worker refused a message of ours."""
+
+
+class LinkDown(Exception):  # noqa: N818 - a fact about the worker, not a fault of ours
+    """The connection is of no more use; the text says why."""
+
+
+class Link:
+    """One worker's connection.
+
+    Args:
+        name: what the placer calls the worker: its URL.
+        dial: opens a connection.
+        handler: who is told.
+        config: intervals and sizes.
+    """
+
+    def __init__(self, name: str, dial: Dial, handler: LinkHandler, config: BrokerConfig) -> None:
+        self.name = name
+        self.up = False
+        self.hello: Hello | None = None
+        self._dial = dial
+        self._handler = handler
+        self._config = config
+        self._outgoing: deque[bytes] = deque()
+        self._outgoing_bytes = 0
+        self._something_to_write = asyncio.Event()
+        self._overflowed = asyncio.Event()
+        self._silent_intervals = 0
+
+    @property
+    def worker_id(self) -> str:
+        """What the worker calls itself; its URL as long as it said nothing."""
+        return self.name if self.hello is None else self.hello.worker_id
+
+    def __repr__(self) -> str:
+        return f"<Link {self.name} {'up' if self.up else 'down'} outgoing={self._outgoing_bytes}>"
+
+    def send(self, message: bytes) -> None:
+        """Buffer a message for the worker. Without a connection it is dropped: `link_down` ended its session.
+
+        A worker that leaves more than `link_buffer_bytes` unread is taken for dead.
+        """
+        if not self.up or self._overflowed.is_set():
+            return
+        self._outgoing.append(message)
+        self._outgoing_bytes += len(message)
+        self._something_to_write.set()
+        if self._outgoing_bytes > self._config.link_buffer_bytes:
+            self._overflowed.set()
+
+    async def run(self) -> None:
+        """Keep the connection up until cancelled."""
+        failures = 0
+        while True:
+            was_up, reason = await self._live()
+            failures = 1 if was_up else failures + 1
+            if was_up:
+                log.warning("worker %s (%s) lost: %s; reconnecting", self.name, self.worker_id, reason)
+            elif failures == 1:
+                log.warning("worker %s unreachable: %s; retrying until it answers", self.name, reason)
+            await asyncio.sleep(self._delay_s(failures))
+
+    async def _live(self) -> tuple[bool, str]:
+        """Live through one connection; returns whether the worker said hello, and why it ended."""
+        try:
+            transport = await self._dial()
+        except ConnectionError as error:
+            return False, str(error)
+        try:
+            hello = await self._hello(transport)
+        except LinkDown as down:
+            await transport.close()
+            return False, str(down)
+        except BaseException:
+            await transport.close()
+            raise
+        return True, await self._serve(transport, hello)
+
+    async def _serve(self, transport: Transport, hello: Hello) -> str:
+        reason = "the broker is stopping"
+        self._reset(hello)
+        log.info("worker %s (%s) up: %d slots, level %s", self.name, hello.worker_id, hello.max_sessions, hello.level)
+        self._handler.link_up(self, hello)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write(transport))
+                group.create_task(self._watch())
+                await self._read(transport)
+        except* LinkDown as downs:
+            reason = str(downs.exceptions[0])
+        finally:
+            self.up = False
+            self._outgoing.clear()
+            self._handler.link_down(self, reason)
+            await transport.close()
+        return reason
+
+    def _reset(self, hello: Hello) -> None:
+        self.hello = hello
+        self.up = True
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
+        self._something_to_write.clear()
+        self._overflowed.clear()
+        self._silent_intervals = 0
+
+    async def _hello(self, transport: Transport) -> Hello:
+        try:
+            async with asyncio.timeout(self._config.hello_timeout_s):
+                message = decode_worker_message(await transport.recv())
+        except TimeoutError:
+            raise LinkDown("connected, but it did not say hello: is it an enclave-runtime?") from None
+        except (ConnectionError, EOFError) as error:
+            raise LinkDown(str(error)) from error
+        except RemoteProtocolError as error:
+            raise LinkDown(f"its first message is no hello ({error}): is it an enclave-runtime?") from error
+        if not isinstance(message, Hello):
+            raise LinkDown("its first message is no hello: is it an enclave-runtime?")
+        if message.protocol_version != PROTOCOL_VERSION:
+            raise LinkDown(f"it speaks protocol {message.protocol_version}, this broker {PROTOCOL_VERSION}")
+        return message
+
+    async def _read(self, transport: Transport) -> None:
+        while True:
+            try:
+                line = await transport.recv()
+            except (ConnectionError, EOFError) as error:
+                raise LinkDown(str(error)) from error
+            self._silent_intervals = 0
+            self._dispatch(line)
+
+    def _dispatch(self, line: bytes) -> None:
+        try:
+            envelope = peek(line)
+            if envelope.seq is not UNSET:
+                self._handler.link_event(self, envelope, line)
+                return
+            message = decode_worker_message(line)
+        except RemoteProtocolError as error:
+            log.warning("worker %s sent something unreadable: %s", self.name, error)
+            return
+        if isinstance(message, Pong):
+            self._handler.link_pong(self, message)
+        elif isinstance(message, Rejection):
+            self._handler.link_rejection(self, message)
+
+    async def _write(self, transport: Transport) -> None:
+        while True:
+            await self._something_to_write.wait()
+            self._something_to_write.clear()
+            while self._outgoing:
+                message = self._outgoing.popleft()
+                self._outgoing_bytes -= len(message)
+                try:
+                    await transport.send(message)
+                except (ConnectionError, EOFError) as error:
+                    raise LinkDown(str(error)) from error
+
+    async def _watch(self) -> None:
+        """Ping, and notice silence and a worker that does not read."""
+        interval_s = self._config.ping_interval_s
+        while True:
+            self.send(encode(Ping(timestamp=round(time.time() * 1000))))
+            try:
+                async with asyncio.timeout(interval_s):
+                    await self._overflowed.wait()
+            except TimeoutError:
+                self._silent_intervals += 1
+                if self._silent_intervals * interval_s >= self._config.dead_after_s:
+                    raise LinkDown(f"silent for {self._config.dead_after_s:g} s") from None
+            else:
+                raise LinkDown(f"left more than {self._config.link_buffer_bytes} bytes unread")
+
+    def _delay_s(self, failures: int) -> float:
+        longest = min(self._config.reconnect_max_s, self._config.reconnect_min_s * 2 ** min(failures - 1, 20))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing

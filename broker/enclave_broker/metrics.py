@@ -1,0 +1,65 @@
+"""What the broker counts. No session or user id is ever a label."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from enclave_protocol import Code, __version__
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from .placement import Statistics
+
+DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_CODES = frozenset(Code)
+
+
+class Metrics:
+    """The broker's metrics, in a registry of their own so that several brokers fit one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.sessions = Counter("enclave_sessions", "Sessions that ended", ["outcome"], registry=registry)
+        self.duration = Histogram(
+            "enclave_session_duration_seconds",
+            "From acceptance to the final",
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.queue_wait = Histogram(
+            "enclave_queue_wait_seconds", "Wait for a slot", buckets=DURATION_BUCKETS, registry=registry
+        )
+        self.queue_depth = Gauge("enclave_queue_depth", "Sessions that wait for a slot", registry=registry)
+        self.active = Gauge("enclave_sessions_active", "Sessions that have not ended", registry=registry)
+        self.slots = Gauge("enclave_slots", "Slots of connected workers", ["state"], registry=registry)
+        self.workers = Gauge("enclave_workers", "Workers that are configured", ["state"], registry=registry)
+        self.workers_lost = Counter("enclave_workers_lost", "Connections to workers that broke", registry=registry)
+        self.requeues = Counter("enclave_requeues", "Sessions a worker had no slot for", registry=registry)
+        self.rejections = Counter("enclave_rejections", "Requests that were refused", ["code"], registry=registry)
+        self.stray_events = Counter("enclave_stray_events", "Events for no live session", registry=registry)
+        self.tool_calls = Counter("enclave_tool_calls", "Tool calls", ["outcome"], registry=registry)
+        self.tool_duration = Histogram(
+            "enclave_tool_call_duration_seconds", "Tool calls run here", buckets=DURATION_BUCKETS, registry=registry
+        )
+        self.resumes = Counter("enclave_stream_resumes", "Streams opened on an existing session", registry=registry)
+        self.readers_cut = Counter("enclave_readers_cut", "Readers that were too slow", registry=registry)
+        build = Gauge("enclave_build_info", "1; the version is the label", ["version"], registry=registry)
+        build.labels(__version__).set(1)
+
+    def ended(self, outcome: str, duration_s: float) -> None:
+        """Count the end of a session. A tool's own code is not from a closed list, so it is no label."""
+        known = outcome if outcome == "ok" or outcome in _CODES else "TOOL_ERROR"
+        self.sessions.labels(known).inc()
+        self.duration.observe(duration_s)
+
+    def render(self, fleet: Statistics, *, configured: int, active: int) -> bytes:
+        """Return the exposition text, with the gauges as of now."""
+        self.active.set(active)
+        self.queue_depth.set(fleet.waiting)
+        self.slots.labels("reserved").set(fleet.reserved)
+        self.slots.labels("free").set(fleet.free)
+        self.slots.labels("total").set(fleet.slots)
+        self.workers.labels("connected").set(fleet.workers - fleet.draining)
+        self.workers.labels("draining").set(fleet.draining)
+        self.workers.labels("disconnected").set(configured - fleet.workers)
+        return generate_latest(self.registry)

@@ -1,0 +1,271 @@
+"""Which worker runs a session, and who waits. Pure: plain state, no I/O, no clock.
+
+Theory of operation. The fleet is a set of workers with slots and one queue of sessions without a slot. Every method
+is one synchronous step that changes both and returns instructions; nobody awaits between choosing a worker and taking
+its slot, so no other pass can ever see a slot that is given away but still looks free. The instructions are carried
+out afterwards by the broker.
+
+A slot belongs to a session from `Place` until `release` (its worker said `final`), `refused` (its worker had no slot
+after all) or `worker_down`. A session that the broker ends by itself keeps its slot until the worker lets go of it:
+the sandbox may still be there.
+
+A worker may have clients beside this broker. Their sessions are `foreign`: what the worker says is active, less what
+we know to be ours.
+
+The invariant that keeps the queue short: nobody waits while a slot is free. `validate` asserts it, and the rest.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Literal
+
+RefuseReason = Literal["queue_full", "deadline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Send this session to this worker: a slot of it is already taken."""
+
+    session_id: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The session waits for a slot; `position` is 1 for the first in line."""
+
+    session_id: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The session gets no slot. Trying again after `retry_after_s` can help."""
+
+    session_id: str
+    reason: RefuseReason
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    """The session was on a worker that is gone."""
+
+    session_id: str
+    worker: str
+
+
+Submitted = Place | Wait | Refuse
+
+
+@dataclass(slots=True)
+class Worker:
+    """What the placer knows of a connected worker."""
+
+    name: str
+    max_sessions: int
+    foreign: int = 0
+    draining: bool = False
+    full: bool = False
+    """It refused a session: offer it nothing until it says how busy it is, or lets go of one of ours."""
+    last_used: int = 0
+    sessions: set[str] = field(default_factory=set)
+    """Ours: one slot each."""
+
+    @property
+    def free(self) -> int:
+        """Slots that a new session may take."""
+        return 0 if self.draining or self.full else max(0, self.max_sessions - self.foreign - len(self.sessions))
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    deadline: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A snapshot for metrics and people."""
+
+    workers: int
+    draining: int
+    slots: int
+    reserved: int
+    free: int
+    waiting: int
+
+
+class Placer:
+    """The fleet and the queue.
+
+    Args:
+        queue_size: most sessions that may wait; the next one is refused.
+        queue_bytes: most code, in bytes, that the waiting sessions may hold together.
+        retry_after_s: what a refusal says.
+    """
+
+    def __init__(self, *, queue_size: int, queue_bytes: int, retry_after_s: float = 1.0) -> None:
+        self.queue_size = queue_size
+        self.queue_bytes = queue_bytes
+        self.retry_after_s = retry_after_s
+        self._workers: dict[str, Worker] = {}
+        self._placed: dict[str, Worker] = {}
+        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()  # first in line first
+        self._waiting_bytes = 0
+        self._uses = 0
+
+    def submit(self, session_id: str, deadline: float, *, size_bytes: int = 0) -> Submitted:
+        """Find a slot for a new session, or let it wait until `deadline` (on the clock of `expire`)."""
+        if session_id in self._placed or session_id in self._waiting:
+            raise AssertionError(f"{session_id} submitted twice: the broker refuses duplicates before")
+        worker = self._least_loaded()
+        if worker is not None:
+            return self._reserve(session_id, worker)
+        if len(self._waiting) >= self.queue_size or self._waiting_bytes + size_bytes > self.queue_bytes:
+            return Refuse(session_id, "queue_full", self.retry_after_s)
+        self._enqueue(session_id, _Waiting(deadline, size_bytes))
+        return Wait(session_id, len(self._waiting))
+
+    def release(self, session_id: str) -> list[Place]:
+        """Give the session's slot back; the first in line may take it. Nothing happens without a slot."""
+        worker = self._placed.pop(session_id, None)
+        if worker is None:
+            return []
+        worker.sessions.discard(session_id)
+        worker.full = False
+        return self._serve_queue()
+
+    def refused(self, session_id: str, deadline: float, *, size_bytes: int = 0) -> list[Place]:
+        """Put a session that its worker had no slot for back at the head of the queue, or on another worker.
+
+        The queue may grow past its size by this: the session was accepted, and at most one per slot can come back.
+        """
+        worker = self._placed.pop(session_id, None)
+        if worker is None:
+            return []
+        worker.sessions.discard(session_id)
+        worker.full = True
+        self._enqueue(session_id, _Waiting(deadline, size_bytes))
+        self._waiting.move_to_end(session_id, last=False)
+        return self._serve_queue()
+
+    def withdraw(self, session_id: str) -> bool:
+        """Take a session out of the queue; False if it did not wait."""
+        return self._dequeue(session_id) is not None
+
+    def expire(self, now: float) -> list[Refuse]:
+        """Refuse everyone whose deadline has passed."""
+        late = [session_id for session_id, waiting in self._waiting.items() if waiting.deadline <= now]
+        for session_id in late:
+            self._dequeue(session_id)
+        return [Refuse(session_id, "deadline", self.retry_after_s) for session_id in late]
+
+    def worker_up(self, name: str, *, max_sessions: int, active: int, draining: bool) -> list[Place]:
+        """Add a worker that said hello. Nothing of ours is on it: it ended what it had when its link closed."""
+        if name in self._workers:
+            raise AssertionError(f"worker {name} came up twice: its link reports down first")
+        self._workers[name] = Worker(name, max_sessions, foreign=active, draining=draining)
+        return self._serve_queue()
+
+    def worker_down(self, name: str) -> list[Lose]:
+        """Drop a worker, and say which sessions went with it."""
+        worker = self._workers.pop(name, None)
+        if worker is None:
+            return []
+        for session_id in worker.sessions:
+            del self._placed[session_id]
+        return [Lose(session_id, name) for session_id in sorted(worker.sessions)]
+
+    def worker_status(self, name: str, *, max_sessions: int, active: int, draining: bool) -> list[Place]:
+        """Take in what a worker says of itself."""
+        worker = self._workers.get(name)
+        if worker is None:
+            return []
+        worker.max_sessions = max_sessions
+        worker.foreign = max(0, active - len(worker.sessions))
+        worker.draining = draining
+        worker.full = False
+        return self._serve_queue()
+
+    def worker_of(self, session_id: str) -> str | None:
+        """Return the worker whose slot the session has."""
+        worker = self._placed.get(session_id)
+        return None if worker is None else worker.name
+
+    def is_waiting(self, session_id: str) -> bool:
+        """Return whether the session is in the queue."""
+        return session_id in self._waiting
+
+    def waiting(self) -> list[str]:
+        """Return who waits, first in line first."""
+        return list(self._waiting)
+
+    def statistics(self) -> Statistics:
+        """Return a snapshot."""
+        workers = self._workers.values()
+        return Statistics(
+            workers=len(workers),
+            draining=sum(worker.draining for worker in workers),
+            slots=sum(worker.max_sessions for worker in workers),
+            reserved=len(self._placed),
+            free=sum(worker.free for worker in workers),
+            waiting=len(self._waiting),
+        )
+
+    def validate(self) -> None:
+        """Assert everything that is always true of the state."""
+        assert not (self._waiting and self._least_loaded()), "somebody waits while a slot is free"
+        assert not self._placed.keys() & self._waiting.keys(), "a session both waits and has a slot"
+        reserved = {session_id: worker for worker in self._workers.values() for session_id in worker.sessions}
+        assert reserved == self._placed, "a slot without a session, or a session without a slot"
+        queued = sum(waiting.size_bytes for waiting in self._waiting.values())
+        assert queued == self._waiting_bytes, "the queue's bytes are miscounted"
+        assert sum(len(worker.sessions) for worker in self._workers.values()) == len(self._placed), "two slots for one"
+
+    def __repr__(self) -> str:
+        workers = ", ".join(
+            f"{worker.name} {len(worker.sessions)}+{worker.foreign}/{worker.max_sessions}"
+            + (" draining" if worker.draining else "")
+            + (" full" if worker.full else "")
+            for worker in self._workers.values()
+        )
+        return f"<Placer waiting={len(self._waiting)}/{self.queue_size} [{workers}]>"
+
+    def _least_loaded(self) -> Worker | None:
+        # Most free slots first; among equals the one unused for longest, so that ties go round robin. Linear in the
+        # number of workers: a microsecond for ten, and still less than parsing the request for some hundreds.
+        best: Worker | None = None
+        best_free = 0
+        for worker in self._workers.values():
+            free = worker.free
+            if free > best_free or (best is not None and free == best_free and worker.last_used < best.last_used):
+                best, best_free = worker, free
+        return best
+
+    def _reserve(self, session_id: str, worker: Worker) -> Place:
+        self._uses += 1
+        worker.last_used = self._uses
+        worker.sessions.add(session_id)
+        self._placed[session_id] = worker
+        return Place(session_id, worker.name)
+
+    def _enqueue(self, session_id: str, waiting: _Waiting) -> None:
+        self._waiting[session_id] = waiting
+        self._waiting_bytes += waiting.size_bytes
+
+    def _dequeue(self, session_id: str) -> _Waiting | None:
+        waiting = self._waiting.pop(session_id, None)
+        if waiting is not None:
+            self._waiting_bytes -= waiting.size_bytes
+        return waiting
+
+    def _serve_queue(self) -> list[Place]:
+        placed = []
+        while self._waiting and (worker := self._least_loaded()) is not None:
+            session_id = next(iter(self._waiting))
+            self._dequeue(session_id)
+            placed.append(self._reserve(session_id, worker))
+        return placed

@@ -1,0 +1,57 @@
+"""uvicorn, without the parts of a program of its own: it is told when to stop, and leaves signals alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import uvicorn
+from enclave_protocol import MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Generator
+
+    from litestar import Litestar
+
+KEEP_ALIVE_S = 60
+
+
+class Server(uvicorn.Server):
+    """Serves one app inside somebody else's loop."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start accepting."""
+        await super().startup(sockets)
+        self._ready.set()
+
+    async def wait_started(self) -> None:
+        """Wait until connections are accepted."""
+        await self._ready.wait()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals to the program."""
+        yield
+
+
+def server_config(app: Litestar, *, stop_grace_s: float) -> uvicorn.Config:
+    """Return the server's settings: no logs per request, no compression, the protocol's largest frame."""
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(stop_grace_s)),
+    )

@@ -1,0 +1,449 @@
+"""A session as the broker sees it: its state, and the log of what its client was told.
+
+Theory of operation. The log is the stream: an append-only list of encoded lines, numbered from 1 without a hole.
+Readers are cursors into it, so a slow one holds no buffer of its own and slows nobody; when the log is trimmed past a
+cursor, that reader is cut off (`Trimmed`), never a worker. The lines come from two writers. The broker writes
+`session_init`, heartbeats while the session waits, and the `final` of sessions that no worker ends; the worker writes
+the rest, numbered on from there, and its bytes are kept as they came. `accept` checks that nothing is missing and
+answers what the broker has to do; `end` writes the broker's own `final`. Either closes the log, and a closed log takes
+nothing more: that is why there is exactly one `final`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+from enclave_protocol import (
+    Code,
+    Execute,
+    Final,
+    FinalError,
+    FinalPayload,
+    Limits,
+    ProtocolError,
+    State,
+    Stats,
+    Trigger,
+    decode_event,
+    encode,
+    is_retryable,
+    transition,
+)
+from enclave_protocol.events import (
+    Encryption,
+    Heartbeat,
+    HeartbeatPayload,
+    SessionInit,
+    SessionInitPayload,
+    Stderr,
+    Stdout,
+    ToolCall,
+    ToolResultApplied,
+)
+from msgspec import UNSET, UnsetType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from enclave_protocol.messages import Envelope
+
+_LAST_SECOND = 253_402_300_799  # of the year 9999: a limit may lie beyond what a date can say
+
+BATCH_BYTES = 256 * 1024
+"""What a reader takes at once, at most (but always one line)."""
+
+
+class Trimmed(Exception):  # noqa: N818 - a fact about the log, not a fault
+    """The wanted events are no longer kept; `first_seq` is the oldest that is."""
+
+    def __init__(self, first_seq: int) -> None:
+        self.first_seq = first_seq
+        super().__init__(f"events before {first_seq} are no longer kept")
+
+
+class EventLog:
+    """The lines of one session, the newest `max_bytes` of them."""
+
+    __slots__ = ("_cursors", "_lines", "closed", "first_seq", "max_bytes", "size_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.size_bytes = 0
+        self.first_seq = 1
+        """Number of the oldest line that is kept."""
+        self.closed = False
+        """Whether the last line was the `final`."""
+        self._lines: list[bytes] = []
+        self._cursors: list[Cursor] = []
+
+    @property
+    def next_seq(self) -> int:
+        """Number of the next line."""
+        return self.first_seq + len(self._lines)
+
+    @property
+    def readers(self) -> int:
+        """Open cursors."""
+        return len(self._cursors)
+
+    def append(self, line: bytes, *, last: bool = False) -> None:
+        """Add a line and wake the readers. The log takes nothing after the last."""
+        if self.closed:
+            raise AssertionError("an event after the final: accept and end refuse that before")
+        self._lines.append(line)
+        self.size_bytes += len(line)
+        self.closed = last
+        if self.size_bytes > self.max_bytes:
+            self._trim()
+        for cursor in self._cursors:
+            cursor.wake()
+
+    def lines(self, from_seq: int, max_bytes: int) -> list[bytes]:
+        """Return lines from `from_seq` on, up to `max_bytes` of them but at least one if there is any.
+
+        Raises:
+            Trimmed: that line was kept once, but is not any more.
+        """
+        if from_seq < self.first_seq:
+            raise Trimmed(self.first_seq)
+        found = self._lines[from_seq - self.first_seq :]
+        total = 0
+        for i, line in enumerate(found):
+            total += len(line)
+            if total > max_bytes and i:
+                return found[:i]
+        return found
+
+    def subscribe(self, from_seq: int, wake: Callable[[], object]) -> Cursor:
+        """Open a cursor at `from_seq`; `wake` is called, and must not block, whenever there is more to take.
+
+        Raises:
+            Trimmed: that line is not kept any more.
+        """
+        if from_seq < self.first_seq:
+            raise Trimmed(self.first_seq)
+        cursor = Cursor(self, from_seq, wake)
+        self._cursors.append(cursor)
+        return cursor
+
+    def unsubscribe(self, cursor: Cursor) -> None:
+        """Forget a cursor."""
+        if cursor in self._cursors:
+            self._cursors.remove(cursor)
+
+    def _trim(self) -> None:
+        # A quarter at a time: moving the rest of a list costs its length. The newest line always stays.
+        target = self.max_bytes * 3 // 4
+        dropped = 0
+        while self.size_bytes > target and dropped < len(self._lines) - 1:
+            self.size_bytes -= len(self._lines[dropped])
+            dropped += 1
+        del self._lines[:dropped]
+        self.first_seq += dropped
+
+
+class Cursor:
+    """One reader's place in a log."""
+
+    __slots__ = ("_log", "next_seq", "wake")
+
+    def __init__(self, log: EventLog, next_seq: int, wake: Callable[[], object]) -> None:
+        self._log = log
+        self.next_seq = next_seq
+        self.wake = wake
+
+    def take(self, max_bytes: int = BATCH_BYTES) -> list[bytes]:
+        """Return the next lines, none if there are none yet; raises Trimmed when this reader was too slow."""
+        lines = self._log.lines(self.next_seq, max_bytes)
+        self.next_seq += len(lines)
+        return lines
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to take."""
+        return self.next_seq < self._log.next_seq
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything was taken, the `final` included."""
+        return self._log.closed and self.next_seq >= self._log.next_seq
+
+    def close(self) -> None:
+        """Stop reading. Safe to call again."""
+        self._log.unsubscribe(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The worker had no slot; nothing was told to the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """The guest waits for this call."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The worker's `final` arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The worker's stream made no sense: end the session and tell the worker to."""
+
+    reason: str
+
+
+Step = Refused | ToolCalled | Ended | Broken | None
+"""What a worker's event asks of the broker; None: it is in the log, and that is all."""
+
+
+class _FinalError(msgspec.Struct):
+    code: str | UnsetType = UNSET
+
+
+class _FinalBody(msgspec.Struct):
+    ok: bool
+    error: _FinalError | UnsetType = UNSET
+    stats: Stats | UnsetType = UNSET
+
+
+class _FinalLine(msgspec.Struct):
+    payload: _FinalBody
+
+
+# Only what the broker counts: the result, which can be large, is skipped over.
+_final_decoder = msgspec.json.Decoder(_FinalLine)
+
+Answerer = Literal["broker", "client"]
+
+
+class BrokerSession:
+    """One session.
+
+    Args:
+        session_id: its id.
+        request: what to send to a worker; `firstSeq` and `queueMs` are filled in at placement.
+        limits: what holds for it.
+        now: seconds on the monotonic clock.
+        wall: seconds since the epoch.
+        log_bytes: size of its log.
+        answerer: who answers calls of tools that the broker does not have: nobody (`broker`), or its `client`.
+    """
+
+    __slots__ = (
+        "answerer",
+        "calls",
+        "code_bytes",
+        "created",
+        "created_at",
+        "ended",
+        "heartbeat",
+        "limits",
+        "log",
+        "open_calls",
+        "outcome",
+        "request",
+        "session_id",
+        "started",
+        "state",
+        "stats",
+        "tool_call_count",
+        "worker",
+        "worker_name",
+    )
+
+    def __init__(
+        self,
+        session_id: str,
+        request: Execute,
+        limits: Limits,
+        *,
+        now: float,
+        wall: float,
+        log_bytes: int,
+        answerer: Answerer = "broker",
+    ) -> None:
+        self.session_id = session_id
+        self.request: Execute | None = request  # until the worker's first event: after it, no other can take over
+        self.code_bytes = len(request.code)
+        self.limits = limits
+        self.answerer = answerer
+        self.state = State.STARTING
+        self.created = now
+        self.created_at = wall
+        self.heartbeat = now
+        self.started: float | None = None
+        """When a worker got it."""
+        self.ended: float | None = None
+        self.worker: str | None = None
+        """The link it went out on."""
+        self.worker_name: str | None = None
+        """What that worker calls itself."""
+        self.calls: dict[str, bool] = {}
+        """Tool calls by id, and whether each was answered."""
+        self.open_calls: set[str] = set()
+        """Calls whose result the guest does not have yet."""
+        self.tool_call_count = 0
+        self.stats: Stats | None = None
+        self.outcome = ""
+        """How it ended: `ok`, or the code of its error."""
+        self.log = EventLog(log_bytes)
+        self.log.append(encode(self._init_event()))
+
+    @property
+    def expires_at(self) -> float:
+        """When it ends at the latest, in seconds since the epoch."""
+        return self.created_at + self.limits.session_ttl_ms / 1000
+
+    @property
+    def live(self) -> bool:
+        """Whether its `final` is still to come."""
+        return not self.log.closed
+
+    def execute(self, now: float) -> Execute:
+        """Return what to send to the worker that it was just placed on."""
+        if self.request is None:
+            raise AssertionError("placed again after its worker began: only NO_CAPACITY re-queues")
+        self.started = now
+        queue_ms = round((now - self.created) * 1000, 3)
+        return msgspec.structs.replace(self.request, first_seq=self.log.next_seq, queue_ms=queue_ms)
+
+    def beat(self, now: float, wall: float) -> None:
+        """Write a heartbeat if one is due. The worker does so once it has the session."""
+        interval_s = self.limits.heartbeat_interval_ms / 1000
+        if interval_s and now - self.heartbeat >= interval_s:
+            self.heartbeat = now
+            payload = HeartbeatPayload(ts=iso(wall))
+            self.log.append(encode(Heartbeat(session_id=self.session_id, seq=self.log.next_seq, payload=payload)))
+
+    def accept(self, envelope: Envelope, line: bytes, now: float) -> Step:
+        """Take in an event of the worker's, and say what to do about it."""
+        if not self.live:
+            raise AssertionError("an event for an ended session: the broker drops those")
+        if envelope.seq != self.log.next_seq:
+            return Broken(f"event {envelope.seq} of type {envelope.type} came where {self.log.next_seq} was due")
+        try:
+            if envelope.type == "final":
+                return self._accept_final(line, now)
+            self._begin()
+            step = self._accept_call(envelope.type, line) if envelope.type.startswith("tool_") else None
+        except ProtocolError as error:
+            return Broken(str(error))
+        except msgspec.MsgspecError as error:
+            return Broken(f"unreadable {envelope.type}: {error}")
+        self.log.append(line)
+        return step
+
+    def end(self, code: Code, message: str, now: float) -> None:
+        """Write the broker's own `final`, because no worker will. A session that has ended stays as it is."""
+        if not self.live:
+            return
+        cancelled = code is Code.SESSION_CANCELLED
+        self.state = transition(self.state, Trigger.CANCEL if cancelled else Trigger.FAIL)
+        stats = self._broker_stats(now)
+        error = FinalError(message=message, code=code.value, retryable=is_retryable(code))
+        payload = FinalPayload(ok=False, error=error, stats=stats)
+        line = encode(Final(session_id=self.session_id, seq=self.log.next_seq, payload=payload))
+        self._finish(code.value, stats, line, now)
+
+    def answer(self, call_id: str) -> bool:
+        """Note that a call is being answered; False if there is no such call, or it was answered before."""
+        if self.calls.get(call_id, True):
+            return False
+        self.calls[call_id] = True
+        return True
+
+    def duration_ms(self, now: float) -> float:
+        """Return how long it has lived, or did."""
+        return round(((self.ended or now) - self.created) * 1000, 3)
+
+    def _accept_final(self, line: bytes, now: float) -> Step:
+        body = _final_decoder.decode(line).payload
+        code = body.error.code if body.error is not UNSET else UNSET
+        if code == Code.NO_CAPACITY and self.request is not None:
+            return Refused()
+        outcome = "ok" if body.ok else (code or Code.EXECUTION_ERROR.value)
+        if body.ok:
+            self._begin()
+            if self.state is State.WAITING_FOR_TOOL:  # the guest returned without waiting for all its calls
+                self.state = transition(self.state, Trigger.TOOL_RESULT)
+            self.state = transition(self.state, Trigger.COMPLETE)
+        else:
+            cancelled = outcome == Code.SESSION_CANCELLED
+            self.state = transition(self.state, Trigger.CANCEL if cancelled else Trigger.FAIL)
+        self._finish(outcome, body.stats or None, line, now)
+        return Ended()
+
+    def _accept_call(self, kind: str, line: bytes) -> Step:
+        event = decode_event(line)
+        if isinstance(event, ToolCall):
+            if event.payload.call_id in self.calls:
+                return Broken(f"call {event.payload.call_id} was made twice")
+            self.calls[event.payload.call_id] = False
+            self.open_calls.add(event.payload.call_id)
+            self.tool_call_count += 1
+            if self.state is State.RUNNING:
+                self.state = transition(self.state, Trigger.TOOL_CALL)
+            return ToolCalled(event)
+        if isinstance(event, ToolResultApplied):
+            self.calls[event.payload.call_id] = True
+            self.open_calls.discard(event.payload.call_id)
+            if self.state is State.WAITING_FOR_TOOL and not self.open_calls:
+                self.state = transition(self.state, Trigger.TOOL_RESULT)
+        return None
+
+    def _begin(self) -> None:
+        self.request = None
+        if self.state is State.STARTING:
+            self.state = transition(self.state, Trigger.START)
+
+    def _finish(self, outcome: str, stats: Stats | None, line: bytes, now: float) -> None:
+        self.outcome = outcome
+        self.stats = stats
+        self.ended = now
+        self.request = None
+        self.log.append(line, last=True)
+
+    def _broker_stats(self, now: float) -> Stats:
+        queued_until = self.started if self.started is not None else now
+        return Stats(
+            duration_ms=self.duration_ms(now),
+            tool_call_count=self.tool_call_count,
+            stdout_bytes=self._written(Stdout),
+            stderr_bytes=self._written(Stderr),
+            queue_ms=round((queued_until - self.created) * 1000, 3),
+        )
+
+    def _written(self, kind: type[Stdout | Stderr]) -> int:
+        # Counted from the log only when a session ends this way, so that passing events on needs no decoding.
+        mark = b'"stdout"' if kind is Stdout else b'"stderr"'
+        total = 0
+        for line in self.log.lines(self.log.first_seq, self.log.max_bytes):
+            if mark in line:
+                event = decode_event(line)
+                if isinstance(event, kind):
+                    total += len(event.payload.chunk.encode())
+        return total
+
+    def _init_event(self) -> SessionInit:
+        where = f"/sessions/{self.session_id}"
+        payload = SessionInitPayload(
+            cancel_url=f"{where}/cancel",
+            replay_url=f"{where}/stream",
+            expires_at=iso(self.expires_at),
+            encryption=Encryption(enabled=False),
+        )
+        return SessionInit(session_id=self.session_id, seq=1, payload=payload)
+
+
+def iso(wall: float) -> str:
+    """Return seconds since the epoch as the wire wants them: ISO 8601 in UTC, ending in `Z`."""
+    stamp = datetime.datetime.fromtimestamp(min(wall, _LAST_SECOND), datetime.UTC)
+    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")

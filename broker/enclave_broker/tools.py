@@ -1,0 +1,302 @@
+"""Python functions that guest code may call: their registry, and how one call is run.
+
+A tool is a plain function (run in one of a bounded number of threads) or an async one (awaited on the loop). The
+guest's argument object becomes keyword arguments; any other JSON value is passed as the one positional argument. A
+first parameter annotated `ToolContext` is given the ids of the session and the call.
+
+What a tool does wrong is a value here: an error the guest can catch. Nothing a tool raises reaches the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import threading
+import typing
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from enclave_protocol import MAX_MESSAGE_BYTES, Code, ToolError, ToolResult
+from msgspec import Raw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+TOOL_MARK = "__enclave_tool__"
+MAX_VALUE_BYTES = MAX_MESSAGE_BYTES - 4096
+"""Largest result that fits a frame with its envelope, whatever the session's limits say."""
+MAX_QUEUED_CALLS = 1000
+"""Calls that may wait for a thread."""
+MAX_ERROR_CHARS = 10_000
+
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """Who is calling."""
+
+    session_id: str
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A registered function."""
+
+    name: str
+    description: str
+    function: Callable[..., Any]
+    is_async: bool
+    wants_context: bool
+    signature: inspect.Signature
+
+    def bind(self, args: object, context: ToolContext) -> inspect.BoundArguments:
+        """Fit the guest's arguments to the function; raises TypeError."""
+        first = (context,) if self.wants_context else ()
+        if isinstance(args, dict):
+            return self.signature.bind(*first, **args)
+        if args is None and len(self.signature.parameters) == len(first):
+            return self.signature.bind(*first)
+        return self.signature.bind(*first, args)
+
+    def expects(self) -> str:
+        """Return the parameters in words, as in `(query: str, limit: int = 10)`."""
+        parameters = list(self.signature.parameters.values())[1 if self.wants_context else 0 :]
+        return str(self.signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+
+
+def tool(name: str | Callable[..., Any] | None = None, *, description: str = "") -> Any:
+    """Mark a function as a tool: `@tool`, `@tool("search")` or `@tool(description="...")`.
+
+    Args:
+        name: what guests call it; the function's own name if not given.
+        description: what it does; the first line of its docstring if not given.
+    """
+    if callable(name):
+        return tool(None, description=description)(name)
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        setattr(function, TOOL_MARK, (name or function.__name__, description))
+        return function
+
+    return mark
+
+
+class ToolRegistry:
+    """The tools of one broker."""
+
+    def __init__(self, tools: Iterable[Callable[..., Any]] = ()) -> None:
+        self._tools: dict[str, Tool] = {}
+        for function in tools:
+            self.add(function)
+
+    def register(self, name: str, function: Callable[..., Any], *, description: str = "") -> None:
+        """Make `function` callable as `name`.
+
+        Raises:
+            ValueError: the name is empty, too long or taken.
+        """
+        if not name or len(name) > 128 or name in self._tools:
+            raise ValueError(f"tool name {name!r}: needs 1 to 128 characters, and a name not taken by another tool")
+        signature = inspect.signature(function)
+        summary = description or (inspect.getdoc(function) or "").partition("\n")[0]
+        is_async = inspect.iscoroutinefunction(function)
+        self._tools[name] = Tool(name, summary, function, is_async, _wants_context(function, signature), signature)
+
+    def add(self, function: Callable[..., Any]) -> None:
+        """Register a function under the name that `@tool` gave it, or else its own."""
+        name, description = getattr(function, TOOL_MARK, (getattr(function, "__name__", ""), ""))
+        self.register(name, function, description=description)
+
+    def load(self, module: str) -> int:
+        """Register every `@tool` function defined or imported in a module; returns how many.
+
+        Raises:
+            ValueError: the module can't be imported, or has no tools.
+        """
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:
+            raise ValueError(f"tools module {module!r}: {type(error).__name__}: {error}") from error
+        functions = {id(value): value for value in vars(found).values() if callable(value) and hasattr(value, TOOL_MARK)}
+        if not functions:
+            raise ValueError(f"tools module {module!r}: has no function marked with @enclave_broker.tool")
+        for function in functions.values():
+            self.add(function)
+        return len(functions)
+
+    def get(self, name: str) -> Tool | None:
+        """Return a tool."""
+        return self._tools.get(name)
+
+    def names(self) -> list[str]:
+        """Return what is registered."""
+        return sorted(self._tools)
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+
+class ToolRunner:
+    """Runs calls. Owns the threads for plain functions.
+
+    Args:
+        registry: the tools.
+        threads: most plain functions that run at once.
+    """
+
+    def __init__(self, registry: ToolRegistry, *, threads: int) -> None:
+        self.registry = registry
+        self._threads = _Threads(threads)
+
+    async def run(self, name: str, args: object, context: ToolContext, *, max_bytes: int) -> ToolResult:
+        """Run one call to its end and return what to tell the guest. Raises only CancelledError."""
+        found = self.registry.get(name)
+        if found is None:
+            known = ", ".join(self.registry.names()) or "none"
+            return failed(context, Code.UNKNOWN_TOOL, f"no tool {name!r} (tools: {known})")
+        try:
+            bound = found.bind(args, context)
+        except TypeError as error:
+            return failed(context, Code.VALIDATION_ERROR, f"{name}: {error}; it takes {found.expects()}")
+        try:
+            if found.is_async:
+                value = await found.function(*bound.args, **bound.kwargs)
+            else:
+                value = await self._threads.run(lambda: found.function(*bound.args, **bound.kwargs))
+        except ThreadsBusy as busy:
+            return failed(context, Code.NO_CAPACITY, str(busy))
+        except asyncio.CancelledError:
+            # Either the session ended, and this task was cancelled; or the tool let a cancellation of its own escape.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return failed(context, Code.EXECUTION_ERROR, "CancelledError")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a tool may raise anything, and the guest is told
+            return failed(context, _code_of(error), _describe(error))
+        return _succeeded(context, name, value, min(max_bytes, MAX_VALUE_BYTES))
+
+    def close(self) -> None:
+        """Let the threads go. One that is stuck in a tool is left behind; it keeps no program from ending."""
+        self._threads.close()
+
+
+def failed(context: ToolContext, code: str, message: str) -> ToolResult:
+    """Return the failure of a call."""
+    error = ToolError(message=message[:MAX_ERROR_CHARS], code=str(code))
+    return ToolResult(session_id=context.session_id, call_id=context.call_id, success=False, error=error)
+
+
+def _succeeded(context: ToolContext, name: str, value: object, max_bytes: int) -> ToolResult:
+    try:
+        text = _encoder.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        return failed(context, Code.RESULT_NOT_SERIALIZABLE, f"{name} returned something that is not JSON: {error}")
+    if len(text) > max_bytes:
+        reason = f"{name} returned {len(text)} bytes of JSON; maxToolResultBytes is {max_bytes}"
+        return failed(context, Code.RESULT_TOO_LARGE, reason)
+    return ToolResult(session_id=context.session_id, call_id=context.call_id, success=True, value=Raw(text))
+
+
+def _code_of(error: BaseException) -> str:
+    code = getattr(error, "code", None)
+    return code[:128] if isinstance(code, str) and code else Code.EXECUTION_ERROR
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a tool's exception may fail to print itself
+        text = "(its message can't be shown)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _wants_context(function: Callable[..., Any], signature: inspect.Signature) -> bool:
+    first = next(iter(signature.parameters.values()), None)
+    if first is None:
+        return False
+    try:
+        return typing.get_type_hints(function).get(first.name) is ToolContext
+    except (NameError, TypeError):  # an annotation that does not resolve is somebody else's type
+        return first.annotation in {ToolContext, "ToolContext"}
+
+
+class ThreadsBusy(Exception):  # noqa: N818 - the load, not a fault
+    """Too many calls wait for a thread."""
+
+
+class _Threads:
+    """At most `limit` daemon threads, made when needed.
+
+    Not concurrent.futures: its threads are joined when the interpreter ends, so one tool that never returns would keep
+    the whole program from ending.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Condition()
+        self._jobs: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self._idle = 0
+        self._count = 0
+        self._closed = False
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            if len(self._jobs) >= MAX_QUEUED_CALLS:
+                raise ThreadsBusy(f"{MAX_QUEUED_CALLS} tool calls wait for a thread already")
+            self._jobs.append((function, future))
+            if self._idle >= len(self._jobs):
+                self._lock.notify()
+            elif self._count < self._limit:
+                self._count += 1
+                threading.Thread(target=self._work, name="enclave-tool", daemon=True).start()
+        return await future
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._jobs.clear()
+            self._lock.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+                while not self._jobs and not self._closed:
+                    self._lock.wait()
+                self._idle -= 1
+                if self._closed:
+                    self._count -= 1
+                    return
+                function, future = self._jobs.popleft()
+            if not future.cancelled():
+                _run_into(function, future)
+
+
+def _run_into(function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+    error: BaseException | None = None
+    value: Any = None
+    try:
+        value = function()
+    except StopIteration as stop:  # a future can't hold one
+        error = RuntimeError(f"StopIteration: {stop}")
+    except BaseException as raised:  # noqa: BLE001 - handed to whoever waits for the call
+        error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
+
+    def settle() -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    try:
+        future.get_loop().call_soon_threadsafe(settle)
+    except RuntimeError:
+        return  # the loop is closed: nobody waits any more

@@ -1,0 +1,246 @@
+"""The WebSocket door: the worker's own messages, many sessions on one socket.
+
+What a client may send a worker it may send here, and it gets the same events. Calls of tools that the broker does not
+have are left to the client. A bad message is answered by a rejection and touches nothing else; closing the socket
+cancels its sessions.
+
+Each session is a cursor in its log; a cursor with something to read is in `_ready`, and one task writes. A client that
+reads too slowly falls behind in the logs, which are bounded, and is cut off when one is trimmed past its cursor or
+when it takes nothing for `write_timeout_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from enclave_protocol import (
+    Cancel,
+    Code,
+    Execute,
+    Final,
+    FinalError,
+    FinalPayload,
+    Hello,
+    NoCapacity,
+    Ping,
+    Pong,
+    Rejection,
+    RemoteProtocolError,
+    Stats,
+    __version__,
+    decode_client_message,
+    encode,
+    new_session_id,
+    parse_limits,
+)
+from enclave_protocol.events import ErrorPayload
+from litestar import WebSocket
+from litestar.handlers import WebsocketRouteHandler
+from msgspec import UNSET
+
+from .dispatcher import LANGUAGES, PROFILES, DuplicateSession, NewSession
+from .sessions import Trimmed
+
+if TYPE_CHECKING:
+    from enclave_protocol import ToolResult
+
+    from .dispatcher import Dispatcher
+    from .sessions import BrokerSession, Cursor
+
+log = logging.getLogger("enclave.broker.ws")
+
+MAX_REPLIES = 100
+"""Answers that may wait to be written; then no more is read from the client."""
+CLOSE_TOO_SLOW = 1008
+CLOSED_BY_CLIENT = "closed by the client"
+
+
+class _ClientGone(Exception):  # noqa: N818 - a fact
+    pass
+
+
+class _Client:
+    """One socket."""
+
+    def __init__(self, socket: WebSocket[Any, Any, Any], dispatcher: Dispatcher) -> None:
+        self._socket = socket
+        self._dispatcher = dispatcher
+        self._cursors: dict[str, tuple[BrokerSession, Cursor]] = {}
+        self._ready: dict[str, None] = {}  # an ordered set
+        self._replies: deque[bytes] = deque()
+        self._more = asyncio.Event()
+        self._replies_fit = asyncio.Event()
+
+    async def serve(self) -> str:
+        """Serve until the client leaves; returns why it ended."""
+        self._reply(encode(self._hello()))
+        ended = "the broker failed"
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write())
+                await self._read()
+        except* _ClientGone:
+            ended = CLOSED_BY_CLIENT
+        except* (Trimmed, TimeoutError):
+            self._dispatcher.metrics.readers_cut.inc()
+            ended = "the client reads too slowly"
+        finally:
+            for session, cursor in self._cursors.values():
+                cursor.close()
+                self._dispatcher.cancel(session, "its client went away")
+        return ended
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise _ClientGone
+            data = message.get("text")
+            try:
+                if data is None:
+                    raise RemoteProtocolError("binary frame", allowed="text frames of one JSON value each")
+                self._handle(decode_client_message(data))
+            except RemoteProtocolError as error:
+                self._reject(error)
+            while len(self._replies) > MAX_REPLIES:
+                self._replies_fit.clear()
+                await self._replies_fit.wait()
+
+    def _handle(self, message: Execute | Cancel | ToolResult | Ping) -> None:
+        if isinstance(message, Execute):
+            self._execute(message)
+        elif isinstance(message, Cancel):
+            self._dispatcher.cancel(self._own(message.session_id), message.reason or "")
+        elif isinstance(message, Ping):
+            self._reply(encode(self._pong(message)))
+        else:
+            self._dispatcher.answer_call(self._own(message.session_id), message)
+
+    def _execute(self, message: Execute) -> None:
+        session_id = message.session_id or new_session_id()
+        if message.first_seq is not UNSET:
+            allowed = "absent: the broker numbers the events"
+            raise RemoteProtocolError("not for clients", field="firstSeq", allowed=allowed, session_id=session_id)
+        defaults = self._dispatcher.config.default_limits
+        try:
+            new = NewSession(
+                code=message.code,
+                session_id=session_id,
+                limits=defaults if message.limits is UNSET else parse_limits(message.limits, defaults=defaults),
+                language=message.language or LANGUAGES[0],
+                profile=message.profile or PROFILES[0],
+                answerer="client",
+            )
+            session = self._dispatcher.submit(new)
+        except DuplicateSession as error:
+            allowed = "an id that no live session has"
+            raise RemoteProtocolError(str(error), field="sessionId", allowed=allowed, session_id=session_id) from error
+        except NoCapacity as error:
+            self._dispatcher.metrics.rejections.labels(Code.NO_CAPACITY.value).inc()
+            self._reply(encode(_no_capacity(session_id, str(error))))
+            return
+        except RemoteProtocolError as error:
+            error.session_id = session_id
+            raise
+        cursor = session.log.subscribe(1, functools.partial(self._wake, session_id))
+        self._cursors[session_id] = (session, cursor)
+        self._wake(session_id)
+
+    def _own(self, session_id: str) -> BrokerSession:
+        found = self._cursors.get(session_id)
+        if found is None:
+            allowed = "a session of this connection that has not ended"
+            raise RemoteProtocolError("unknown session", field="sessionId", allowed=allowed, session_id=session_id)
+        return found[0]
+
+    async def _write(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            while self._replies or self._ready:
+                if self._replies:
+                    await self._send(self._replies.popleft())
+                    self._replies_fit.set()
+                else:
+                    await self._write_session(next(iter(self._ready)))
+
+    async def _write_session(self, session_id: str) -> None:
+        """Write one batch of a session's; with more to come it goes to the back of the line."""
+        del self._ready[session_id]
+        _, cursor = self._cursors[session_id]
+        for line in cursor.take():
+            await self._send(line)
+        if cursor.finished:
+            cursor.close()
+            del self._cursors[session_id]
+            self._ready.pop(session_id, None)
+        elif cursor.behind:
+            self._ready[session_id] = None
+
+    async def _send(self, line: bytes) -> None:
+        async with asyncio.timeout(self._dispatcher.config.write_timeout_s):
+            await self._socket.send({"type": "websocket.send", "bytes": None, "text": line.decode()})
+
+    def _wake(self, session_id: str) -> None:
+        self._ready[session_id] = None
+        self._more.set()
+
+    def _reply(self, message: bytes) -> None:
+        self._replies.append(message)
+        self._more.set()
+
+    def _reject(self, error: RemoteProtocolError) -> None:
+        self._dispatcher.metrics.rejections.labels(Code.VALIDATION_ERROR.value).inc()
+        payload = ErrorPayload(
+            message=str(error),
+            code=Code.VALIDATION_ERROR.value,
+            recoverable=True,
+            field=error.field or UNSET,
+            allowed=error.allowed or UNSET,
+        )
+        self._reply(encode(Rejection(session_id=error.session_id or UNSET, payload=payload)))
+
+    def _hello(self) -> Hello:
+        fleet = self._dispatcher.placer.statistics()
+        levels = {link.hello.level for link in self._dispatcher.links.values() if link.up and link.hello is not None}
+        return Hello(
+            worker_id="broker",
+            version=__version__,
+            level=levels.pop() if len(levels) == 1 else "MIXED" if levels else "UNKNOWN",
+            languages=list(LANGUAGES),
+            profiles=list(PROFILES),
+            max_sessions=max(1, fleet.slots),
+            active=self._dispatcher.directory.live,
+        )
+
+    def _pong(self, ping: Ping) -> Pong:
+        fleet = self._dispatcher.placer.statistics()
+        active = self._dispatcher.directory.live
+        return Pong(timestamp=ping.timestamp, active=active, max_sessions=fleet.slots)
+
+
+def create_ws_route(dispatcher: Dispatcher) -> WebsocketRouteHandler:
+    """Return the handler of `/ws`."""
+
+    async def serve(socket: WebSocket[Any, Any, Any]) -> None:
+        await socket.accept()
+        peer = f"{socket.client.host}:{socket.client.port}" if socket.client else "?"
+        log.info("client %s connected", peer)
+        ended = "the broker is stopping"
+        try:
+            ended = await _Client(socket, dispatcher).serve()
+            if ended != CLOSED_BY_CLIENT:
+                await socket.close(code=CLOSE_TOO_SLOW, reason=ended)
+        finally:
+            log.info("client %s disconnected: %s", peer, ended)
+
+    return WebsocketRouteHandler("/ws")(serve)
+
+
+def _no_capacity(session_id: str, message: str) -> Final:
+    error = FinalError(message=message, code=Code.NO_CAPACITY.value, retryable=True)
+    return Final(session_id=session_id, seq=1, payload=FinalPayload(ok=False, error=error, stats=Stats()))
