@@ -1,0 +1,83 @@
+"""The `enclave-runtime` command."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import sys
+
+import click
+import uvloop
+from enclave_protocol import SandboxError, __version__
+
+from .config import RuntimeConfig
+from .runtime import create_runtime_worker
+
+_DEFAULTS = RuntimeConfig()
+
+
+@click.command(context_settings={"auto_envvar_prefix": "ENCLAVE", "help_option_names": ["-h", "--help"]})
+@click.option("--host", default=_DEFAULTS.host, show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=_DEFAULTS.port, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
+)
+@click.option(
+    "--max-sessions", default=_DEFAULTS.max_sessions, show_default=True, type=click.IntRange(1, 10000), help="Slots."
+)
+@click.option(
+    "--pool-size", default=_DEFAULTS.pool_size, show_default=True, type=click.IntRange(1, 10000), help="Warm sandboxes."
+)
+@click.option(
+    "--first-uid",
+    default=_DEFAULTS.first_uid,
+    show_default=True,
+    type=click.IntRange(1000),
+    help="Started as root: first host user id of sandboxes.",
+)
+@click.option("--worker-id", default="", help="Name in logs and metrics [default: host name and process id].")
+@click.option(
+    "--grace-s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="On SIGTERM: seconds for live sessions to finish.",
+)
+@click.option("--debug", is_flag=True, help="Log every session's start and end.")
+@click.version_option(__version__)
+def main(**options: object) -> None:
+    """Run a worker: a WebSocket server that runs each session's code in a fresh sandbox."""
+    grace_s = options.pop("grace_s")
+    assert isinstance(grace_s, float)
+    config = RuntimeConfig(**options)  # type: ignore[arg-type]  # click has converted each to its field's type
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+    uvloop.run(_run(config, grace_s))
+
+
+async def _run(config: RuntimeConfig, grace_s: float) -> None:
+    worker = create_runtime_worker(config)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await worker.start()
+    except SandboxError as error:
+        _exit(f"{error}. `enclave doctor` shows what this host lacks and how to mend it")
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        hint = "another program listens there: choose another --port" if taken else "check --host and --port"
+        _exit(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {hint}")
+    print(f"enclave-runtime listening on {worker.url}", flush=True)  # noqa: T201 - the one line a script waits for
+    await stop.wait()
+    await worker.stop(grace_s=grace_s)
+
+
+def _exit(message: str) -> None:
+    print(f"enclave-runtime: {message}", file=sys.stderr)  # noqa: T201 - one line that says what to do
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""One connection to a worker: messages in, events out.
+
+The same code serves a WebSocket and an in-memory channel. It owns two tasks in one group, a reader and a writer, and
+one bounded outbox between the sessions and the writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from enclave_protocol import (
+    Cancel,
+    Code,
+    Execute,
+    Hello,
+    Ping,
+    Pong,
+    Rejection,
+    RemoteProtocolError,
+    ToolResult,
+    __version__,
+    decode_client_message,
+    encode,
+)
+from enclave_protocol.events import ErrorPayload
+from msgspec import UNSET
+
+from .sessions import LANGUAGES, PROFILES
+
+if TYPE_CHECKING:
+    from .sessions import Sessions
+
+log = logging.getLogger("enclave.worker")
+
+_REJECTED_FIELDS = frozenset({"sessionId", "callId", "code", "limits", "type", "language", "profile", "payload"})
+
+
+class Peer(Protocol):
+    """The other end. Both methods raise ConnectionError when it is gone."""
+
+    async def send(self, line: bytes) -> None:
+        """Send one JSON value as text."""
+
+    async def recv(self) -> str | bytes:
+        """Wait for the next message: text, or bytes if the peer sent a binary frame."""
+
+
+class Connection:
+    """Serves one peer until it goes away. It is the sink of the sessions it starts."""
+
+    def __init__(self, peer: Peer, sessions: Sessions, *, worker_id: str, level: str) -> None:
+        self.congested = False
+        self._peer = peer
+        self._sessions = sessions
+        self._worker_id = worker_id
+        self._level = level
+        self._outbox: deque[bytes] = deque()
+        self._outbox_bytes = 0
+        self._limit_bytes = sessions.config.send_buffer_bytes
+        self._filled = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Greet, then read and write until the peer is gone; its sessions end with it."""
+        self.deliver(encode(self._hello()))
+        try:
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self._write())
+                await self._read()
+                writer.cancel()
+        except* ConnectionError:
+            pass  # the ordinary way for a connection to end
+        finally:
+            self._sessions.abandon(self)
+
+    def deliver(self, line: bytes) -> None:
+        """Queue one line. Never blocks; `congested` says when it should not go on."""
+        self._outbox.append(line)
+        self._outbox_bytes += len(line)
+        self._filled.set()
+        if self._outbox_bytes > self._limit_bytes and not self.congested:
+            self.congested = True
+            self._drained.clear()
+
+    async def _write(self) -> None:
+        while True:
+            await self._filled.wait()
+            while self._outbox:
+                line = self._outbox.popleft()
+                await self._peer.send(line)
+                self._outbox_bytes -= len(line)
+                if self.congested and self._outbox_bytes <= self._limit_bytes // 2:
+                    self.congested = False
+                    self._drained.set()
+                    self._sessions.resume(self)
+            self._filled.clear()
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                data = await self._peer.recv()
+            except ConnectionError:
+                return
+            try:
+                self._handle(data)
+            except RemoteProtocolError as error:
+                self._reject(error)
+            if self.congested:
+                # Answers pile up: whoever does not read them is not read either.
+                await self._drained.wait()
+
+    def _handle(self, data: str | bytes) -> None:
+        if isinstance(data, bytes):
+            raise RemoteProtocolError("a binary frame", allowed="text frames, one JSON object each")
+        message = decode_client_message(data)
+        if isinstance(message, Execute):
+            self._sessions.execute(message, self)
+        elif isinstance(message, ToolResult):
+            self._sessions.tool_result(message)
+        elif isinstance(message, Cancel):
+            self._sessions.cancel(message)
+        elif isinstance(message, Ping):
+            self.deliver(encode(self._pong(message)))
+
+    def _reject(self, error: RemoteProtocolError) -> None:
+        field = error.field.partition(".")[0]
+        self._sessions.metrics.rejections.labels(field if field in _REJECTED_FIELDS else "message").inc()
+        log.warning("refused a message: %s", error)
+        payload = ErrorPayload(
+            message=str(error),
+            code=str(Code.VALIDATION_ERROR),
+            recoverable=True,
+            field=error.field or UNSET,
+            allowed=error.allowed or UNSET,
+        )
+        self.deliver(encode(Rejection(session_id=error.session_id or UNSET, payload=payload)))
+
+    def _hello(self) -> Hello:
+        return Hello(
+            worker_id=self._worker_id,
+            version=__version__,
+            level=self._level,
+            languages=list(LANGUAGES),
+            profiles=list(PROFILES),
+            max_sessions=self._sessions.config.max_sessions,
+            active=self._sessions.active,
+            draining=self._sessions.draining,
+        )
+
+    def _pong(self, ping: Ping) -> Pong:
+        return Pong(
+            timestamp=ping.timestamp,
+            active=self._sessions.active,
+            max_sessions=self._sessions.config.max_sessions,
+            draining=self._sessions.draining,
+        )

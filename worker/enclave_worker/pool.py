@@ -1,0 +1,238 @@
+"""Warm sandboxes: already forked, already enclosed, waiting for code.
+
+A session takes a warm one, or waits for one that is made at once: an empty pool is slower, never an error. What was
+taken is replaced in the background. A sandbox serves one session and is never put back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+from enclave_protocol import SandboxError
+
+from .zygote_process import ZygoteProcess
+
+if TYPE_CHECKING:
+    from .sandbox.plan import Plan
+    from .session import Exit, Stream
+    from .zygote_process import Sandbox
+
+log = logging.getLogger("enclave.worker")
+
+_START_TIMEOUT_S = 10.0
+"""A sandbox that is not ready by then is stuck; it takes milliseconds."""
+_HOLD_S = 0.5
+_RESTART_DELAYS_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+
+
+class Taker(Protocol):
+    """Somebody who wants a sandbox."""
+
+    def on_sandbox(self, sandbox: Sandbox) -> None:
+        """Here it is; it is yours until it has exited."""
+
+
+class _Notice(msgspec.Struct):
+    """The first frame of a sandbox: `ready`, or `failed` with the step."""
+
+    type: str
+    step: str = ""
+    errno: int = 0
+    reason: str = ""
+
+
+_notices = msgspec.json.Decoder(_Notice)
+
+
+class Pool:
+    """Keeps `size` sandboxes warm. Owner of every sandbox until it is taken."""
+
+    def __init__(self, plan: Plan, interpreter: str, *, size: int, max_live: int, first_uid: int) -> None:
+        self._plan = plan
+        self._interpreter = interpreter
+        self._size = size
+        self._max_live = max_live
+        self._first_uid = first_uid
+        self._zygote: ZygoteProcess | None = None
+        self._warm: deque[Sandbox] = deque()
+        self._starting: dict[Sandbox, asyncio.TimerHandle] = {}
+        self._takers: deque[Taker] = deque()
+        self._numbers = itertools.count(1)
+        self._uid_slots = list(range(max_live))  # a heap of the free ones: live sandboxes never share a user id
+        self._live = 0
+        self._first: asyncio.Future[None] | None = None
+        self._restart: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._held = False
+        self.cold_starts = 0
+        """Sandboxes that a session had to wait for."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<Pool warm={len(self._warm)} starting={len(self._starting)} takers={len(self._takers)} live={self._live}>"
+        )
+
+    @property
+    def warm(self) -> int:
+        """Sandboxes that wait for code."""
+        return len(self._warm)
+
+    @property
+    def live(self) -> int:
+        """Sandboxes that exist, taken ones included."""
+        return self._live
+
+    async def start(self) -> None:
+        """Start the zygote and prove that a sandbox comes up with every layer in force.
+
+        Raises:
+            SandboxError: names the step that failed.
+        """
+        self._first = asyncio.get_running_loop().create_future()
+        self._zygote = await self._start_zygote()
+        self._refill()
+        try:
+            await self._first
+        except BaseException:
+            await self.stop()
+            raise
+        self._first = None
+
+    async def stop(self) -> None:
+        """End the zygote and every sandbox; returns when they are gone."""
+        self._stopping = True
+        if self._restart is not None:
+            self._restart.cancel()
+            await asyncio.gather(self._restart, return_exceptions=True)
+        if self._zygote is not None:
+            await self._zygote.stop()
+        self._warm.clear()
+
+    def take(self, taker: Taker) -> None:
+        """Give `taker` a sandbox: at once if one is warm, else as soon as one is made."""
+        if self._warm:
+            taker.on_sandbox(self._warm.popleft())
+        else:
+            self.cold_starts += 1
+            self._takers.append(taker)
+        self._refill()
+
+    def forget(self, taker: Taker) -> None:
+        """Stop looking for a sandbox for `taker`."""
+        if taker in self._takers:
+            self._takers.remove(taker)
+
+    def released(self, sandbox: Sandbox) -> None:
+        """A taken sandbox has exited: its user id is free again."""
+        self._live -= 1
+        heapq.heappush(self._uid_slots, sandbox.uid_slot)
+        self._refill()
+
+    # As the owner of sandboxes that nobody has taken yet.
+
+    def on_frame(self, sandbox: Sandbox, body: bytes) -> None:
+        """The first frame: ready, or failed."""
+        timeout = self._starting.pop(sandbox, None)
+        if timeout is None:
+            return  # a warm guest has nothing to say; it has run no code
+        timeout.cancel()
+        notice = _notices.decode(body)
+        if notice.type != "ready":
+            self._failed(SandboxError(notice.step, notice.errno, notice.reason))
+            return
+        if self._first is not None and not self._first.done():
+            self._first.set_result(None)
+        if self._takers:
+            self._takers.popleft().on_sandbox(sandbox)
+        else:
+            self._warm.append(sandbox)
+        self._refill()
+
+    def on_broken(self, sandbox: Sandbox, reason: str) -> None:
+        """Can't happen before there is a guest, unless we break it ourselves."""
+        log.error("sandbox %d: %s", sandbox.number, reason)
+        sandbox.kill()
+
+    def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
+        """A sandbox that runs no code writes only if our driver failed."""
+        log.error(
+            "sandbox %d wrote to %s before it had code: %s", sandbox.number, stream, data.decode(errors="replace")
+        )
+        return True
+
+    def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
+        """Nothing is unwanted before there is a guest."""
+
+    def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
+        """A sandbox died before anybody took it."""
+        timeout = self._starting.pop(sandbox, None)
+        if timeout is not None:
+            timeout.cancel()
+            self._failed(SandboxError("start a sandbox", 0, exit_.lost or f"it ended with wait status {exit_.status}"))
+        elif sandbox in self._warm:
+            self._warm.remove(sandbox)
+        self.released(sandbox)
+
+    # Filling.
+
+    def _refill(self) -> None:
+        if self._stopping or self._held or self._zygote is None:
+            return
+        wanted = self._size + len(self._takers) - len(self._warm) - len(self._starting)
+        while wanted > 0 and self._live < self._max_live:
+            self._spawn(self._zygote)
+            wanted -= 1
+
+    def _spawn(self, zygote: ZygoteProcess) -> None:
+        slot = heapq.heappop(self._uid_slots)
+        uid = self._first_uid + slot if self._plan.privilege == "root" else 0
+        self._live += 1
+        sandbox = zygote.spawn(next(self._numbers), uid, slot, self)
+        self._starting[sandbox] = zygote.loop.call_later(_START_TIMEOUT_S, self._stuck, sandbox)
+
+    def _stuck(self, sandbox: Sandbox) -> None:
+        log.error("sandbox %d is not ready after %g s; killed", sandbox.number, _START_TIMEOUT_S)
+        sandbox.kill()
+
+    def _failed(self, error: SandboxError) -> None:
+        if self._first is not None:
+            if not self._first.done():
+                self._first.set_exception(error)
+            return
+        log.error("%s", error)
+        # A host that just refused a sandbox refuses the next one too: do not spin.
+        self._held = True
+        asyncio.get_running_loop().call_later(_HOLD_S, self._release_hold)
+
+    def _release_hold(self) -> None:
+        self._held = False
+        self._refill()
+
+    async def _start_zygote(self) -> ZygoteProcess:
+        return await ZygoteProcess.start(self._plan, self._interpreter, self._on_zygote_death)
+
+    def _on_zygote_death(self, reason: str) -> None:
+        log.error("the zygote ended: %s; its sandboxes are gone, starting another", reason)
+        dead, self._zygote = self._zygote, None
+        self._warm.clear()
+        if not self._stopping:
+            self._restart = asyncio.get_running_loop().create_task(self._replace(dead))
+
+    async def _replace(self, dead: ZygoteProcess | None) -> None:
+        if dead is not None:
+            await dead.stop()
+        for attempt in itertools.count():
+            await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
+            try:
+                self._zygote = await self._start_zygote()
+            except (SandboxError, OSError) as error:
+                log.error("no new zygote: %s", error)  # noqa: TRY400 - one line; the step says where
+                continue
+            self._refill()
+            return

@@ -1,0 +1,145 @@
+"""What a sandbox is, as data."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import msgspec
+
+MIB = 1024 * 1024
+
+
+class Tmpfs(msgspec.Struct, frozen=True, kw_only=True):
+    """A private writable directory, empty at first, gone with the sandbox. It lives in memory."""
+
+    path: str
+    size_bytes: int
+    inodes: int
+    """Files and directories it can hold."""
+    mode: str
+    """Octal permissions of its root."""
+    owned: bool = False
+    """Whether the guest owns its root; otherwise nobody that exists inside does."""
+
+
+class Rlimit(msgspec.Struct, frozen=True, kw_only=True):
+    """One resource limit, soft and hard."""
+
+    name: str
+    """As in `resource`, without the `RLIMIT_` prefix."""
+    soft: int
+    hard: int
+
+    @property
+    def number(self) -> int:
+        """The kernel's number."""
+        return int(getattr(resource, f"RLIMIT_{self.name}"))
+
+
+class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a guest sees and may use. `plan` turns it into steps."""
+
+    machine: str
+    """`uname -m`: x86_64 or aarch64."""
+    hostname: str = "sandbox"
+    uid: int = 1000
+    """The guest's user and group id, inside."""
+    visible: tuple[str, ...]
+    """Host directories that appear, read-only, at the same path: the interpreter and its libraries."""
+    visible_files: tuple[str, ...] = ()
+    """The same, single files."""
+    hidden: tuple[str, ...]
+    """Directories below a visible one that appear empty: packages somebody installed on the host."""
+    links: tuple[tuple[str, str], ...]
+    """Symbolic links, `(target, path)`."""
+    files: tuple[tuple[str, str], ...]
+    """Small files of our own making, `(path, content)`."""
+    devices: tuple[str, ...] = ("null", "zero", "full", "random", "urandom")
+    """Device nodes of the host's `/dev`. All five are stateless."""
+    tmpfs: tuple[Tmpfs, ...] = (
+        Tmpfs(path="/tmp", size_bytes=64 * MIB, inodes=8192, mode="1777"),  # noqa: S108 - the sandbox's own
+        Tmpfs(path="/workspace", size_bytes=64 * MIB, inodes=8192, mode="0755", owned=True),
+        Tmpfs(path="/dev/shm", size_bytes=64 * MIB, inodes=1024, mode="1777"),  # noqa: S108 - the sandbox's own
+    )
+    workdir: str = "/workspace"
+    rlimits: tuple[Rlimit, ...] = (
+        # With a core_pattern that is a pipe the kernel ignores 0; only the value 1 keeps the helper from running.
+        Rlimit(name="CORE", soft=1, hard=1),
+        Rlimit(name="NOFILE", soft=256, hard=256),
+        Rlimit(name="NPROC", soft=64, hard=64),
+        Rlimit(name="FSIZE", soft=64 * MIB, hard=64 * MIB),
+        Rlimit(name="AS", soft=1024 * MIB, hard=1024 * MIB),
+        Rlimit(name="STACK", soft=8 * MIB, hard=64 * MIB),
+        Rlimit(name="MEMLOCK", soft=65536, hard=65536),
+        Rlimit(name="MSGQUEUE", soft=65536, hard=65536),
+        Rlimit(name="SIGPENDING", soft=512, hard=512),
+        Rlimit(name="NICE", soft=0, hard=0),
+        Rlimit(name="RTPRIO", soft=0, hard=0),
+    )
+
+
+def python_spec() -> SandboxSpec:
+    """Return the sandbox of the `python` profile on this host: its interpreter, its system libraries, nothing else."""
+    visible, links = _system_directories()
+    directories, files = _interpreter_parts()
+    visible += [path for path in directories if not _below(path, visible)]
+    return SandboxSpec(
+        machine=platform.machine(),
+        visible=tuple(visible),
+        visible_files=tuple(path for path in files if not _below(path, visible)),
+        hidden=tuple(path for path in _installed_packages() if _below(path, visible)),
+        links=tuple(links),
+        files=(
+            ("/etc/passwd", "sandbox:x:1000:1000::/workspace:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"),
+            ("/etc/group", "sandbox:x:1000:\nnogroup:x:65534:\n"),
+            ("/etc/hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
+            ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
+        ),
+    )
+
+
+def interpreter() -> str:
+    """Return the path of the real interpreter behind any virtual environment."""
+    return os.path.realpath(sys.executable)
+
+
+def _version() -> str:
+    return f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _system_directories() -> tuple[list[str], list[tuple[str, str]]]:
+    """Programs and shared libraries: /usr/bin and the lib directories, and what the root directory calls them."""
+    names = ("bin", "lib", "lib32", "lib64", "libx32")
+    visible = [f"/usr/{name}" for name in names if Path("/usr", name).is_dir() and not Path("/usr", name).is_symlink()]
+    visible += ["/usr/share/zoneinfo"] if Path("/usr/share/zoneinfo").is_dir() else []
+    links: list[tuple[str, str]] = []
+    for name in names:
+        path = Path("/", name)
+        if path.is_symlink():
+            links.append((str(path.readlink()), str(path)))
+        elif path.is_dir():
+            visible.append(str(path))
+    return visible, links
+
+
+def _interpreter_parts() -> tuple[list[str], list[str]]:
+    """The interpreter's own directories and files. Below /usr, which others share, only what is surely Python's."""
+    prefix = Path(sys.base_prefix)
+    if prefix.is_relative_to("/usr"):
+        libraries = [str(path) for path in (prefix / "lib").glob("libpython*") if path.is_file()]
+        return [str(prefix / "lib" / _version())], [interpreter(), *libraries]
+    return [str(path) for path in (prefix / "bin", prefix / "lib") if path.is_dir()], []
+
+
+def _installed_packages() -> list[str]:
+    roots = {Path(sys.base_prefix, "lib", _version()), Path("/usr/lib/python3"), Path("/usr/lib", _version())}
+    found = {root / name for root in roots for name in ("site-packages", "dist-packages")}
+    return sorted(str(path) for path in found if path.is_dir())
+
+
+def _below(path: str, visible: list[str]) -> bool:
+    return any(Path(path).is_relative_to(root) for root in visible)

@@ -1,0 +1,114 @@
+"""The worker's one port: WebSocket on `/ws`; `/healthz`, `/readyz` and `/metrics` for whoever runs it."""
+
+from __future__ import annotations
+
+import http
+import logging
+from typing import TYPE_CHECKING
+
+from enclave_protocol import MAX_MESSAGE_BYTES
+from prometheus_client import CONTENT_TYPE_LATEST
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from .connection import Connection
+
+if TYPE_CHECKING:
+    from websockets.asyncio.server import Server
+
+    from .metrics import WorkerMetrics
+    from .pool import Pool
+    from .sessions import Sessions
+
+log = logging.getLogger("enclave.worker")
+
+WEBSOCKET_PATH = "/ws"
+
+
+class WebSocketPeer:
+    """A WebSocket as `Connection` wants it."""
+
+    def __init__(self, socket: ServerConnection) -> None:
+        self._socket = socket
+
+    async def send(self, line: bytes) -> None:
+        """Send one text frame."""
+        try:
+            await self._socket.send(line, text=True)
+        except ConnectionClosed as error:
+            raise ConnectionResetError(str(error)) from error
+
+    async def recv(self) -> str | bytes:
+        """Wait for the next frame."""
+        try:
+            return await self._socket.recv()
+        except ConnectionClosed as error:
+            raise ConnectionResetError(str(error)) from error
+
+
+class WorkerServer:
+    """Listens; one `Connection` per WebSocket."""
+
+    def __init__(self, sessions: Sessions, pool: Pool, metrics: WorkerMetrics, *, worker_id: str, level: str) -> None:
+        self._sessions = sessions
+        self._pool = pool
+        self._metrics = metrics
+        self._worker_id = worker_id
+        self._level = level
+        self._server: Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; return the port. Raises OSError when the address can't be had."""
+        self._server = await serve(
+            self._serve_websocket,
+            host,
+            port,
+            process_request=self._serve_http,
+            compression=None,  # events are small and the hop is short
+            max_size=MAX_MESSAGE_BYTES,
+            server_header=None,
+        )
+        for socket in self._server.sockets:
+            return int(socket.getsockname()[1])
+        raise AssertionError("a server that started has a socket")
+
+    async def stop(self) -> None:
+        """Close the port and every connection."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _serve_websocket(self, socket: ServerConnection) -> None:
+        peer = f"{socket.remote_address[0]}:{socket.remote_address[1]}"
+        log.info("connection from %s opened", peer)
+        with self._metrics.connections.track_inprogress():
+            await Connection(
+                WebSocketPeer(socket), self._sessions, worker_id=self._worker_id, level=self._level
+            ).serve()
+        log.info("connection from %s closed", peer)
+
+    def _serve_http(self, _: ServerConnection, request: Request) -> Response | None:
+        path = request.path.partition("?")[0]
+        if path == WEBSOCKET_PATH:
+            return None
+        if path == "/healthz":
+            return _respond(http.HTTPStatus.OK, b"ok\n")
+        if path == "/readyz":
+            return self._readiness()
+        if path == "/metrics":
+            return _respond(http.HTTPStatus.OK, self._metrics.render(), CONTENT_TYPE_LATEST)
+        return _respond(http.HTTPStatus.NOT_FOUND, b"not here: try /ws, /healthz, /readyz or /metrics\n")
+
+    def _readiness(self) -> Response:
+        if self._sessions.draining:
+            return _respond(http.HTTPStatus.SERVICE_UNAVAILABLE, b"draining\n")
+        if not self._pool.warm and not self._sessions.active:
+            return _respond(http.HTTPStatus.SERVICE_UNAVAILABLE, b"no warm sandbox\n")
+        return _respond(http.HTTPStatus.OK, f"ready: {self._pool.warm} warm\n".encode())
+
+
+def _respond(status: http.HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8") -> Response:
+    headers = Headers([("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close")])
+    return Response(status.value, status.phrase, headers, body)

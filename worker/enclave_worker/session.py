@@ -1,0 +1,448 @@
+"""One session in a worker: its state, its numbers and its limits.
+
+Theory of operation. A `Session` is told what happened (the guest sent a frame, a timer struck, the sandbox died) and
+answers with instructions for the shell to carry out, in order: emit this line, send this to the guest, kill. It does no
+I/O and reads no clock; `now_s` is an argument wherever time matters.
+
+A session ends in two moves. First something decides the *verdict*: the guest's result, its exception, a limit, a cancel.
+From then on nothing the guest does can change it, and the sandbox is killed. Then the kernel reports the sandbox dead,
+with what it used; every process of it is gone and its pipes are drained; and only now the one `final` is emitted. So
+whoever reads a `final` knows that nothing of the session is left, and that nothing was cut short.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import signal
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from enclave_protocol import (
+    Code,
+    Event,
+    Final,
+    FinalError,
+    FinalPayload,
+    Limits,
+    RemoteProtocolError,
+    SessionId,
+    State,
+    Stats,
+    ToolError,
+    ToolResult,
+    Trigger,
+    encode,
+    is_retryable,
+    new_call_id,
+    transition,
+)
+from enclave_protocol import events as ev
+from msgspec import UNSET, Meta, UnsetType
+
+MAX_FRAME_OVERHEAD_BYTES = 65536
+_ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_GUEST_CODES = frozenset(
+    {
+        Code.SYNTAX_ERROR,
+        Code.EXECUTION_ERROR,
+        Code.RESULT_NOT_SERIALIZABLE,
+        Code.RESULT_TOO_LARGE,
+        Code.MEMORY_LIMIT_EXCEEDED,
+    }
+)
+"""The codes a guest may claim without having been sent them by a tool."""
+
+
+class GuestToolCall(msgspec.Struct, tag_field="type", tag="tool_call", frozen=True):
+    """The guest calls a tool; `id` is the guest's own number for the call."""
+
+    id: Annotated[int, Meta(ge=1, le=2**53 - 1)]
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    args: Any
+
+
+class GuestResult(msgspec.Struct, tag_field="type", tag="result", frozen=True):
+    """The code returned."""
+
+    value: Any
+
+
+class GuestError(msgspec.Struct, tag_field="type", tag="error", frozen=True):
+    """The code raised, did not compile, or returned something that is not JSON."""
+
+    code: Annotated[str, Meta(max_length=128)]
+    message: Annotated[str, Meta(max_length=20_000)]
+    name: Annotated[str, Meta(max_length=300)] | None = None
+    line: Annotated[int, Meta(ge=0, le=2**31)] | None = None
+    stack: Annotated[str, Meta(max_length=60_000)] | None = None
+
+
+_guest_frames = msgspec.json.Decoder(GuestToolCall | GuestResult | GuestError)
+
+
+class Emit(NamedTuple):
+    """Send this event to the session's client."""
+
+    line: bytes
+
+
+class ToGuest(NamedTuple):
+    """Send this frame to the guest."""
+
+    message: dict[str, Any]
+
+
+class StartToolTimer(NamedTuple):
+    """Call `tool_timeout(call_id)` after this long, unless told to stop."""
+
+    call_id: str
+    timeout_ms: int
+
+
+class StopToolTimer(NamedTuple):
+    """The call has its result."""
+
+    call_id: str
+
+
+class Kill(NamedTuple):
+    """End the sandbox now."""
+
+
+class Let(NamedTuple):
+    """The guest is leaving by itself; kill it only if it is still there shortly."""
+
+
+class Ended(NamedTuple):
+    """The `final` was emitted; forget the session."""
+
+    code: str
+    """`OK` or the error's code."""
+
+
+Instruction = Emit | ToGuest | StartToolTimer | StopToolTimer | Kill | Let | Ended
+Stream = Literal["stdout", "stderr"]
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """What the kernel said of a sandbox when it was gone."""
+
+    status: int
+    """As `waitpid` gives it."""
+    cpu_ms: float
+    peak_memory_bytes: int
+    lost: str = ""
+    """Why the kernel could not be asked: our failure, not the guest's."""
+
+
+class _Verdict(msgspec.Struct, frozen=True):
+    trigger: Trigger
+    result: Any | UnsetType = UNSET
+    error: FinalError | UnsetType = UNSET
+
+
+class _Output:
+    """One stream's bytes on their way to becoming events: decoded, counted, cut."""
+
+    def __init__(self, stream: Stream, cap_bytes: int) -> None:
+        self.event = ev.Stdout if stream == "stdout" else ev.Stderr
+        self.stream = stream
+        self.cap_bytes = cap_bytes
+        self.total_bytes = 0
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def cut(self) -> bool:
+        return self.total_bytes > self.cap_bytes
+
+    def feed(self, data: bytes) -> str:
+        room = max(0, self.cap_bytes - self.total_bytes)
+        self.total_bytes += len(data)
+        return self.decoder.decode(data[:room]) if room else ""
+
+    def flush(self) -> str:
+        """Return what an unfinished character at the very end stands for; beyond the cap it was cut on purpose."""
+        return "" if self.cut else self.decoder.decode(b"", final=True)
+
+
+class Session:
+    """See the module's text. Attributes are read by the shell, written only here."""
+
+    def __init__(
+        self, session_id: SessionId, limits: Limits, *, now_s: float, first_seq: int = 1, queue_ms: float = 0.0
+    ) -> None:
+        self.session_id = session_id
+        self.limits = limits
+        self.state = State.STARTING
+        self.next_seq = first_seq
+        self.max_frame_bytes = max(limits.max_result_bytes, 1 << 20) + MAX_FRAME_OVERHEAD_BYTES
+        self._accepted_s = now_s
+        self._queue_ms = queue_ms
+        self._start_ms = 0.0
+        self._outputs = {"stdout": self._output("stdout"), "stderr": self._output("stderr")}
+        self._calls: dict[str, int] = {}  # callId -> the guest's number, while the call waits
+        self._answered: set[str] = set()
+        self._tool_codes: set[str] = set()  # what failed tools told the guest: codes it may end with
+        self._tool_call_count = 0
+        self._verdict: _Verdict | None = None
+
+    def __repr__(self) -> str:
+        return f"<Session {self.session_id} {self.state} next_seq={self.next_seq} waiting={len(self._calls)}>"
+
+    @property
+    def decided(self) -> bool:
+        """Whether the verdict is known, so that only the sandbox's death is missing."""
+        return self._verdict is not None
+
+    # What can happen, in the order it usually does.
+
+    def init(self, cancel_url: str, expires_at: str) -> list[Instruction]:
+        """Emit `session_init`, for a client that has no broker to do it."""
+        encryption = ev.Encryption(enabled=False)
+        payload = ev.SessionInitPayload(cancel_url=cancel_url, expires_at=expires_at, encryption=encryption)
+        return [self._emit(ev.SessionInit, payload)]
+
+    def started(self, code: str, now_s: float) -> list[Instruction]:
+        """Hand the code to the sandbox that was found."""
+        self._start_ms = (now_s - self._accepted_s) * 1000
+        self.state = transition(self.state, Trigger.START)
+        memory = self.limits.memory_limit_bytes
+        return [
+            ToGuest(
+                {
+                    "type": "execute",
+                    "code": code,
+                    "memoryLimitBytes": 0 if memory is UNSET else memory,
+                    "maxResultBytes": self.limits.max_result_bytes,
+                }
+            )
+        ]
+
+    def frame(self, body: bytes) -> list[Instruction]:
+        """Handle one frame of the guest's. Everything in it is a claim."""
+        if self.decided:
+            return []
+        try:
+            message = _guest_frames.decode(body)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            return self.broken(str(error))
+        if isinstance(message, GuestToolCall):
+            return self._tool_call(message)
+        if isinstance(message, GuestResult):
+            return self._result(message)
+        return self._guest_error(message)
+
+    def broken(self, reason: str) -> list[Instruction]:
+        """The guest's socket carried something that its driver never sends."""
+        return self._fail(Code.GUEST_CRASHED, f"the guest broke the protocol of its own socket: {reason}")
+
+    def output(self, stream: Stream, data: bytes) -> list[Instruction]:
+        """Pass on what was written, up to the cap; mark the place where it is cut."""
+        output = self._outputs[stream]
+        was_cut = output.cut
+        chunk = output.feed(data)
+        told: list[Instruction] = [self._emit(output.event, ev.ChunkPayload(chunk=chunk))] if chunk else []
+        if output.cut and not was_cut:
+            message = f"{stream} is cut: more than maxStdoutBytes={output.cap_bytes} were written"
+            evidence = {"limit": "maxStdoutBytes", "stream": stream, "maxStdoutBytes": output.cap_bytes}
+            told.append(self._emit(ev.Log, ev.LogPayload(level="warn", message=message, data=evidence)))
+        return told
+
+    def is_cut(self, stream: Stream) -> bool:
+        """Whether further bytes of this stream only count."""
+        return self._outputs[stream].cut
+
+    def count_dropped(self, stream: Stream, size_bytes: int) -> None:
+        """Count bytes beyond the cap that the shell threw away unread."""
+        self._outputs[stream].total_bytes += size_bytes
+
+    def tool_result(self, result: ToolResult) -> list[Instruction]:
+        """Give a waiting call its result.
+
+        Raises:
+            RemoteProtocolError: the call is unknown, has its result already, or no longer waits.
+        """
+        if result.call_id in self._answered:
+            raise self._refuse("this call has its result already", "one result per call")
+        if result.call_id not in self._calls or self.decided:
+            raise self._refuse("no such call waits", "the callId of a tool_call without a result")
+        value = b"null" if result.value is UNSET else bytes(result.value)
+        if len(value) > self.limits.max_tool_result_bytes:
+            reason = f"the tool's result is {len(value)} bytes, more than {self.limits.max_tool_result_bytes}"
+            error = ToolError(message=f"{reason} (maxToolResultBytes)", code=Code.VALIDATION_ERROR)
+            return self._answer_error(result.call_id, error)
+        if result.error is not UNSET:
+            return self._answer_error(result.call_id, result.error)
+        try:
+            decoded = msgspec.json.decode(value)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise self._refuse(f"not JSON: {error}", "any JSON value", field="value") from error
+        return self._answer(result.call_id, {"ok": True, "value": decoded})
+
+    def tool_timeout(self, call_id: str) -> list[Instruction]:
+        """No result came in time: the guest gets an error instead."""
+        if call_id not in self._calls or self.decided:
+            return []
+        message = f"the tool gave no result within {self.limits.tool_wait_ms} ms"
+        return self._answer_error(call_id, ToolError(message=message, code=Code.TOOL_TIMEOUT))
+
+    def heartbeat(self, ts: str) -> list[Instruction]:
+        """Say that the session is alive."""
+        return [self._emit(ev.Heartbeat, ev.HeartbeatPayload(ts=ts))]
+
+    def deadline(self, now_s: float) -> list[Instruction]:
+        """The wall deadline struck."""
+        if self.decided:
+            return []
+        budget_ms = self.limits.wall_ms
+        payload = ev.DeadlineExceededPayload(elapsed_ms=(now_s - self._accepted_s) * 1000, budget_ms=budget_ms)
+        limit = "deadlineMs" if budget_ms == self.limits.deadline_ms else "sessionTtlMs"
+        event = self._emit(ev.DeadlineExceeded, payload)
+        return [event, *self._fail(Code.DEADLINE_EXCEEDED, f"still running after {limit}={budget_ms} ms")]
+
+    def cancel(self, reason: str) -> list[Instruction]:
+        """Somebody wants the session to end."""
+        if self.decided:
+            return []
+        error = _final_error(Code.SESSION_CANCELLED, reason)
+        return self._decide(_Verdict(Trigger.CANCEL, error=error), Kill())
+
+    def fail(self, code: Code, message: str) -> list[Instruction]:
+        """End the session for a reason that lies outside the guest."""
+        return [] if self.decided else self._fail(code, message)
+
+    def exited(self, exit_: Exit | None, now_s: float) -> list[Instruction]:
+        """The sandbox is gone (None: there never was one). Emit what is left and the `final`."""
+        if self._verdict is None and exit_ is not None and exit_.lost:
+            self._fail(Code.INTERNAL_ERROR, f"the sandbox was lost: {exit_.lost}")
+        if self._verdict is None:
+            self._fail(Code.GUEST_CRASHED, _describe_exit(exit_))
+        verdict = self._verdict
+        assert verdict is not None
+        told: list[Instruction] = []
+        for output in self._outputs.values():
+            if rest := output.flush():
+                told.append(self._emit(output.event, ev.ChunkPayload(chunk=rest)))
+        self.state = transition(self.state, verdict.trigger)
+        ok = verdict.trigger is Trigger.COMPLETE
+        payload = FinalPayload(ok=ok, result=verdict.result, error=verdict.error, stats=self._stats(exit_, now_s))
+        told.append(self._emit(Final, payload))
+        code = verdict.error.code if verdict.error is not UNSET else "OK"
+        told.append(Ended("OK" if code is UNSET else code))
+        return told
+
+    # How it is done.
+
+    def _output(self, stream: Stream) -> _Output:
+        return _Output(stream, self.limits.max_stdout_bytes)
+
+    def _emit(self, kind: Any, payload: ev.Payload) -> Emit:
+        event: Event = kind(session_id=self.session_id, seq=self.next_seq, payload=payload)
+        self.next_seq += 1
+        return Emit(encode(event))
+
+    def _refuse(self, reason: str, allowed: str, *, field: str = "callId") -> RemoteProtocolError:
+        return RemoteProtocolError(reason, field=field, allowed=allowed, session_id=self.session_id)
+
+    def _tool_call(self, call: GuestToolCall) -> list[Instruction]:
+        if call.id in self._calls.values():
+            return self.broken(f"tool call {call.id} was made twice")
+        self._tool_call_count += 1
+        if self._tool_call_count > self.limits.max_tool_calls:
+            self._tool_codes.add(Code.MAX_TOOL_CALLS_EXCEEDED)
+            message = f"more than maxToolCalls={self.limits.max_tool_calls} tool calls in one session"
+            refusal = {"ok": False, "message": message, "code": Code.MAX_TOOL_CALLS_EXCEEDED}
+            return [ToGuest({"type": "tool_result", "id": call.id, **refusal})]
+        if not self._calls:
+            self.state = transition(self.state, Trigger.TOOL_CALL)
+        call_id = new_call_id()
+        self._calls[call_id] = call.id
+        event = self._emit(ev.ToolCall, ev.ToolCallPayload(call_id=call_id, tool_name=call.name, args=call.args))
+        return [event, StartToolTimer(call_id, self.limits.tool_wait_ms)]
+
+    def _answer_error(self, call_id: str, error: ToolError) -> list[Instruction]:
+        code = Code.EXECUTION_ERROR if error.code is UNSET else error.code
+        self._tool_codes.add(code)
+        told = self._answer(call_id, {"ok": False, "message": error.message, "code": code})
+        if self.limits.cancel_on_first_error:
+            others = ToolError(message=f"given up because another call failed: {error.message}", code=code)
+            for other in list(self._calls):
+                told += self._answer(other, {"ok": False, "message": others.message, "code": code})
+        return told
+
+    def _answer(self, call_id: str, outcome: dict[str, Any]) -> list[Instruction]:
+        number = self._calls.pop(call_id)
+        self._answered.add(call_id)
+        if not self._calls:
+            self.state = transition(self.state, Trigger.TOOL_RESULT)
+        applied = self._emit(ev.ToolResultApplied, ev.ToolResultAppliedPayload(call_id=call_id))
+        return [StopToolTimer(call_id), ToGuest({"type": "tool_result", "id": number, **outcome}), applied]
+
+    def _result(self, result: GuestResult) -> list[Instruction]:
+        # Encoded again: what the guest sent may be odd JSON, what leaves here is ours.
+        value = msgspec.json.encode(result.value)
+        if len(value) > self.limits.max_result_bytes:
+            message = (
+                f"the result is {len(value)} bytes as JSON, more than maxResultBytes={self.limits.max_result_bytes}"
+            )
+            return self._fail(Code.RESULT_TOO_LARGE, message)
+        return self._decide(_Verdict(Trigger.COMPLETE, result=msgspec.Raw(value)), Let())
+
+    def _guest_error(self, error: GuestError) -> list[Instruction]:
+        code = error.code
+        if code not in _GUEST_CODES and not (code in self._tool_codes and _ERROR_CODE.fullmatch(code)):
+            code = Code.EXECUTION_ERROR
+        raised = code in {Code.EXECUTION_ERROR, Code.MEMORY_LIMIT_EXCEEDED} or code not in _GUEST_CODES
+        said = [error.name, error.message] if raised else [error.message]
+        message = ": ".join(part for part in said if part)
+        final = FinalError(
+            message=message,
+            code=str(code),
+            stack=UNSET if error.stack is None else error.stack,
+            name=UNSET if error.name is None else error.name,
+            line=UNSET if error.line is None else error.line,
+            retryable=is_retryable(code),
+        )
+        return self._decide(_Verdict(Trigger.FAIL, error=final), Let())
+
+    def _fail(self, code: Code, message: str) -> list[Instruction]:
+        return self._decide(_Verdict(Trigger.FAIL, error=_final_error(code, message)), Kill())
+
+    def _decide(self, verdict: _Verdict, how: Kill | Let) -> list[Instruction]:
+        assert self._verdict is None, "a verdict is final"
+        self._verdict = verdict
+        stop: list[Instruction] = [StopToolTimer(call_id) for call_id in self._calls]
+        if self._calls:
+            # Calls the guest never waited for end with it: back to running, from where every end is legal.
+            self._calls.clear()
+            self.state = transition(self.state, Trigger.TOOL_RESULT)
+        return [*stop, how]
+
+    def _stats(self, exit_: Exit | None, now_s: float) -> Stats:
+        out, err = self._outputs["stdout"], self._outputs["stderr"]
+        return Stats(
+            duration_ms=round((now_s - self._accepted_s) * 1000, 3),
+            tool_call_count=self._tool_call_count,
+            stdout_bytes=out.total_bytes,
+            stderr_bytes=err.total_bytes,
+            cpu_ms=0.0 if exit_ is None else round(exit_.cpu_ms, 3),
+            peak_memory_bytes=0 if exit_ is None else exit_.peak_memory_bytes,
+            queue_ms=round(self._queue_ms, 3),
+            start_ms=round(self._start_ms, 3),
+            truncated=out.cut or err.cut,
+        )
+
+
+def _final_error(code: Code, message: str) -> FinalError:
+    return FinalError(message=message, code=str(code), retryable=code.retryable)
+
+
+def _describe_exit(exit_: Exit | None) -> str:
+    if exit_ is None:
+        return "the sandbox never came up"
+    if os.WIFSIGNALED(exit_.status):
+        number = os.WTERMSIG(exit_.status)
+        return f"the guest died of {signal.Signals(number).name if number in set(signal.Signals) else number}"
+    return f"the guest exited with status {os.waitstatus_to_exitcode(exit_.status)} before it returned a result"

@@ -1,0 +1,373 @@
+"""The live sessions of a worker: the shell around `session.Session`.
+
+Theory of operation. For each session a `_Run` ties four things together: the pure `Session` that decides, the sandbox
+it drives, its timers, and the sink its events go to. It is all callbacks: feed the session, carry out what it says, in
+order. There is no task per session, so there is nothing to cancel and nothing to leak but what `_finish` lets go of.
+
+A sink that can't keep up pauses its sessions' sandboxes: their pipes fill, their guests block, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+from enclave_protocol import (
+    Cancel,
+    Code,
+    Execute,
+    Limits,
+    RemoteProtocolError,
+    SessionId,
+    ToolResult,
+    new_session_id,
+    parse_limits,
+)
+from msgspec import UNSET
+
+from .session import Ended, Emit, Exit, Instruction, Kill, Let, Session, StartToolTimer, StopToolTimer, Stream, ToGuest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .config import RuntimeConfig
+    from .metrics import WorkerMetrics
+    from .pool import Pool
+    from .zygote_process import Sandbox
+
+log = logging.getLogger("enclave.worker")
+
+LANGUAGES = ("python",)
+PROFILES = ("python",)
+_LEAVE_GRACE_S = 0.05
+"""How long a guest that has sent its result may take to leave before it is killed."""
+
+
+class Sink(Protocol):
+    """Where a session's events go."""
+
+    congested: bool
+    """Whether more waits there than should. Set back to false, followed by a call of `Sessions.resume`."""
+
+    def deliver(self, line: bytes) -> None:
+        """Take one event."""
+
+
+class Totals(msgspec.Struct):
+    """Counts since the worker started."""
+
+    executions: int = 0
+    successful: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    execution_ms: float = 0.0
+
+
+class Listeners:
+    """Callbacks for what happens to sessions; each gets the session's id first."""
+
+    def __init__(self) -> None:
+        self.execute: list[Callable[[str], None]] = []
+        self.complete: list[Callable[[str], None]] = []
+        self.error: list[Callable[[str, str], None]] = []
+        self.cancel: list[Callable[[str, str], None]] = []
+
+
+class Sessions:
+    """Starts, feeds and ends sessions. `active` never exceeds `max_sessions`."""
+
+    def __init__(self, config: RuntimeConfig, pool: Pool, metrics: WorkerMetrics) -> None:
+        self.config = config
+        self.pool = pool
+        self.metrics = metrics
+        self.listeners = Listeners()
+        self.totals = Totals()
+        self.draining = False
+        self.loop = asyncio.get_running_loop()
+        self._runs: dict[SessionId, _Run] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def active(self) -> int:
+        """Sessions that hold a slot."""
+        return len(self._runs)
+
+    def execute(self, message: Execute, sink: Sink) -> SessionId:
+        """Start a session whose events go to `sink`.
+
+        Without a free slot the session is not accepted, and its only event is a `final` with `NO_CAPACITY`.
+
+        Raises:
+            RemoteProtocolError: a field is not acceptable; nothing was started.
+        """
+        session_id = new_session_id() if message.session_id is UNSET else SessionId(message.session_id)
+        if session_id in self._runs:
+            raise _bad(session_id, "sessionId", "a live session has this id", "an id no live session has")
+        limits = self._limits(message, session_id)
+        first_seq = 1 if message.first_seq is UNSET else message.first_seq
+        queue_ms = 0.0 if message.queue_ms is UNSET else message.queue_ms
+        session = Session(session_id, limits, now_s=time.monotonic(), first_seq=first_seq, queue_ms=queue_ms)
+        if self.draining or len(self._runs) >= self.config.max_sessions:
+            why = "the worker is draining" if self.draining else f"all {self.config.max_sessions} slots are taken"
+            self.metrics.refused.inc()
+            for instruction in (*session.fail(Code.NO_CAPACITY, why), *session.exited(None, time.monotonic())):
+                if isinstance(instruction, Emit):
+                    sink.deliver(instruction.line)
+            return session_id
+        # The slot is taken in the step that found it free.
+        run = _Run(self, session, message.code, sink)
+        self._runs[session_id] = run
+        self._idle.clear()
+        run.start(announce=message.first_seq is UNSET)
+        return session_id
+
+    def cancel(self, message: Cancel) -> None:
+        """End a session now; raises RemoteProtocolError if there is none."""
+        reason = "cancelled" if message.reason is UNSET else f"cancelled: {message.reason}"
+        self._find(message.session_id).cancel(reason)
+
+    def tool_result(self, message: ToolResult) -> None:
+        """Give a tool call its result; raises RemoteProtocolError for an unknown session or call."""
+        self._find(message.session_id).tool_result(message)
+
+    def abandon(self, sink: Sink) -> None:
+        """The sink is gone: end its sessions."""
+        for run in list(self._runs.values()):
+            if run.sink is sink:
+                run.sink = _NOWHERE
+                run.cancel("the connection was closed")
+
+    def resume(self, sink: Sink) -> None:
+        """The sink can take more: read its guests again."""
+        for run in self._runs.values():
+            if run.sink is sink:
+                run.resume()
+
+    async def wait_idle(self) -> None:
+        """Return when no session is live."""
+        await self._idle.wait()
+
+    async def end_all(self, reason: str) -> None:
+        """Cancel every session and wait until each has had its `final`."""
+        for run in list(self._runs.values()):
+            run.cancel(reason)
+        await self.wait_idle()
+
+    def forget(self, run: _Run, code: str, duration_s: float) -> None:
+        """A run is over: free its slot and count it."""
+        session_id = run.session.session_id
+        del self._runs[session_id]
+        if not self._runs:
+            self._idle.set()
+        self.totals.executions += 1
+        self.totals.execution_ms += duration_s * 1000
+        self.metrics.ended(code, duration_s)
+        if code == "OK":
+            self.totals.successful += 1
+            _call(self.listeners.complete, session_id)
+        elif code == Code.SESSION_CANCELLED:
+            self.totals.cancelled += 1
+            _call(self.listeners.cancel, session_id, code)
+        else:
+            self.totals.failed += 1
+            _call(self.listeners.error, session_id, code)
+
+    def _find(self, session_id: str) -> _Run:
+        run = self._runs.get(SessionId(session_id))
+        if run is None:
+            raise _bad(session_id, "sessionId", "no such session is live here", "the id of a live session")
+        return run
+
+    def _limits(self, message: Execute, session_id: str) -> Limits:
+        _one_of(message.language, "language", LANGUAGES, session_id)
+        _one_of(message.profile, "profile", PROFILES, session_id)
+        size = len(message.code.encode("utf-8", "surrogatepass"))
+        if size > self.config.max_code_bytes:
+            raise _bad(session_id, "code", f"{size} bytes", f"at most {self.config.max_code_bytes} bytes of UTF-8")
+        if message.limits is UNSET:
+            return self.config.default_limits
+        try:
+            return parse_limits(message.limits, defaults=self.config.default_limits)
+        except RemoteProtocolError as error:
+            error.session_id = session_id
+            raise
+
+
+class _Run:
+    """One session with its sandbox, timers and sink. The owner of its sandbox."""
+
+    def __init__(self, sessions: Sessions, session: Session, code: str, sink: Sink) -> None:
+        self.session = session
+        self.sink = sink
+        self._sessions = sessions
+        self._code = code
+        self._loop = sessions.loop
+        self._started_s = time.monotonic()
+        self._sandbox: Sandbox | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def __repr__(self) -> str:
+        return f"<_Run {self.session!r} sandbox={self._sandbox!r}>"
+
+    def start(self, *, announce: bool) -> None:
+        """Take a sandbox, and start the clocks."""
+        limits = self.session.limits
+        if announce:
+            cancel_url = f"/sessions/{self.session.session_id}/cancel"
+            expires_at = datetime.now(UTC) + timedelta(milliseconds=limits.session_ttl_ms)
+            self._perform(self.session.init(cancel_url, _iso(expires_at)))
+        if self._sessions.config.debug:
+            log.info("session %s started", self.session.session_id)
+        _call(self._sessions.listeners.execute, self.session.session_id)
+        self._timers["deadline"] = self._loop.call_later(limits.wall_ms / 1000, self._on_deadline)
+        if limits.heartbeat_interval_ms:
+            self._arm_heartbeat()
+        self._sessions.pool.take(self)
+
+    def cancel(self, reason: str) -> None:
+        """End the session now."""
+        self._perform(self.session.cancel(reason))
+
+    def tool_result(self, message: ToolResult) -> None:
+        """Pass a tool's result on to the guest."""
+        self._perform(self.session.tool_result(message))
+
+    def resume(self) -> None:
+        """The sink can take more."""
+        if self._sandbox is not None:
+            self._sandbox.resume()
+
+    def on_sandbox(self, sandbox: Sandbox) -> None:
+        """The pool found one: it has run nothing, and after us it never will."""
+        self._sandbox = sandbox
+        sandbox.owner = self
+        sandbox.max_frame_bytes = self.session.max_frame_bytes
+        now_s = time.monotonic()
+        self._sessions.metrics.start_seconds.observe(now_s - self._started_s)
+        self._perform(self.session.started(self._code, now_s))
+        self._code = ""
+
+    def on_frame(self, sandbox: Sandbox, body: bytes) -> None:
+        """The guest said something."""
+        del sandbox
+        self._perform(self.session.frame(body))
+
+    def on_broken(self, sandbox: Sandbox, reason: str) -> None:
+        """The guest's socket makes no sense."""
+        del sandbox
+        if not self.session.decided:
+            self._perform(self.session.broken(reason))
+
+    def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
+        """The guest wrote something."""
+        del sandbox
+        self._perform(self.session.output(stream, data))
+        return not self.session.is_cut(stream)
+
+    def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
+        """The guest wrote something that nobody will see."""
+        del sandbox
+        self.session.count_dropped(stream, size_bytes)
+
+    def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
+        """The sandbox is gone."""
+        self._sessions.pool.released(sandbox)
+        self._sandbox = None
+        self._finish(exit_)
+
+    def _perform(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            if isinstance(instruction, Emit):
+                self._deliver(instruction.line)
+            elif isinstance(instruction, ToGuest):
+                if self._sandbox is not None:
+                    self._sandbox.send(instruction.message)
+            elif isinstance(instruction, StartToolTimer):
+                delay_s = instruction.timeout_ms / 1000
+                self._timers[instruction.call_id] = self._loop.call_later(
+                    delay_s, self._on_tool_timeout, instruction.call_id
+                )
+            elif isinstance(instruction, StopToolTimer):
+                self._timers.pop(instruction.call_id).cancel()
+            elif isinstance(instruction, Let):
+                self._timers["leave"] = self._loop.call_later(_LEAVE_GRACE_S, self._kill)
+            elif isinstance(instruction, Kill):
+                self._kill()
+
+    def _deliver(self, line: bytes) -> None:
+        self.sink.deliver(line)
+        if self.sink.congested and self._sandbox is not None and not self.session.decided:
+            self._sandbox.pause()
+
+    def _kill(self) -> None:
+        if self._sandbox is not None:
+            self._sandbox.kill()
+        else:
+            # Nothing to kill: still waiting for a sandbox. Not at once: the caller may have more to perform first.
+            self._sessions.pool.forget(self)
+            self._loop.call_soon(self._finish, None)
+
+    def _finish(self, exit_: Exit | None) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        now_s = time.monotonic()
+        for instruction in self.session.exited(exit_, now_s):
+            if isinstance(instruction, Emit):
+                self.sink.deliver(instruction.line)
+            elif isinstance(instruction, Ended):
+                if self._sessions.config.debug:
+                    log.info("session %s ended: %s", self.session.session_id, instruction.code)
+                self._sessions.forget(self, instruction.code, now_s - self._started_s)
+
+    def _on_deadline(self) -> None:
+        self._perform(self.session.deadline(time.monotonic()))
+
+    def _on_tool_timeout(self, call_id: str) -> None:
+        self._perform(self.session.tool_timeout(call_id))
+
+    def _arm_heartbeat(self) -> None:
+        delay_s = self.session.limits.heartbeat_interval_ms / 1000
+        self._timers["heartbeat"] = self._loop.call_later(delay_s, self._on_heartbeat)
+
+    def _on_heartbeat(self) -> None:
+        self._perform(self.session.heartbeat(_iso(datetime.now(UTC))))
+        self._arm_heartbeat()
+
+
+class _Nowhere:
+    """The sink of sessions whose connection is gone."""
+
+    congested = False
+
+    def deliver(self, line: bytes) -> None:
+        """Drop it: nobody is left to read."""
+
+
+_NOWHERE = _Nowhere()
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _bad(session_id: str, field: str, reason: str, allowed: str) -> RemoteProtocolError:
+    return RemoteProtocolError(reason, field=field, allowed=allowed, session_id=session_id)
+
+
+def _one_of(value: str | msgspec.UnsetType, field: str, allowed: tuple[str, ...], session_id: str) -> None:
+    if value is not UNSET and value not in allowed:
+        raise _bad(session_id, field, f"{value!r} is not offered here", ", ".join(allowed))
+
+
+def _call(listeners: list[Callable[..., None]], *arguments: str) -> None:
+    for listener in listeners:
+        try:
+            listener(*arguments)
+        except Exception:
+            log.exception("a listener failed")

@@ -1,0 +1,157 @@
+"""The kernel calls that Python does not offer, one thin function each.
+
+Every function raises OSError with the kernel's errno. Constants are those of the kernel's UAPI headers and equal on
+x86-64 and aarch64 unless a table says otherwise.
+"""
+
+import ctypes
+import os
+import struct
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+# NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE on, KEEP_CAPS off, all four locked.
+SECUREBITS_LOCKED = 0xEF
+
+_ARCH = os.uname().machine
+_NR = {
+    "x86_64": {"pivot_root": 155, "keyctl": 250, "capset": 126, "seccomp": 317},
+    "aarch64": {"pivot_root": 41, "keyctl": 219, "capset": 91, "seccomp": 277},
+}.get(_ARCH, {})
+_NR_MOUNT_SETATTR = 442
+_NR_CLOSE_RANGE = 436
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_SECCOMP_SET_MODE_FILTER = 1
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_MNT_DETACH = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_long, _ulong, _int, _char_p, _void_p = ctypes.c_long, ctypes.c_ulong, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
+_libc.mount.argtypes = (_char_p, _char_p, _char_p, _ulong, _char_p)
+_libc.umount2.argtypes = (_char_p, _int)
+_libc.unshare.argtypes = (_int,)
+_libc.setns.argtypes = (_int, _int)
+_libc.prctl.argtypes = (_int, _ulong, _ulong, _ulong, _ulong)
+_libc.sethostname.argtypes = (_char_p, ctypes.c_size_t)
+_libc.syscall.restype = _long
+
+
+def _check(result, what):
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def _syscall(name, *args):
+    number = _NR.get(name) if isinstance(name, str) else name
+    if number is None:
+        raise OSError(38, f"no system call numbers for {_ARCH}", name)
+    return _check(_libc.syscall(_long(number), *args), str(name))
+
+
+def unshare(flags):
+    """Leave the namespaces in `flags` for new ones."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(fd, kind):
+    """Enter the namespace behind `fd`."""
+    _check(_libc.setns(fd, kind), "setns")
+
+
+def mount(source, target, kind, flags, data=None):
+    """mount(2); all strings are bytes."""
+    _check(_libc.mount(source, target, kind, flags, data), "mount")
+
+
+def mount_attributes(target, flags, recursive=True):  # noqa: FBT002 - filled from a list of arguments
+    """Set mount attributes on `target`, and on everything mounted below it; attributes that are set already stay.
+
+    MOUNT_ATTR_* are 1 read-only, 2 nosuid, 4 nodev, 8 noexec.
+    """
+    attributes = struct.pack("QQQQ", flags, 0, 0, 0)
+    at = _long(_AT_RECURSIVE if recursive else 0)
+    _syscall(_NR_MOUNT_SETATTR, _long(_AT_FDCWD), _char_p(target), at, attributes, _long(32))
+
+
+def pivot_here():
+    """Make the current directory the root, and let go of the old one."""
+    _syscall("pivot_root", _char_p(b"."), _char_p(b"."))
+    # "." now has the old root stacked on the new one: detach it.
+    _check(_libc.umount2(b".", _MNT_DETACH), "umount2")
+    os.chdir("/")
+
+
+def sethostname(name):
+    """Name this UTS namespace."""
+    _check(_libc.sethostname(name, len(name)), "sethostname")
+
+
+def prctl(option, first=0, second=0):
+    """prctl(2)."""
+    return _check(_libc.prctl(option, first, second, 0, 0), "prctl")
+
+
+def join_new_session_keyring():
+    """Leave the session keyring, which namespaces do not separate, for a new anonymous one."""
+    _syscall("keyctl", _long(_KEYCTL_JOIN_SESSION_KEYRING), _long(0))
+
+
+def set_capabilities(permitted):
+    """Set the permitted and effective sets to `permitted` (a bit mask), the inheritable one to nothing."""
+    low, high = permitted & 0xFFFFFFFF, permitted >> 32
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    _syscall("capset", header, struct.pack("IIIIII", low, low, 0, high, high, 0))
+
+
+def drop_bounding_set():
+    """Empty the capability bounding set of the current user namespace."""
+    drop = _libc.prctl
+    for capability in range(64):
+        if drop(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            if ctypes.get_errno() == 22:  # EINVAL: past the last capability this kernel knows
+                return
+            _check(-1, "PR_CAPBSET_DROP")
+
+
+def close_range(first, last):
+    """Close the descriptors from `first` to `last`."""
+    _check(_libc.syscall(_long(_NR_CLOSE_RANGE), _ulong(first), _ulong(last), _long(0)), "close_range")
+
+
+def load_seccomp(program):
+    """Load a BPF program (`struct sock_filter` records) on this thread. Needs no_new_privs."""
+    code = ctypes.create_string_buffer(program, len(program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code)))
+    _syscall("seccomp", _long(_SECCOMP_SET_MODE_FILTER), _long(0), header)
+
+
+def raise_loopback():
+    """Bring up `lo` of this network namespace."""
+    # The socket module is too large to import for one ioctl.
+    fd = _check(_libc.socket(2, 2, 0), "socket")
+    try:
+        request = ctypes.create_string_buffer(struct.pack("16sh22x", b"lo", _IFF_UP))
+        _check(_libc.ioctl(fd, _ulong(_SIOCSIFFLAGS), request), "SIOCSIFFLAGS lo")
+    finally:
+        os.close(fd)

@@ -1,0 +1,243 @@
+"""The zygote: a prepared process that sandboxes are forked from.
+
+Theory of operation. Four roles, each the parent of the next:
+
+    worker ──exec──▶ launcher ──fork──▶ zygote ──fork──▶ sandbox, sandbox, …
+
+The worker execs the launcher with an empty environment and one descriptor, a SEQPACKET socket, over which the first
+message is the plan. The launcher enters a new pid namespace (and, for an ordinary user, a user namespace) by forking
+the zygote into it as pid 1, and then only waits for it. The zygote imports what guests need, builds and enters the
+root they will see, and from then on serves two requests: `spawn` and `kill`. It has one thread and holds no secret.
+
+Each sandbox is pid 1 of a pid namespace of its own, below the zygote's. So the kernel ends a sandbox's whole tree with
+its first process, and every sandbox with the zygote: nothing depends on a list of processes, and a guest can't opt
+out. The zygote ends when its socket does, which is when the worker is gone, however it went; PDEATHSIG backs that up.
+
+The socket carries JSON, one message a packet. To the zygote: the plan, `{"op": "spawn", "id", "uid"}`,
+`{"op": "kill", "id"}`. From it: `prepared`; `spawned` with three descriptors (control socket, stdout, stderr), which
+only the worker holds from then on; `exited` with the wait status and the kernel's count of CPU time and memory; and
+`failed` with the name of the step and the errno, before it exits. A sandbox that fails a step says so on its own
+control socket.
+"""
+
+import base64
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+from . import frames, kernel, steps
+
+_MAX_PACKET = 1 << 18
+_CONTROL_FD = 3
+_NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user")
+
+
+class Zygote:
+    """Serves `spawn` and `kill` until its socket closes."""
+
+    def __init__(self, control, plan, run_guest):
+        self._control = control
+        self._run_guest = run_guest
+        self._plan = plan
+        self._ids = {}  # pid -> sandbox id
+        self._pids = {}  # sandbox id -> pid
+        self._waiting = []  # spawn requests
+        self._compiled = {}  # uid -> compiled steps; uids are few and reused
+        self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._outside = _namespaces()
+        self._served = 0
+        self._filter = base64.b64decode(plan["seccomp_base64"])
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def serve(self):
+        """Run until the worker closes the socket."""
+        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # only to be woken
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        poll.register(self._wake_reader, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll(0 if self._waiting else None):
+                if fd == self._wake_reader:
+                    self._reap()
+                elif not self._take_requests():
+                    return
+            # One fork between two looks at the socket: a kill never waits behind a burst of spawns.
+            if self._waiting:
+                self._spawn(self._waiting.pop(0))
+
+    def _take_requests(self):
+        while True:
+            try:
+                packet = self._control.recv(_MAX_PACKET, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            if not packet:
+                return False
+            request = json.loads(packet)
+            if request["op"] == "spawn":
+                self._waiting.append(request)
+            else:
+                self._kill(request["id"])
+
+    def _kill(self, sandbox_id):
+        pid = self._pids.get(sandbox_id)
+        if pid is not None:  # not reaped yet, so the number is still its own
+            os.kill(pid, signal.SIGKILL)
+        else:
+            self._waiting = [request for request in self._waiting if request["id"] != sandbox_id]
+
+    def _reap(self):
+        try:
+            while os.read(self._wake_reader, 4096):
+                pass
+        except BlockingIOError:
+            pass
+        while self._ids:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            if not pid:
+                return
+            sandbox_id = self._ids.pop(pid)
+            del self._pids[sandbox_id]
+            self._tell(
+                type="exited",
+                id=sandbox_id,
+                status=status,
+                cpu_ms=(usage.ru_utime + usage.ru_stime) * 1000,
+                peak_memory_bytes=usage.ru_maxrss * 1024,
+            )
+
+    def _spawn(self, request):
+        sandbox_id, uid = request["id"], request["uid"]
+        if uid not in self._compiled:
+            values = {"uid": uid, "proc": self._proc, "seccomp": self._filter}
+            self._compiled[uid] = steps.compile_steps(self._plan["enclose"], values)
+        ours, theirs = socket.socketpair()
+        out_reader, out_writer = os.pipe()
+        err_reader, err_writer = os.pipe()
+        # The kernel unshares a pid namespace only from the one we are in, so step back into our own each time.
+        kernel.setns(self._own_pid_namespace, kernel.CLONE_NEWPID)
+        kernel.unshare(kernel.CLONE_NEWPID)
+        pid = os.fork()
+        if not pid:
+            self._become_sandbox(uid, theirs.detach(), out_writer, err_writer, check=not self._served)
+        self._served += 1
+        self._ids[pid] = sandbox_id
+        self._pids[sandbox_id] = pid
+        descriptors = [ours.fileno(), out_reader, err_reader]
+        message = json.dumps({"type": "spawned", "id": sandbox_id}).encode()
+        socket.send_fds(self._control, [message], descriptors)
+        ours.close()
+        theirs.close()
+        for fd in (out_reader, out_writer, err_reader, err_writer):
+            os.close(fd)
+
+    def _become_sandbox(self, uid, control, out, err, *, check):
+        """Enclose this freshly forked process, then hand it to the guest's driver. Never returns.
+
+        From here on nothing may return to the zygote's loop, and nothing may be read from its socket.
+        """
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setsid()
+            # The zygote's descriptors 0 to 3 are taken, so none of these three is among the targets.
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            os.dup2(control, _CONTROL_FD)
+            steps.perform(self._compiled[uid])
+            if check:
+                _self_test(self._outside)
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            kernel.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)
+            gc.enable()
+            self._run_guest()
+        except steps.StepFailed as failure:
+            frames.write(_CONTROL_FD, _failed(failure))
+        finally:
+            os._exit(70)
+
+    def _tell(self, **message):
+        self._control.send(json.dumps(message).encode())
+
+
+def _namespaces():
+    return {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}  # noqa: PTH115 - pathlib is large
+
+
+def _self_test(outside):
+    """Ask the kernel what holds; raises StepFailed for what does not.
+
+    Done in the first sandbox of every zygote, while only our own code has run in it.
+    """
+    with open("/proc/self/status") as file:  # noqa: PTH123 - pathlib is large
+        status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
+    missing = [name for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb") if int(status[name], 16)]
+    missing += ["NoNewPrivs"] if status["NoNewPrivs"] != "1" else []
+    missing += ["Seccomp"] if status["Seccomp"] != "2" else []
+    missing += [f"{name} namespace" for name, link in _namespaces().items() if outside[name] == link]
+    try:
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        missing.append("the ban on further namespaces")
+    except OSError:
+        pass
+    if missing:
+        raise steps.StepFailed("self-test", 0, f"not in force: {', '.join(missing)}")
+
+
+def _failed(failure):
+    return {"type": "failed", "step": failure.step, "errno": failure.errno, "reason": failure.reason}
+
+
+def main(control_fd):
+    """Be the launcher, and in its child the zygote. Never returns."""
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setsid()
+    os.dup2(control_fd, _CONTROL_FD)
+    kernel.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)
+    control = socket.socket(fileno=_CONTROL_FD)
+    # No race with a worker that died before PDEATHSIG was set: its end of the socket is closed then.
+    packet = control.recv(_MAX_PACKET)
+    if not packet:
+        os._exit(0)
+    plan = json.loads(packet)
+    try:
+        steps.perform(steps.compile_steps([*plan["launch"], _PID_NAMESPACE], {}))
+        pid = os.fork()
+        if pid:
+            control.close()
+            _, status = os.waitpid(pid, 0)
+            os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        zygote = Zygote(control, plan, _prepare(plan))
+    except steps.StepFailed as failure:
+        control.send(json.dumps(_failed(failure)).encode())
+        os._exit(1)
+    control.send(b'{"type": "prepared"}')
+    zygote.serve()
+    os._exit(0)  # and with pid 1 of the namespace, every sandbox
+
+
+_PID_NAMESPACE = ["zygote's pid namespace", "unshare", kernel.CLONE_NEWPID]
+
+
+def _prepare(plan):
+    """Load what guests need, enter the root they will see, and make the memory ready to be shared; return the driver."""
+    from . import guest  # here, not above: the launcher has no use for it
+
+    steps.perform(steps.compile_steps(plan["prepare"], {}))
+    os.environ.clear()
+    sys.argv = [guest.FILENAME]
+    sys.path[:] = [path for path in sys.path if not path.endswith(".zip")]
+    # A guest that imports `enclave_worker` or `steps` gets its own file of that name, or an ImportError.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "enclave_worker"]:
+        del sys.modules[name]
+    gc.collect()
+    gc.disable()
+    gc.freeze()  # the collector must not touch, and so copy, the pages that sandboxes share
+    return guest.main

@@ -1,0 +1,117 @@
+"""Performs the steps that `sandbox.plan` listed.
+
+A step is `[name, operation, *arguments]`, plain JSON. Its name is what `docs/sandbox.md` lists and what a failure
+reports. The list is the whole description: nothing here knows what a sandbox looks like.
+"""
+
+import os
+import resource
+
+from . import kernel
+
+
+class StepFailed(Exception):  # noqa: N818 - said in the past tense everywhere
+    """A step failed: `step` is its name, `errno` the kernel's number (0 if there is none)."""
+
+    def __init__(self, step, errno, reason):
+        super().__init__(f"{step}: {reason}")
+        self.step = step
+        self.errno = errno
+        self.reason = reason
+
+
+def _write(path, text):
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text)
+    finally:
+        os.close(fd)
+
+
+def _write_at(directory_fd, path, text):
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        os.write(fd, text)
+    finally:
+        os.close(fd)
+
+
+def _file(path, text):
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    try:
+        os.write(fd, text)
+    finally:
+        os.close(fd)
+
+
+def _directory(path):
+    os.makedirs(path, mode=0o755, exist_ok=True)
+
+
+def _rlimit(number, soft, hard):
+    # A hard limit that is already lower stays: only CAP_SYS_RESOURCE could raise it, and lower is stricter.
+    _, current = resource.getrlimit(number)
+    if current != resource.RLIM_INFINITY:
+        soft, hard = min(soft, current), min(hard, current)
+    resource.setrlimit(number, (soft, hard))
+
+
+def _identity(uid):
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+OPERATIONS = {
+    "capabilities": kernel.set_capabilities,
+    "bounding_set": kernel.drop_bounding_set,
+    "chdir": os.chdir,
+    "directory": _directory,
+    "file": _file,
+    "hostname": kernel.sethostname,
+    "identity": _identity,
+    "keyring": kernel.join_new_session_keyring,
+    "loopback": kernel.raise_loopback,
+    "mount": kernel.mount,
+    "mount_attributes": kernel.mount_attributes,
+    "no_groups": lambda: os.setgroups([]),
+    "pivot": kernel.pivot_here,
+    "prctl": kernel.prctl,
+    "rlimit": _rlimit,
+    "seccomp": kernel.load_seccomp,
+    "symlink": os.symlink,
+    "umask": os.umask,
+    "unshare": kernel.unshare,
+    "write": _write,
+    "write_at": _write_at,
+}
+
+
+def compile_steps(steps, values):
+    """Turn listed steps into `(name, function, arguments)`, with strings as bytes and `{name}`s filled in.
+
+    `values` maps the names a step may refer to (`uid`, ...) to their values. Done before the fork, so that the child
+    only calls.
+    """
+    filled = []
+    for name, operation, *arguments in steps:
+        filled.append((name, OPERATIONS[operation], tuple(_fill(argument, values) for argument in arguments)))
+    return filled
+
+
+def _fill(argument, values):
+    if not isinstance(argument, str):
+        return argument
+    if argument.startswith("{") and argument[1:-1] in values:
+        return values[argument[1:-1]]  # alone, it keeps its type
+    return argument.format_map(values).encode() if "{" in argument else argument.encode()
+
+
+def perform(compiled):
+    """Perform compiled steps in order; raises StepFailed at the first that fails."""
+    for name, function, arguments in compiled:
+        try:
+            function(*arguments)
+        except OSError as error:
+            raise StepFailed(name, error.errno or 0, error.strerror or str(error)) from None
+        except ValueError as error:
+            raise StepFailed(name, 0, str(error)) from None

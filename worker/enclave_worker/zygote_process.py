@@ -1,0 +1,377 @@
+"""The worker's handle on its zygote, and on each sandbox forked from it.
+
+Theory of operation. Everything here is driven by readiness callbacks of the event loop, not by tasks: a sandbox is
+three descriptors and a few bytes of state, and a thousand of them cost nothing while they wait.
+
+Ownership. The zygote makes a sandbox's three pairs of descriptors and sends us our ends; from `_on_packet` on they
+belong to the `Sandbox`, which closes them in `close`, called exactly once, when the zygote has reported the death. The
+zygote keeps none. The packet socket belongs to `ZygoteProcess`; closing it is how the zygote is told to end, and with
+it, as pid 1 of their namespace, every sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+from enclave_protocol import SandboxError
+
+from .session import Exit, Stream
+from .zygote import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .sandbox.plan import Plan
+
+_BOOT = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from enclave_worker.zygote.main import main; "
+    "del sys.path[0]; main(int(sys.argv[2]))"
+)
+_READ_BYTES = 65536
+_MAX_UNREAD_BYTES = 16 * 1024 * 1024
+"""What may wait for a guest that does not read; more breaks it."""
+_MAX_DRAIN_READS = 17
+"""One more than the largest pipe an ordinary process can make holds, in reads."""
+
+
+class _Packet(msgspec.Struct):
+    type: str
+    id: int = 0
+    status: int = 0
+    cpu_ms: float = 0.0
+    peak_memory_bytes: int = 0
+    step: str = ""
+    errno: int = 0
+    reason: str = ""
+
+
+_packets = msgspec.json.Decoder(_Packet)
+
+
+class Owner(Protocol):
+    """Whoever a sandbox works for: the pool until it is taken, then a session."""
+
+    def on_frame(self, sandbox: Sandbox, body: bytes) -> None:
+        """The guest sent a frame; `body` is its JSON text."""
+
+    def on_broken(self, sandbox: Sandbox, reason: str) -> None:
+        """The guest's socket can't be understood, or it lets too much pile up."""
+
+    def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
+        """Something was written; the answer says whether more of this stream is wanted (else it is thrown away)."""
+
+    def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
+        """This many unwanted bytes were thrown away."""
+
+    def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
+        """Every process of the sandbox is gone, and its pipes are drained."""
+
+
+class Sandbox:
+    """One sandbox: a control socket, two output pipes and somebody who listens."""
+
+    def __init__(self, process: ZygoteProcess, number: int, uid_slot: int, owner: Owner) -> None:
+        self.process = process
+        self.number = number
+        self.uid_slot = uid_slot
+        self.owner = owner
+        self.max_frame_bytes = 1 << 20
+        self._loop = process.loop
+        self._control: socket.socket | None = None
+        self._pipes: dict[Stream, int] = {}
+        self._inbox = bytearray()
+        self._outbox = bytearray()
+        self._unwanted: set[Stream] = set()
+        self._paused = False
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.number} {'open' if self._control else 'starting'} owner={self.owner!r}>"
+
+    def opened(self, control: int, out: int, err: int) -> None:
+        """Take over the descriptors that the zygote sent."""
+        self._control = socket.socket(fileno=control)
+        self._control.setblocking(False)
+        self._pipes = {"stdout": out, "stderr": err}
+        self._loop.add_reader(control, self._on_control)
+        for stream, fd in self._pipes.items():
+            os.set_blocking(fd, False)
+            self._loop.add_reader(fd, self._on_pipe, stream)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one frame. Never blocks: a guest that does not read is ended when too much waits for it."""
+        if self._control is None or self._closed:
+            return
+        body = msgspec.json.encode(message)
+        waiting = bool(self._outbox)
+        self._outbox += frames.HEADER.pack(len(body)) + body
+        if len(self._outbox) > _MAX_UNREAD_BYTES:
+            self._outbox.clear()
+            self.owner.on_broken(self, f"{_MAX_UNREAD_BYTES} bytes wait for a guest that does not read")
+        elif not waiting:
+            self._flush()
+
+    def kill(self) -> None:
+        """End every process of the sandbox. `on_exit` follows."""
+        self.process.kill(self.number)
+
+    def pause(self) -> None:
+        """Stop reading from the guest: it blocks once its pipes are full."""
+        if not self._paused and self._control is not None and not self._closed:
+            self._paused = True
+            for fd in (self._control.fileno(), *self._pipes.values()):
+                self._loop.remove_reader(fd)
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._paused and self._control is not None and not self._closed:
+            self._paused = False
+            self._loop.add_reader(self._control.fileno(), self._on_control)
+            for stream, fd in self._pipes.items():
+                self._loop.add_reader(fd, self._on_pipe, stream)
+
+    def exited(self, exit_: Exit) -> None:
+        """The zygote reaped it: hand over what is still in the pipes, let go of them, and tell the owner."""
+        if self._control is not None and not self._closed:
+            self._read_control()
+            self.drain()
+        self.close()
+        self.owner.on_exit(self, exit_)
+
+    def drain(self) -> None:
+        """Read what was written so far, so that it comes before whatever is told next."""
+        for stream, fd in list(self._pipes.items()):
+            # A pipe's capacity at most: a guest that keeps writing must not keep us here.
+            for _ in range(_MAX_DRAIN_READS):
+                if not self._read_pipe(stream, fd):
+                    break
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        if self._closed or self._control is None:
+            self._closed = True
+            return
+        self._closed = True
+        self._loop.remove_reader(self._control.fileno())
+        self._loop.remove_writer(self._control.fileno())
+        self._control.close()
+        for fd in self._pipes.values():
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+    def _on_control(self) -> None:
+        self._read_control()
+
+    def _read_control(self) -> None:
+        assert self._control is not None
+        try:
+            # Plain recv: a descriptor that a guest passes along is dropped by the kernel, never ours.
+            data = self._control.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            # The guest closed its end. Its death, if that is what it is, is the zygote's to report.
+            self._loop.remove_reader(self._control.fileno())
+            return
+        self._inbox += data
+        while not self._closed and (body := self._next_frame()) is not None:
+            self.drain()  # what was printed before the frame was sent comes before it
+            self.owner.on_frame(self, body)
+
+    def _next_frame(self) -> bytes | None:
+        inbox, header = self._inbox, frames.HEADER
+        if len(inbox) < header.size:
+            return None
+        (size,) = header.unpack_from(inbox)
+        if size > self.max_frame_bytes:
+            inbox.clear()
+            self.owner.on_broken(self, f"a frame of {size} bytes, more than {self.max_frame_bytes}")
+            return None
+        end = header.size + size
+        if len(inbox) < end:
+            return None
+        body = bytes(inbox[header.size : end])
+        del inbox[:end]
+        return body
+
+    def _on_pipe(self, stream: Stream) -> None:
+        self._read_pipe(stream, self._pipes[stream])
+
+    def _read_pipe(self, stream: Stream, fd: int) -> bool:
+        """Read once; say whether there may be more."""
+        try:
+            data = os.read(fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(fd)
+            return False
+        if stream in self._unwanted:
+            self.owner.on_dropped(self, stream, len(data))
+        elif not self.owner.on_output(self, stream, data):
+            self._unwanted.add(stream)
+        return len(data) == _READ_BYTES
+
+    def _flush(self) -> None:
+        assert self._control is not None
+        try:
+            sent = self._control.send(self._outbox)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._outbox.clear()  # the guest is gone; its death is reported by the zygote
+            sent = 0
+        del self._outbox[:sent]
+        if self._outbox:
+            self._loop.add_writer(self._control.fileno(), self._flush)
+        else:
+            self._loop.remove_writer(self._control.fileno())
+
+
+class ZygoteProcess:
+    """A running zygote. Make one with `start`; it calls `on_death` once if it ends by itself."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], control: socket.socket, on_death: Callable[[str], None]
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.sandboxes: dict[int, Sandbox] = {}
+        self.forked = 0
+        """Sandboxes asked for so far."""
+        self._process = process
+        self._control = control
+        self._on_death = on_death
+        self._prepared: asyncio.Future[None] = self.loop.create_future()
+        self._requests: deque[bytes] = deque()
+        self._stopping = False
+        control.setblocking(False)
+        self.loop.add_reader(control.fileno(), self._on_packet)
+
+    @classmethod
+    async def start(cls, plan: Plan, interpreter: str, on_death: Callable[[str], None]) -> ZygoteProcess:
+        """Start a zygote and wait until it is prepared.
+
+        Raises:
+            SandboxError: a step failed; it names the step and the errno.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(ours.close)
+            with theirs:
+                # An empty environment and one descriptor: what a zygote never had, no guest can find.
+                process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own interpreter; vfork, not blocking
+                    [interpreter, "-I", "-S", "-X", "utf8", "-c", _BOOT, str(_package_root()), str(theirs.fileno())],
+                    env={},
+                    stdin=subprocess.DEVNULL,
+                    stdout=sys.stderr.fileno() if sys.stderr is not None else None,
+                    pass_fds=[theirs.fileno()],
+                )
+            self = cls(process, ours, on_death)
+            on_failure.pop_all()
+        self._request(msgspec.json.encode(plan))
+        try:
+            await self._prepared
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    def spawn(self, number: int, uid: int, uid_slot: int, owner: Owner) -> Sandbox:
+        """Ask for a sandbox. It tells `owner` when it is ready, or why it never will be."""
+        sandbox = Sandbox(self, number, uid_slot, owner)
+        self.sandboxes[number] = sandbox
+        self.forked += 1
+        self._request(json.dumps({"op": "spawn", "id": number, "uid": uid}).encode())
+        return sandbox
+
+    def kill(self, number: int) -> None:
+        """Kill a sandbox, whatever it is doing. Unknown numbers are ignored: it may be dead already."""
+        self._request(json.dumps({"op": "kill", "id": number}).encode())
+
+    async def stop(self) -> None:
+        """End the zygote and with it every sandbox; returns when the kernel has reaped them all."""
+        self._stopping = True
+        self._close()
+        # Its parent, the launcher, leaves only when the zygote's namespace is empty.
+        await self.loop.run_in_executor(None, self._process.wait)
+
+    def _request(self, packet: bytes) -> None:
+        if self._stopping:
+            return
+        self._requests.append(packet)
+        if len(self._requests) == 1:
+            self._send_requests()
+
+    def _send_requests(self) -> None:
+        while self._requests:
+            try:
+                self._control.send(self._requests[0])
+            except BlockingIOError:
+                self.loop.add_writer(self._control.fileno(), self._send_requests)
+                return
+            except OSError:
+                self._requests.clear()  # it died; the reader is about to learn it
+                return
+            self._requests.popleft()
+        self.loop.remove_writer(self._control.fileno())
+
+    def _on_packet(self) -> None:
+        for _ in range(64):  # then let others have a turn
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 3)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, descriptors = b"", []
+            if not data:
+                self._died("it closed its socket")
+                return
+            packet = _packets.decode(data)
+            if packet.type == "spawned":
+                self.sandboxes[packet.id].opened(*descriptors)
+            elif packet.type == "exited":
+                self._exited(packet)
+            elif packet.type == "prepared":
+                self._prepared.set_result(None)
+            else:
+                self._died(packet.reason, SandboxError(packet.step, packet.errno, packet.reason))
+                return
+
+    def _exited(self, packet: _Packet) -> None:
+        sandbox = self.sandboxes.pop(packet.id)
+        sandbox.exited(Exit(packet.status, packet.cpu_ms, packet.peak_memory_bytes))
+
+    def _died(self, reason: str, error: SandboxError | None = None) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        self._close()
+        if not self._prepared.done():
+            self._prepared.set_exception(error or SandboxError("start the zygote", 0, reason))
+            return
+        self._on_death(reason)
+
+    def _close(self) -> None:
+        if self._control.fileno() >= 0:
+            self.loop.remove_reader(self._control.fileno())
+            self.loop.remove_writer(self._control.fileno())
+            self._control.close()
+        orphans, self.sandboxes = list(self.sandboxes.values()), {}
+        for sandbox in orphans:
+            sandbox.exited(Exit(status=9, cpu_ms=0.0, peak_memory_bytes=0, lost="its zygote ended"))
+
+
+def _package_root() -> Path:
+    return Path(__file__).resolve().parent.parent
