@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
 from enclave_protocol import (
     Limits,
     RemoteProtocolError,
@@ -12,7 +14,6 @@ from enclave_protocol import (
     parse_session_id,
 )
 from enclave_protocol.limits import split_path
-from msgspec import UNSET, UnsetType
 
 from .dispatcher import CodeTooLarge, NewSession
 
@@ -226,8 +227,10 @@ def _limits(request: CreateSession, defaults: Limits) -> Limits:
             parse_limits(given)
         except RemoteProtocolError as error:
             # Told by the name that the client used.
-            theirs = {f"limits.{name}": msgspec.structs.fields(SessionConfig)[i].encode_name
-                      for i, name in enumerate(CONFIG_NAMES.values())}
+            theirs = {
+                f"limits.{name}": msgspec.structs.fields(SessionConfig)[i].encode_name
+                for i, name in enumerate(CONFIG_NAMES.values())
+            }
             field = f"config.{theirs.get(error.field, error.field)}"
             raise RemoteProtocolError(error.reason, field=field, allowed=error.allowed) from error
     return parse_limits(given | (request.limits or {}), defaults=defaults)

@@ -17,7 +17,6 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import uvicorn
 from enclave_protocol import Limits, decode_event, parse_limits
 
 from .channels import RuntimeDial, WebSocketDial

@@ -12,9 +12,10 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from enclave_protocol import MAX_MESSAGE_BYTES
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
+
+from enclave_protocol import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection

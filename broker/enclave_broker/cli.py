@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import uvloop
+
 from enclave_protocol import __version__
 
 from .broker import Broker, PortInUse
@@ -24,7 +25,12 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", default=3000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @click.option(
-    "--worker", "workers", multiple=True, envvar="ENCLAVE_WORKER", metavar="URL", help="A worker's ws:// URL; repeat it."
+    "--worker",
+    "workers",
+    multiple=True,
+    envvar="ENCLAVE_WORKER",
+    metavar="URL",
+    help="A worker's ws:// URL; repeat it.",
 )
 @click.option(
     "--tools", "modules", multiple=True, envvar="ENCLAVE_TOOLS", metavar="MODULE", help="Module with @tool functions."
@@ -39,7 +45,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 @click.option("--dead-after-s", default=5.0, type=click.FloatRange(0.01), help="Silence after which a worker is dead.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.version_option(__version__)
-def main(
+def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     host: str,
     port: int,
     workers: tuple[str, ...],
@@ -99,9 +105,7 @@ async def _serve(broker: Broker) -> None:
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no later collection needs to walk it
     names = ", ".join(broker.tools.names()) or "none"
-    click.echo(
-        f"enclave-broker listening on {broker.url} (workers: {len(broker.config.workers)}, tools: {names})"
-    )
+    click.echo(f"enclave-broker listening on {broker.url} (workers: {len(broker.config.workers)}, tools: {names})")
     stopping = asyncio.ensure_future(asked_to_stop.wait())
     failing = asyncio.ensure_future(broker.wait_stopped())
     await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)

@@ -10,6 +10,8 @@ also frees the slot. One that ends here instead (`_end`: cancelled or too late i
 senseless or overdue) keeps its slot until the worker says `final`, refuses a message about it, or goes away.
 """
 
+# ruff: noqa: S101 - `validate` is made of assertions
+
 from __future__ import annotations
 
 import asyncio
@@ -20,6 +22,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import UNSET
+
 from enclave_protocol import (
     MAX_CODE_BYTES,
     MAX_MESSAGE_BYTES,
@@ -37,7 +41,6 @@ from enclave_protocol import (
     encode,
     new_session_id,
 )
-from msgspec import UNSET
 
 from .directory import Directory
 from .placement import Lose, Place, Placer, Refuse
@@ -69,7 +72,7 @@ class DuplicateSession(EnclaveError):  # noqa: N818 - the wire's word
         super().__init__(f"session {session_id} has not ended: choose another id, or leave it out to be given one")
 
 
-class CodeTooLarge(RemoteProtocolError):
+class CodeTooLarge(RemoteProtocolError):  # noqa: N818 - a fact about the request
     """`code` is larger than anything may be."""
 
     def __init__(self, size_bytes: int, *, session_id: str | None = None) -> None:
@@ -313,7 +316,8 @@ class Dispatcher:
             has_slot = self.placer.worker_of(session.session_id)
             assert has_slot == session.worker, f"{session.session_id}: slot on {has_slot}, routed to {session.worker}"
             waits = self.placer.is_waiting(session.session_id)
-            assert (session.live or has_slot) and not (waits and not session.live), f"{session.session_id}: misplaced"
+            assert session.live or has_slot, f"{session.session_id}: ended, and still routed"
+            assert session.live or not waits, f"{session.session_id}: ended, and still in the queue"
 
     def _place_all(self, placed: Iterable[Place]) -> None:
         now = time.monotonic()
@@ -334,9 +338,7 @@ class Dispatcher:
         self.metrics.requeues.inc()
         _cancel_timer(self._overdue, session.session_id)
         session.worker = session.worker_name = session.started = None
-        placed = self.placer.refused(
-            session.session_id, self._queue_deadline(session), size_bytes=session.code_bytes
-        )
+        placed = self.placer.refused(session.session_id, self._queue_deadline(session), size_bytes=session.code_bytes)
         self._place_all(placed)
 
     def _release(self, session: BrokerSession) -> None:

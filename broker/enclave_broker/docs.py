@@ -18,7 +18,8 @@ BODIES = {("/sessions", "post"): CreateSession, ("/sessions/{session_id}/cancel"
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-    "code{background:#eee;padding:1px 4px}h2{margin-top:2em;font-size:1.1em}td{padding:2px 1em 2px 0;vertical-align:top}"
+    "td{padding:2px 1em 2px 0;vertical-align:top}code{background:#eee;padding:1px 4px}"
+    "h2{margin-top:2em;font-size:1.1em}"
 )
 
 
@@ -42,8 +43,7 @@ class RoutesPage(OpenAPIRenderPlugin):
         parts = [
             f"<!doctype html><meta charset=utf-8><title>Enclave broker</title><style>{STYLE}</style>",
             f"<h1>Enclave broker {html.escape(document['info']['version'])}</h1>",
-            "<p>The same as <a href=/docs/openapi.json>OpenAPI</a>. A WebSocket with the worker's own messages "
-            "is on <code>/ws</code>.</p>",
+            "<p>The same as <a href=/docs/openapi.json>OpenAPI</a>. <code>/ws</code> speaks the worker's messages.</p>",
         ]
         for path, methods in sorted(document["paths"].items()):
             for method, operation in methods.items():
@@ -67,7 +67,8 @@ def with_bodies(openapi_schema: dict[str, Any]) -> dict[str, Any]:
 def _operation(path: str, method: str, operation: dict[str, Any], document: dict[str, Any]) -> str:
     text = operation.get("description") or operation.get("summary", "")
     rows = "".join(
-        f"<tr><td><code>{html.escape(name)}</code><td>{html.escape(what)}" for name, what in _fields(operation, document)
+        f"<tr><td><code>{html.escape(name)}</code><td>{html.escape(what)}"
+        for name, what in _fields(operation, document)
     )
     answers = ", ".join(
         f"{status} {html.escape(answer.get('description', ''))}" for status, answer in operation["responses"].items()

@@ -14,13 +14,14 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-from enclave_protocol import MAX_CODE_BYTES, NoCapacity, __version__
 from litestar import Litestar, Request, Response, delete, get, post
 from litestar.enums import MediaType
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK, HTTP_500_INTERNAL_SERVER_ERROR
+
+from enclave_protocol import MAX_CODE_BYTES, NoCapacity, __version__
 
 from .api import (
     ApiError,
@@ -62,9 +63,11 @@ CREATE_ERRORS = ERRORS | {
     413: ResponseSpec(ErrorBody, description="The code is too large.", generate_examples=False),
     503: ResponseSpec(ErrorBody, description="No capacity; see Retry-After.", generate_examples=False),
 }
-STREAM_ERRORS = ERRORS | NOT_FOUND | {
-    410: ResponseSpec(ErrorBody, description="Those events are no longer kept.", generate_examples=False)
-}
+STREAM_ERRORS = (
+    ERRORS
+    | NOT_FOUND
+    | {410: ResponseSpec(ErrorBody, description="Those events are no longer kept.", generate_examples=False)}
+)
 
 
 class EventStream:
@@ -142,7 +145,7 @@ class StreamResponse(Response[None]):
         return self._stream
 
 
-def create_app(broker: Broker) -> Litestar:
+def create_app(broker: Broker) -> Litestar:  # noqa: C901 - one short function per route
     """Return the ASGI application of a broker."""
     dispatcher, metrics, config = broker.dispatcher, broker.metrics, broker.config
 
@@ -230,9 +233,7 @@ def create_app(broker: Broker) -> Litestar:
     def refuse(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
         refusal = _as_api_error(error)
         metrics.rejections.labels(refusal.body.code).inc()
-        return Response(
-            refusal.body, status_code=refusal.status, headers=refusal.headers, media_type=MediaType.JSON
-        )
+        return Response(refusal.body, status_code=refusal.status, headers=refusal.headers, media_type=MediaType.JSON)
 
     return Litestar(
         [

@@ -19,9 +19,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec import UNSET
+
 from enclave_protocol import Hello, Ping, Pong, Rejection, RemoteProtocolError, decode_worker_message, encode, peek
 from enclave_protocol.events import PROTOCOL_VERSION
-from msgspec import UNSET
 
 if TYPE_CHECKING:
     from enclave_protocol.messages import Envelope
@@ -224,4 +225,4 @@ class Link:
 
     def _delay_s(self, failures: int) -> float:
         longest = min(self._config.reconnect_max_s, self._config.reconnect_min_s * 2 ** min(failures - 1, 20))
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+        return float(longest * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from enclave_protocol import Code, __version__
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from enclave_protocol import Code, __version__
 
 if TYPE_CHECKING:
     from .placement import Statistics

@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import uvicorn
+
 from enclave_protocol import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:

@@ -11,11 +11,13 @@ nothing more: that is why there is exactly one `final`.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
 from enclave_protocol import (
     Code,
     Execute,
@@ -43,7 +45,6 @@ from enclave_protocol.events import (
     ToolCall,
     ToolResultApplied,
 )
-from msgspec import UNSET, UnsetType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -333,7 +334,7 @@ class BrokerSession:
             if envelope.type == "final":
                 return self._accept_final(line, now)
             self._begin()
-            step = self._accept_call(envelope.type, line) if envelope.type.startswith("tool_") else None
+            step = self._accept_call(line) if envelope.type.startswith("tool_") else None
         except ProtocolError as error:
             return Broken(str(error))
         except msgspec.MsgspecError as error:
@@ -381,7 +382,7 @@ class BrokerSession:
         self._finish(outcome, body.stats or None, line, now)
         return Ended()
 
-    def _accept_call(self, kind: str, line: bytes) -> Step:
+    def _accept_call(self, line: bytes) -> Step:
         event = decode_event(line)
         if isinstance(event, ToolCall):
             if event.payload.call_id in self.calls:
@@ -445,5 +446,5 @@ class BrokerSession:
 
 def iso(wall: float) -> str:
     """Return seconds since the epoch as the wire wants them: ISO 8601 in UTC, ending in `Z`."""
-    stamp = datetime.datetime.fromtimestamp(min(wall, _LAST_SECOND), datetime.UTC)
+    stamp = dt.datetime.fromtimestamp(min(wall, _LAST_SECOND), dt.UTC)
     return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")

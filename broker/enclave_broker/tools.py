@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from enclave_protocol import MAX_MESSAGE_BYTES, Code, ToolError, ToolResult
 from msgspec import Raw
+
+from enclave_protocol import MAX_MESSAGE_BYTES, Code, ToolError, ToolResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -122,7 +123,9 @@ class ToolRegistry:
             found = importlib.import_module(module)
         except Exception as error:
             raise ValueError(f"tools module {module!r}: {type(error).__name__}: {error}") from error
-        functions = {id(value): value for value in vars(found).values() if callable(value) and hasattr(value, TOOL_MARK)}
+        functions = {
+            id(value): value for value in vars(found).values() if callable(value) and hasattr(value, TOOL_MARK)
+        }
         if not functions:
             raise ValueError(f"tools module {module!r}: has no function marked with @enclave_broker.tool")
         for function in functions.values():

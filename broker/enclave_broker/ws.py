@@ -17,6 +17,10 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from litestar import WebSocket  # noqa: TC002 - Litestar reads the annotation at run time
+from litestar.handlers import WebsocketRouteHandler
+from msgspec import UNSET
+
 from enclave_protocol import (
     Cancel,
     Code,
@@ -38,9 +42,6 @@ from enclave_protocol import (
     parse_limits,
 )
 from enclave_protocol.events import ErrorPayload
-from litestar import WebSocket
-from litestar.handlers import WebsocketRouteHandler
-from msgspec import UNSET
 
 from .dispatcher import LANGUAGES, PROFILES, DuplicateSession, NewSession
 from .sessions import Trimmed
@@ -101,9 +102,7 @@ class _Client:
                 raise _ClientGone
             data = message.get("text")
             try:
-                if data is None:
-                    raise RemoteProtocolError("binary frame", allowed="text frames of one JSON value each")
-                self._handle(decode_client_message(data))
+                self._handle(decode_client_message(_text(data)))
             except RemoteProtocolError as error:
                 self._reject(error)
             while len(self._replies) > MAX_REPLIES:
@@ -182,8 +181,13 @@ class _Client:
             self._ready[session_id] = None
 
     async def _send(self, line: bytes) -> None:
-        async with asyncio.timeout(self._dispatcher.config.write_timeout_s):
-            await self._socket.send({"type": "websocket.send", "bytes": None, "text": line.decode()})
+        try:
+            async with asyncio.timeout(self._dispatcher.config.write_timeout_s):
+                await self._socket.send({"type": "websocket.send", "bytes": None, "text": line.decode()})
+        except TimeoutError:
+            raise  # an OSError too, but about a client that is still there
+        except OSError as error:
+            raise _ClientGone from error
 
     def _wake(self, session_id: str) -> None:
         self._ready[session_id] = None
@@ -239,6 +243,12 @@ def create_ws_route(dispatcher: Dispatcher) -> WebsocketRouteHandler:
             log.info("client %s disconnected: %s", peer, ended)
 
     return WebsocketRouteHandler("/ws")(serve)
+
+
+def _text(data: object) -> str:
+    if not isinstance(data, str):
+        raise RemoteProtocolError("binary frame", allowed="text frames of one JSON value each")
+    return data
 
 
 def _no_capacity(session_id: str, message: str) -> Final:

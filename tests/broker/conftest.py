@@ -1,0 +1,86 @@
+"""A broker on a free port in front of fake workers, and the check that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from enclave_broker import Broker, create_broker
+from hypothesis import HealthCheck, settings
+
+from tests.fakes import FakeWorker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+FAST: dict[str, Any] = {
+    "port": 0,
+    "ping_interval_s": 0.05,
+    "dead_after_s": 0.3,
+    "reconnect_min_s": 0.01,
+    "reconnect_max_s": 0.05,
+    "stop_grace_s": 0.2,
+}
+"""Waits that a test can sit through."""
+
+
+class Fleet:
+    """A broker, its workers and a client."""
+
+    def __init__(self, broker: Broker, workers: list[FakeWorker], http: httpx.AsyncClient) -> None:
+        self.broker = broker
+        self.workers = workers
+        self.http = http
+
+    async def wait_workers(self, count: int) -> None:
+        """Wait until exactly so many workers are connected."""
+        await self.wait_until(lambda: self.broker.dispatcher.placer.statistics().workers == count)
+
+    async def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Let the loop run until something holds; it is looked at after every few steps of the loop."""
+        async with asyncio.timeout(20):
+            while not holds():
+                await asyncio.sleep(0.002)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return a metric's value, 0 if it was never counted."""
+        return self.broker.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextlib.asynccontextmanager
+async def fleet(*workers: FakeWorker, **settings_: Any) -> AsyncIterator[Fleet]:
+    """Run a broker in front of these workers, and check everything it must keep true when it has stopped."""
+    tasks = asyncio.all_tasks()
+    async with contextlib.AsyncExitStack() as stack:
+        for worker in workers:
+            await stack.enter_async_context(worker)
+        broker = create_broker(runtimes=[worker.url for worker in workers], **(FAST | settings_))
+        await stack.enter_async_context(broker)
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=broker.url, timeout=20))
+        running = Fleet(broker, list(workers), http)
+        await running.wait_workers(len(workers))
+        yield running
+        broker.dispatcher.validate()
+    assert asyncio.all_tasks() <= tasks, "the broker left tasks behind"
+    assert not broker.dispatcher.directory.live, "the broker left sessions without an end"
+
+
+def open_fds() -> int:
+    """Return how many file descriptors this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture(autouse=True)
+async def _no_fd_is_left() -> AsyncIterator[None]:
+    before = open_fds()
+    yield
+    for _ in range(20):  # transports close their sockets one turn of the loop later
+        await asyncio.sleep(0)
+    assert open_fds() <= before, "file descriptors were left open"
