@@ -51,6 +51,15 @@ class ChannelConformance:
         await one.close()
         await other.close()
 
+    async def test_a_close_drops_what_was_not_received(self, pair: Pair) -> None:
+        one, other = pair
+        for i in range(10):
+            await other.send(str(i))
+        assert await one.recv() == "0"
+        await one.close()
+        with pytest.raises(ChannelClosed):
+            await one.recv()
+
     @pytest.mark.parametrize("closing", [0, 1])
     async def test_whoever_waits_for_a_message_is_told_of_the_end(self, pair: Pair, closing: int) -> None:
         waiting = asyncio.create_task(pair[0].recv())

@@ -39,6 +39,7 @@ class ServerEnd(Channel):
 
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
+        self._closed = False
 
     @property
     def state(self) -> ChannelState:
@@ -53,11 +54,14 @@ class ServerEnd(Channel):
 
     async def recv(self) -> str:
         try:
+            if self._closed:
+                raise ChannelClosed("closed here")
             return await self._connection.recv(decode=True)
         except ConnectionClosed as error:
             raise ChannelClosed(str(error)) from error
 
     async def close(self) -> None:
+        self._closed = True
         await self._connection.close()
 
 
@@ -190,6 +194,22 @@ async def client_drained(server: Channel) -> None:
     assert [await server.recv() for _ in range(MAX_BUFFERED)] == [str(i) for i in range(MAX_BUFFERED)]
 
 
+async def test_a_newcomer_does_not_overtake_a_sender_that_waits() -> None:
+    client, server = create_memory_channel_pair()
+    for i in range(MAX_BUFFERED):
+        await client.send(str(i))
+
+    async def make_room_and_send() -> None:
+        await server.recv()
+        await client.send("newcomer")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(client.send("first"))
+        group.create_task(make_room_and_send())
+        await asyncio.sleep(0)
+        assert [await server.recv() for _ in range(MAX_BUFFERED + 1)][-2:] == ["first", "newcomer"]
+
+
 async def test_senders_that_wait_are_told_of_the_end() -> None:
     client, server = create_memory_channel_pair()
     for i in range(MAX_BUFFERED):
@@ -247,6 +267,19 @@ async def test_a_channel_comes_back_as_often_as_it_breaks(listener: Listener) ->
             await channel.send(f"round {i}")
             assert await connection.recv() == f"round {i}"
             connection.transport.abort()
+
+
+async def test_what_is_sent_before_the_channel_noticed_the_end_goes_out_afterwards(listener: Listener) -> None:
+    release = asyncio.Event()
+    async with quick_channel(listener.url, on_message=lambda _: release.wait()) as channel:
+        connection = await listener.connections.get()
+        await connection.send("keeps the reader busy")
+        await connection.close()  # returns when the channel's socket has answered
+        assert state_of(channel) is ChannelState.CONNECTED
+        await channel.send("kept")
+        await asyncio.sleep(0)
+        release.set()
+        assert await (await listener.connections.get()).recv() == "kept"
 
 
 async def test_when_the_attempts_are_used_up_the_channel_is_disconnected_and_says_why(listener: Listener) -> None:
@@ -386,14 +419,21 @@ async def test_a_callback_that_raises_is_logged_and_the_channel_goes_on(
     assert "a bug in a callback" in caplog.text
 
 
-async def test_a_callback_may_close_the_channel(listener: Listener) -> None:
-    channel = create_websocket_channel(listener.url, on_message=lambda _: channel.close())
+async def test_a_callback_may_close_the_channel_and_then_runs_on(listener: Listener) -> None:
+    closed = asyncio.Event()
+
+    async def close_it(_: str) -> None:
+        await channel.close()
+        closed.set()
+
+    channel = create_websocket_channel(listener.url, on_message=close_it)
     async with channel:
         connection = await listener.connections.get()
         await connection.send("stop")
         with pytest.raises(ChannelClosed):
             await channel.recv()
         await connection.wait_closed()
+        await closed.wait()
     assert state_of(channel) is ChannelState.DISCONNECTED
 
 
