@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET
 
 from enclave_client.api import BrokerClient, BrokerError
-from enclave_client.fleet import Fleet, FleetError, FleetSpec, running_fleet
+from enclave_client.fleet import FleetError, FleetSpec, running_fleet
 from enclave_protocol import AnyEvent, FinalPayload, decode_event, new_session_id
 from enclave_protocol import events as ev
 
@@ -93,7 +93,7 @@ def describe(event: AnyEvent) -> str:  # noqa: PLR0911 - one per type
     """Say in one line (a traceback has more) what an event says."""
     match event:
         case ev.Stdout() | ev.Stderr():
-            return repr(event.payload.chunk)
+            return "\n".join(repr(line) for line in event.payload.chunk.splitlines(keepends=True))
         case ev.ToolCall():
             return f"{event.payload.tool_name}({msgspec.json.encode(event.payload.args).decode()})"
         case ev.ToolResultApplied():
@@ -158,7 +158,7 @@ def heading(text: str) -> str:
     return f"\n── {text} " + "─" * (WIDTH - len(text) - 4)
 
 
-async def one_by_one(client: BrokerClient, name_of: Callable[[str], str]) -> int:
+async def one_by_one(client: BrokerClient) -> int:
     """Run every sample with all its events on the screen; return how many did not end as they should."""
     failures = 0
     for sample in SAMPLES:
@@ -168,37 +168,30 @@ async def one_by_one(client: BrokerClient, name_of: Callable[[str], str]) -> int
         print()
         good, worker = await run(client, sample, show)
         failures += not good
-        print(f"  ran on {name_of(worker)}; " + ("ended as it should" if good else "DID NOT END AS IT SHOULD"))
+        print(f"  ran on {worker}; " + ("ended as it should" if good else "DID NOT END AS IT SHOULD"))
     return failures
 
 
-async def all_at_once(client: BrokerClient, name_of: Callable[[str], str]) -> int:
+async def all_at_once(client: BrokerClient) -> int:
     """Run all samples at the same time and print who ran what; return how many did not end as they should."""
     print(heading("and now all of them at the same time"))
     outcomes = await asyncio.gather(*(run(client, sample, lambda _event, _s: None) for sample in SAMPLES))
     for sample, (good, worker) in zip(SAMPLES, outcomes, strict=True):
         verdict = "ended as it should" if good else "DID NOT END AS IT SHOULD"
-        print(f"  {sample.name:<10} {name_of(worker):<10} {verdict}")
+        print(f"  {sample.name:<10} {worker:<10} {verdict}")
     return sum(not good for good, _ in outcomes)
-
-
-def worker_names(fleet: Fleet) -> Callable[[str], str]:
-    """Return a function from what the broker calls a worker to what we call it."""
-    names = {worker.url: worker.name for worker in fleet.workers}
-    return lambda worker: names.get(worker, worker)
 
 
 async def demo() -> int:
     """Run the whole demo; return how many samples did not end as they should."""
     print("Starting a broker and two workers ...", flush=True)
     spec = FleetSpec(workers=2, port=0, tools=("demo_tools",))
-    async with running_fleet(spec, lambda name, line: print(f"  {name}: {line}", file=sys.stderr)) as fleet:
+    async with running_fleet(spec, lambda _name, _line: None) as fleet:
         for program in fleet.programs:
             print(f"  {program.name:<10} {program.url}")
-        name_of = worker_names(fleet)
         async with BrokerClient(fleet.url) as client:
-            failures = await one_by_one(client, name_of)
-            failures += await all_at_once(client, name_of)
+            failures = await one_by_one(client)
+            failures += await all_at_once(client)
         print("\nStopping everything ...", flush=True)
     return failures
 

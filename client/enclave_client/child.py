@@ -1,4 +1,4 @@
-"""Run a module as `__main__` in a process that cannot outlive its parent.
+"""Run a module's `main` in a process that cannot outlive its parent.
 
 Called as `python -m enclave_client.child PARENT_PID MODULE ARGUMENT…`.
 
@@ -15,8 +15,8 @@ from the main thread.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
-import runpy
 import signal
 import sys
 
@@ -37,11 +37,11 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def main() -> None:
-    """Become the module named on the command line."""
+    """Become the program named on the command line."""
     parent_pid, module = int(sys.argv[1]), sys.argv[2]
     die_with_parent(parent_pid)
     sys.argv[:] = [module, *sys.argv[3:]]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    importlib.import_module(module).main()
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ def restart_delay_s(failures: int) -> float:
     return min(FIRST_DELAY_S * 2.0 ** (failures - 1), LONGEST_DELAY_S)
 
 
-def worker_arguments(spec: FleetSpec, port: int) -> list[str]:
+def worker_arguments(spec: FleetSpec, name: str, port: int) -> list[str]:
     """Return the command line of a worker that listens on `port`."""
-    arguments = ["--host", "127.0.0.1", "--port", str(port)]
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--worker-id", name]
     if spec.max_sessions is not None:
         arguments += ["--max-sessions", str(spec.max_sessions)]
     if spec.pool_size is not None:
@@ -90,10 +90,8 @@ class Fleet:
     def __init__(self, spec: FleetSpec, log: Callable[[str, str], None]) -> None:
         self._spec = spec
         self._log = log
-        self.workers = [
-            self._program(f"worker-{n}", "enclave_worker.cli", worker_arguments(spec, 0))
-            for n in range(1, spec.workers + 1)
-        ]
+        names = [f"worker-{n}" for n in range(1, spec.workers + 1)]
+        self.workers = [self._program(name, "enclave_worker.cli", worker_arguments(spec, name, 0)) for name in names]
         self.broker = self._program("broker", "enclave_broker.cli", [])
         self._failure: asyncio.Future[FleetError] = asyncio.get_running_loop().create_future()
         self._supervisors: list[asyncio.Task[None]] = []
@@ -125,7 +123,7 @@ class Fleet:
         except ProgramDiedError as error:
             raise self._start_failure(error) from error
         for worker in self.workers:
-            worker.arguments = worker_arguments(self._spec, urlsplit(worker.url).port or 0)
+            worker.arguments = worker_arguments(self._spec, worker.name, urlsplit(worker.url).port or 0)
         self._supervisors = [asyncio.create_task(self._restart_for_ever(worker)) for worker in self.workers]
         self._supervisors.append(asyncio.create_task(self._watch_broker()))
 

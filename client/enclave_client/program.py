@@ -23,7 +23,7 @@ from .lines import LineSplitter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LISTENING = re.compile(r"^enclave-(?:runtime|broker) listening on (\S+)$")
+LISTENING = re.compile(r"^enclave-(?:runtime|broker) listening on (\S+)")
 KEPT_LINES = 200
 MAX_LOG_LINE_BYTES = 16 * 1024
 DRAIN_S = 2.0
@@ -46,7 +46,7 @@ class Program:
 
     Args:
         name: what people call it, such as `worker-1`.
-        module: run as `__main__`.
+        module: its `main` is run.
         arguments: its command line.
         log: called with every line the program writes after the one that says where it listens.
     """
@@ -85,17 +85,23 @@ class Program:
         self._listening = asyncio.get_running_loop().create_future()
         # -P: a file called `click.py` in the current directory must not become part of the fleet.
         command = [sys.executable, "-P", "-m", "enclave_client.child", str(os.getpid()), self.module]
-        self._process = await asyncio.create_subprocess_exec(
-            *command,
-            *self.arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            close_fds=True,
-            start_new_session=True,
-        )
-        streams = (self._process.stdout, self._process.stderr)
-        self._readers = [asyncio.create_task(self._read(stream)) for stream in streams if stream]
+        # Pipes of our own: asyncio's keep its `wait` waiting for as long as a grandchild holds them.
+        with contextlib.ExitStack() as writers:
+            outputs = []
+            for _ in range(2):
+                reader, writer = os.pipe()
+                writers.callback(os.close, writer)
+                self._readers.append(asyncio.create_task(self._read(reader)))
+                outputs.append(writer)
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                *self.arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=outputs[0],
+                stderr=outputs[1],
+                close_fds=True,
+                start_new_session=True,
+            )
 
     async def wait_listening(self, timeout_s: float) -> str:
         """Return the address from the program's first line.
@@ -144,13 +150,22 @@ class Program:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
-    async def _read(self, stream: asyncio.StreamReader) -> None:
+    async def _read(self, fd: int) -> None:
+        """Take lines from `fd` until its end, and close it."""
+        stream = asyncio.StreamReader()
+        pipe = os.fdopen(fd, "rb", buffering=0)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), pipe
+        )
         splitter = LineSplitter()
-        while chunk := await stream.read(65_536):
-            for line in splitter.feed(chunk):
-                self._take(line)
-            if splitter.pending_bytes > MAX_LOG_LINE_BYTES:
-                self._take(splitter.flush())
+        try:
+            while chunk := await stream.read(65_536):
+                for line in splitter.feed(chunk):
+                    self._take(line)
+                if splitter.pending_bytes > MAX_LOG_LINE_BYTES:
+                    self._take(splitter.flush())
+        finally:
+            transport.close()
         if last := splitter.flush():
             self._take(last)
 

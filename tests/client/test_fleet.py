@@ -1,0 +1,29 @@
+from enclave_client.fleet import FleetSpec, broker_arguments, ready_url, restart_delay_s, worker_arguments
+
+
+def test_restarts_come_ever_later_up_to_half_a_minute():
+    delays = [restart_delay_s(failures) for failures in range(1, 12)]
+
+    assert delays[0] == 0.5
+    assert delays == sorted(delays)
+    assert delays[-1] == 30.0
+
+
+def test_a_worker_gets_only_the_options_that_were_given():
+    always = ["--host", "127.0.0.1", "--port", "3001", "--worker-id", "worker-1"]
+
+    assert worker_arguments(FleetSpec(), "worker-1", 3001) == always
+    spec = FleetSpec(max_sessions=7, pool_size=1)
+    assert worker_arguments(spec, "worker-1", 3001) == [*always, "--max-sessions", "7", "--pool-size", "1"]
+
+
+def test_the_broker_is_told_every_worker_and_every_tool_module():
+    arguments = broker_arguments(FleetSpec(port=3000, tools=("a", "b")), ["ws://h:1/ws", "ws://h:2/ws"])
+
+    expected = ["--port", "3000", "--worker", "ws://h:1/ws", "--worker", "ws://h:2/ws", "--tools", "a", "--tools", "b"]
+    assert arguments == expected
+
+
+def test_readiness_is_asked_on_the_port_a_program_listens_on():
+    assert ready_url("ws://127.0.0.1:3001/ws") == "http://127.0.0.1:3001/readyz"
+    assert ready_url("http://127.0.0.1:3000") == "http://127.0.0.1:3000/readyz"

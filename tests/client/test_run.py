@@ -1,0 +1,218 @@
+"""`enclave run` as a real process, against a broker that says exactly what each test wants."""
+
+import asyncio
+import os
+import signal
+import sys
+
+import pytest
+
+from tests.client.fake_broker import FakeBroker, event
+
+COMMAND = (sys.executable, "-P", "-m", "enclave_client.cli", "run")
+
+
+async def start(*arguments, code: bytes = b"return 1", environment=None) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ENCLAVE_")} | (environment or {})
+    process = await asyncio.create_subprocess_exec(*COMMAND, *arguments, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+    process.stdin.write(code)
+    process.stdin.close()
+    return process
+
+
+async def run(*arguments, code: bytes = b"return 1", environment=None) -> tuple[int, str, str]:
+    process = await start(*arguments, code=code, environment=environment)
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+def says(*lines: bytes):
+    async def script(_broker, stream):
+        for line in lines:
+            await stream.send(line)
+
+    return script
+
+
+OK = event(2, "final", ok=True, result=2)
+
+
+async def test_output_and_result_and_exit_code_zero():
+    async with FakeBroker(says(event(1, "stdout", chunk="hi\n"), OK)).serving() as broker:
+        assert await run("-", "--broker", broker.url) == (0, "hi\n2\n", "")
+
+
+async def test_the_broker_may_be_given_by_the_environment():
+    async with FakeBroker(says(OK)).serving() as broker:
+        assert await run("-", environment={"ENCLAVE_BROKER": broker.url}) == (0, "2\n", "")
+
+
+async def test_output_is_shown_before_the_session_ends():
+    seen = asyncio.Event()
+
+    async def script(_broker, stream):
+        await stream.event(1, "stdout", chunk="live")
+        await seen.wait()
+        await stream.send(OK)
+
+    async with FakeBroker(script).serving() as broker:
+        process = await start("-", "--broker", broker.url)
+        assert await process.stdout.readexactly(4) == b"live"
+        seen.set()
+        rest, _ = await process.communicate()
+
+    assert rest == b"\n2\n"
+
+
+async def test_a_failure_exits_with_one():
+    failed = event(1, "final", ok=False, error={"message": "boom", "code": "EXECUTION_ERROR"})
+    async with FakeBroker(says(failed)).serving() as broker:
+        assert await run("-", "--broker", broker.url) == (1, "", "enclave: EXECUTION_ERROR: boom\n")
+
+
+async def test_events_are_printed_byte_for_byte():
+    lines = b'{"type":"stdout", "seq":1,"payload":{"chunk":"\xe2\x80\xa8"}}\n' + OK
+    async with FakeBroker(says(lines)).serving() as broker:
+        assert await run("-", "--events", "--broker", broker.url) == (0, lines.decode(), "")
+
+
+async def test_a_stream_that_ends_without_final_is_said_so():
+    async with FakeBroker(says(event(1, "stdout", chunk="x"))).serving() as broker:
+        code, out, err = await run("-", "--broker", broker.url)
+
+    assert (code, out) == (1, "x\n")
+    assert "without a `final`" in err
+
+
+async def test_a_connection_that_breaks_is_said_so():
+    async def script(broker, stream):
+        await stream.event(1, "stdout", chunk="x")
+        broker.cut = True
+
+    async with FakeBroker(script).serving() as broker:
+        code, _, err = await run("-", "--broker", broker.url)
+
+    assert code == 1
+    assert "the connection broke" in err
+
+
+async def test_a_second_signal_gives_up_on_a_broker_that_ends_nothing():
+    async def script(_broker, stream):
+        await stream.event(1, "stdout", chunk="x")
+        await asyncio.Event().wait()
+
+    async with FakeBroker(script).serving() as broker:
+        process = await start("-", "--broker", broker.url)
+        await process.stdout.readexactly(1)
+        process.send_signal(signal.SIGTERM)
+        await broker.cancelled.wait()
+        process.send_signal(signal.SIGTERM)
+        _, err = await process.communicate()
+
+    assert process.returncode == 1
+    assert err == b"enclave: stopped before the session's end was known\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        ("503 Busy", b'{"code":"NO_CAPACITY","message":"all slots are taken"}', "NO_CAPACITY: all slots are taken"),
+        ("400 Bad", b'{"code":"VALIDATION_ERROR","message":"code: too long"}', "VALIDATION_ERROR: code: too long"),
+        ("502 Bad Gateway", b"<html>\n  nginx</html>", "HTTP_502: <html> nginx</html>"),
+    ],
+)
+async def test_a_refusal_is_told_with_its_code(status, body, said):
+    async def script(_broker, stream):
+        await stream.answer(status, body)
+
+    async with FakeBroker(script).serving() as broker:
+        code, out, err = await run("-", "--broker", broker.url)
+
+    assert (code, out, err) == (1, "", f"enclave: {said}\n")
+
+
+async def test_an_unreachable_broker_exits_with_two_and_one_line():
+    code, out, err = await run("-", "--broker", "http://127.0.0.1:1")
+
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "enclave up" in err
+
+
+async def test_interrupting_cancels_the_session_and_waits_for_its_final():
+    async def script(broker, stream):
+        await stream.event(1, "stdout", chunk="x")
+        await broker.cancelled.wait()
+        await stream.event(2, "final", ok=False, error={"message": "cancelled", "code": "SESSION_CANCELLED"})
+
+    async with FakeBroker(script).serving() as broker:
+        process = await start("-", "--broker", broker.url)
+        await process.stdout.readexactly(1)
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+
+    assert process.returncode == 1
+    assert err == b"enclave: SESSION_CANCELLED: cancelled\n"
+
+
+async def test_a_reader_that_goes_away_cancels_the_session():
+    async def script(broker, stream):
+        await stream.event(1, "stdout", chunk="x")
+        seq = 2
+        while not broker.cancelled.is_set():
+            await stream.event(seq, "stdout", chunk="y" * 65_536)
+            seq += 1
+
+    async with FakeBroker(script).serving() as broker:
+        reader, writer = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, "-", "--broker", broker.url, stdin=asyncio.subprocess.DEVNULL, stdout=writer, stderr=-1
+        )
+        os.close(writer)
+        os.close(reader)
+        _, err = await process.communicate()
+
+        assert broker.cancelled.is_set()
+    assert (process.returncode, err) == (1, b"")
+
+
+async def test_code_travels_unchanged_and_limits_by_their_names():
+    code = "x = '\u2028 \x00 žluť 🐎'\r\nreturn x"
+    arguments = ("--limits", "maxToolCalls=5", "--limits", "cancelOnFirstError=true", "--timeout-ms", "700")
+    async with FakeBroker(says(OK)).serving() as broker:
+        await run("-", "--broker", broker.url, *arguments, "--language", "python", code=b"\xef\xbb\xbf" + code.encode())
+        [request] = broker.requests
+
+    assert request.pop("sessionId").startswith("s_")
+    limits = {"maxToolCalls": 5, "cancelOnFirstError": True, "deadlineMs": 700}
+    assert request == {"code": code, "limits": limits, "language": "python"}
+
+
+async def test_code_may_come_from_a_file(tmp_path):
+    file = tmp_path / "code.py"
+    file.write_text("return 7")
+    async with FakeBroker(says(OK)).serving() as broker:
+        await run(str(file), "--broker", broker.url)
+
+    assert broker.requests[0]["code"] == "return 7"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["-"], b"ok\xff", "not UTF-8 text: byte 0xff at offset 2"),
+        (["-", "--limits", "maxTools=1"], b"", "limits.maxTools: unknown limit"),
+        (["-", "--limits", "maxToolCalls=many"], b"", "limits.maxToolCalls"),
+        (["-", "--limits", "maxToolCalls"], b"", "write NAME=VALUE"),
+        (["-", "--broker", "localhost:3000"], b"", "give an address such as"),
+        (["-", "--broker", "http://127.0.0.1:1", "--tools", "mine"], b"", "--tools belongs to the broker"),
+        (["no-such-file"], b"", "does not exist"),
+        (["."], b"", "is a directory"),
+    ],
+)
+async def test_a_wrong_command_line_exits_with_two_and_says_what_is_wrong(arguments, code, said):
+    exit_code, out, err = await run(*arguments, code=code)
+
+    assert (exit_code, out) == (2, "")
+    assert said in err
