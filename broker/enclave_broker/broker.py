@@ -166,9 +166,8 @@ class Broker:
         await self.stop()
 
     async def _run(self, listener: socket.socket, ready: asyncio.Future[None]) -> None:
-        app = create_app(self)
-        server = Server(server_config(app, stop_grace_s=self.config.stop_grace_s))
         with contextlib.closing(listener):
+            server = Server(server_config(create_app(self), stop_grace_s=self.config.stop_grace_s))
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(server.serve(sockets=[listener]))
                 background = [group.create_task(self._tick())]

@@ -18,7 +18,7 @@ from litestar import Litestar, Request, Response, delete, get, post
 from litestar.enums import MediaType
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 from litestar.status_codes import HTTP_200_OK, HTTP_500_INTERNAL_SERVER_ERROR
 
 from enclave_protocol import MAX_CODE_BYTES, NoCapacity, __version__
@@ -180,18 +180,18 @@ def create_app(broker: Broker) -> Litestar:  # noqa: C901 - one short function p
         return SessionList(sessions=sessions, total=len(sessions))
 
     @get("/sessions/{session_id:str}", sync_to_thread=False, responses=NOT_FOUND)
-    def get_session(session_id: str) -> SessionInfo:
+    def get_session(session_id: FromPath[str]) -> SessionInfo:
         """Describe one session."""
         return session_info(find(session_id), time.monotonic())
 
     @delete("/sessions/{session_id:str}", status_code=HTTP_200_OK, sync_to_thread=False, responses=NOT_FOUND)
-    def delete_session(session_id: str) -> Done:
+    def delete_session(session_id: FromPath[str]) -> Done:
         """Cancel a session and forget it. Whoever reads its stream still gets the final."""
         dispatcher.delete(find(session_id))
         return Done(success=True, session_id=session_id)
 
     @post("/sessions/{session_id:str}/cancel", status_code=HTTP_200_OK, responses=ERRORS | NOT_FOUND)
-    async def cancel_session(session_id: str, request: Request[Any, Any, Any]) -> Done:
+    async def cancel_session(session_id: FromPath[str], request: Request[Any, Any, Any]) -> Done:
         """End a session. The body may say `{"reason": …}`, with any content type; an ended session stays as it is."""
         session = find(session_id)
         dispatcher.cancel(session, decode_cancel(await request.body()))
@@ -199,9 +199,9 @@ def create_app(broker: Broker) -> Litestar:  # noqa: C901 - one short function p
 
     @get("/sessions/{session_id:str}/stream", media_type=NDJSON, sync_to_thread=False, responses=STREAM_ERRORS)
     def stream_session(
-        session_id: str,
-        from_seq: Annotated[str | None, Parameter(query="fromSeq", description="First event wanted.")] = None,
-        from_: Annotated[str | None, Parameter(query="from", description="Another name of fromSeq.")] = None,
+        session_id: FromPath[str],
+        from_seq: Annotated[str | None, QueryParameter(name="fromSeq", description="First event wanted.")] = None,
+        from_: Annotated[str | None, QueryParameter(name="from", description="Another name of fromSeq.")] = None,
     ) -> StreamResponse:
         """Replay a session's events from a number on, and go on live until the final."""
         session = find(session_id)
