@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -93,7 +94,7 @@ def describe(event: AnyEvent) -> str:  # noqa: PLR0911 - one per type
     """Say in one line (a traceback has more) what an event says."""
     match event:
         case ev.Stdout() | ev.Stderr():
-            return "\n".join(repr(line) for line in event.payload.chunk.splitlines(keepends=True))
+            return "\n".join(json.dumps(line, ensure_ascii=False) for line in event.payload.chunk.splitlines(True))
         case ev.ToolCall():
             return f"{event.payload.tool_name}({msgspec.json.encode(event.payload.args).decode()})"
         case ev.ToolResultApplied():

@@ -1,6 +1,8 @@
 """Run a module's `main` in a process that cannot outlive its parent.
 
-Called as `python -m enclave_client.child PARENT_PID MODULE ARGUMENT…`.
+Called as `python -m enclave_client.child PARENT_PID MODULE ARGUMENT…`. With `--arguments-on-stdin` as the only argument
+the module is imported at once and its arguments are the JSON list on the first line of standard input: a broker can
+load while the workers whose addresses it needs are still starting.
 
 Theory of operation. `enclave up` must leave nothing behind even when it is killed with SIGKILL, so the children have to
 notice by themselves. The kernel's parent-death signal is the one mechanism that needs nobody alive and no cooperation
@@ -16,11 +18,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
 import os
 import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+ARGUMENTS_ON_STDIN = "--arguments-on-stdin"
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -40,8 +44,21 @@ def main() -> None:
     """Become the program named on the command line."""
     parent_pid, module = int(sys.argv[1]), sys.argv[2]
     die_with_parent(parent_pid)
-    sys.argv[:] = [module, *sys.argv[3:]]
-    importlib.import_module(module).main()
+    arguments = sys.argv[3:]
+    program = importlib.import_module(module)
+    if arguments == [ARGUMENTS_ON_STDIN]:
+        arguments = read_arguments()
+    sys.argv[:] = [module, *arguments]
+    program.main()
+
+
+def read_arguments() -> list[str]:
+    """Read the arguments, and leave the program an empty standard input."""
+    line = sys.stdin.readline()
+    if not line:
+        sys.exit(0)  # whoever started us has thought better of it
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    return [str(argument) for argument in json.loads(line)]
 
 
 if __name__ == "__main__":

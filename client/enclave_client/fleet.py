@@ -1,10 +1,10 @@
 """A whole fleet on one machine: workers and a broker as child processes on loopback.
 
-Theory of operation. `running_fleet` starts every worker, waits until each says where it listens, starts the broker with
-those addresses, and waits until all of them report ready. One supervising task per program then waits for its death: a
-dead worker is started again on its old port (the broker knows it by that address) after a growing delay; a dead
-broker ends the fleet, because its sessions and their events died with it. On the way out the broker goes first, so that
-clients are told before their workers vanish. Nothing is left: `stop` returns after every process has been waited for.
+Theory of operation. `running_fleet` starts every program, waits until each worker says where it listens, tells the
+broker those addresses, and waits until all of them report ready. One supervising task per program then waits for its
+death: a dead worker is started again on its old port (the broker knows it by that address) after a growing delay; a
+dead broker ends the fleet, because its sessions and their events died with it. On the way out the broker goes first, so
+that clients are told before their workers vanish. `stop` returns when every process has been waited for.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import httpx
-
 from .program import Program, ProgramDiedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 START_TIMEOUT_S = 30.0
-READY_POLL_S = 0.02
+READY_POLL_S = 0.01
+READY_TIMEOUT_S = 5.0
+READY = "ready"
 STOP_GRACE_S = 5.0
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
@@ -92,7 +92,7 @@ class Fleet:
         self._log = log
         names = [f"worker-{n}" for n in range(1, spec.workers + 1)]
         self.workers = [self._program(name, "enclave_worker.cli", worker_arguments(spec, name, 0)) for name in names]
-        self.broker = self._program("broker", "enclave_broker.cli", [])
+        self.broker = self._program("broker", "enclave_broker.cli", None)
         self._failure: asyncio.Future[FleetError] = asyncio.get_running_loop().create_future()
         self._supervisors: list[asyncio.Task[None]] = []
 
@@ -113,10 +113,9 @@ class Fleet:
     async def start(self) -> None:
         """Start all programs and wait until every one is ready; raises FleetError."""
         try:
-            await asyncio.gather(*(worker.start() for worker in self.workers))
+            await asyncio.gather(*(program.start() for program in self.programs))
             urls = [await worker.wait_listening(START_TIMEOUT_S) for worker in self.workers]
-            self.broker.arguments = broker_arguments(self._spec, urls)
-            await self.broker.start()
+            await self.broker.give_arguments(broker_arguments(self._spec, urls))
             await self.broker.wait_listening(START_TIMEOUT_S)
             for program in (*self.workers, self.broker):
                 await self._wait_ready(program)
@@ -135,23 +134,19 @@ class Fleet:
         await self.broker.stop(STOP_GRACE_S)
         await asyncio.gather(*(worker.stop(STOP_GRACE_S) for worker in self.workers))
 
-    def _program(self, name: str, module: str, arguments: list[str]) -> Program:
+    def _program(self, name: str, module: str, arguments: list[str] | None) -> Program:
         return Program(name, module, arguments, lambda line: self._log(name, line))
 
     async def _wait_ready(self, program: Program) -> None:
-        url = ready_url(program.url)
         deadline = time.monotonic() + START_TIMEOUT_S
-        async with httpx.AsyncClient(trust_env=False, timeout=START_TIMEOUT_S) as http:
-            answer = "no answer"
-            while time.monotonic() < deadline:
-                if program.ended:
-                    raise ProgramDiedError(program, f"died while starting ({await program.wait_exit()})")
-                with contextlib.suppress(httpx.HTTPError):
-                    response = await http.get(url)
-                    if response.is_success:
-                        return
-                    answer = response.text[:200]
-                await asyncio.sleep(READY_POLL_S)
+        answer = "no answer"
+        while time.monotonic() < deadline:
+            if program.ended:
+                raise ProgramDiedError(program, f"died while starting ({await program.wait_exit()})")
+            answer = await ask_ready(program.url)
+            if answer == READY:
+                return
+            await asyncio.sleep(READY_POLL_S)
         raise ProgramDiedError(program, f"was not ready within {START_TIMEOUT_S:g} s: {answer}")
 
     def _start_failure(self, error: ProgramDiedError) -> FleetError:
@@ -183,9 +178,21 @@ class Fleet:
         self._failure.set_result(FleetError(f"the broker died ({how}); its last words are above", ""))
 
 
-def ready_url(url: str) -> str:
-    """Return where a program that listens at `url` (http or ws) says whether it is ready."""
-    return f"http://{urlsplit(url).netloc}/readyz"
+async def ask_ready(url: str) -> str:
+    """Ask a program that listens at `url` (http or ws) whether it is ready: READY, or what it says instead."""
+    where = urlsplit(url)
+    # By hand: an HTTP client takes longer to load than the programs take to answer.
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(where.hostname, where.port)
+            try:
+                writer.write(f"GET /readyz HTTP/1.1\r\nHost: {where.netloc}\r\nConnection: close\r\n\r\n".encode())
+                status = (await reader.readline()).decode(errors="replace").strip()
+            finally:
+                writer.close()
+    except (OSError, ValueError) as error:  # a timeout is an OSError, an endless line a ValueError
+        return f"no answer: {type(error).__name__} {error}"
+    return READY if status.split()[1:2] == ["200"] else status
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .child import ARGUMENTS_ON_STDIN
 from .lines import LineSplitter
 
 if TYPE_CHECKING:
@@ -47,11 +49,11 @@ class Program:
     Args:
         name: what people call it, such as `worker-1`.
         module: its `main` is run.
-        arguments: its command line.
+        arguments: its command line; None if it is to load already and is told by `give_arguments`.
         log: called with every line the program writes after the one that says where it listens.
     """
 
-    def __init__(self, name: str, module: str, arguments: list[str], log: Callable[[str], None]) -> None:
+    def __init__(self, name: str, module: str, arguments: list[str] | None, log: Callable[[str], None]) -> None:
         self.name = name
         self.module = module
         self.arguments = arguments
@@ -95,13 +97,24 @@ class Program:
                 outputs.append(writer)
             self._process = await asyncio.create_subprocess_exec(
                 *command,
-                *self.arguments,
-                stdin=subprocess.DEVNULL,
+                *([ARGUMENTS_ON_STDIN] if self.arguments is None else self.arguments),
+                stdin=subprocess.PIPE if self.arguments is None else subprocess.DEVNULL,
                 stdout=outputs[0],
                 stderr=outputs[1],
                 close_fds=True,
                 start_new_session=True,
             )
+
+    async def give_arguments(self, arguments: list[str]) -> None:
+        """Tell a program that was started without arguments what they are."""
+        if self._process is None or self._process.stdin is None:
+            raise AssertionError("give_arguments to a program that does not wait for them")
+        self.arguments = arguments
+        self._process.stdin.write(json.dumps(arguments).encode() + b"\n")
+        # If it is already dead, waiting for it to listen says so.
+        with contextlib.suppress(ConnectionError):
+            await self._process.stdin.drain()
+        self._process.stdin.close()
 
     async def wait_listening(self, timeout_s: float) -> str:
         """Return the address from the program's first line.

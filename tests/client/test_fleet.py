@@ -1,4 +1,6 @@
-from enclave_client.fleet import FleetSpec, broker_arguments, ready_url, restart_delay_s, worker_arguments
+import asyncio
+
+from enclave_client.fleet import READY, FleetSpec, ask_ready, broker_arguments, restart_delay_s, worker_arguments
 
 
 def test_restarts_come_ever_later_up_to_half_a_minute():
@@ -24,6 +26,18 @@ def test_the_broker_is_told_every_worker_and_every_tool_module():
     assert arguments == expected
 
 
-def test_readiness_is_asked_on_the_port_a_program_listens_on():
-    assert ready_url("ws://127.0.0.1:3001/ws") == "http://127.0.0.1:3001/readyz"
-    assert ready_url("http://127.0.0.1:3000") == "http://127.0.0.1:3000/readyz"
+async def test_readiness_is_asked_on_the_port_a_program_listens_on():
+    answers = [b"HTTP/1.1 503 Not Ready\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"]
+    asked = []
+
+    async def serve(reader, writer):
+        asked.append(await reader.readline())
+        writer.write(answers.pop(0))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
+        assert await ask_ready(url) == "HTTP/1.1 503 Not Ready"
+        assert await ask_ready(url) == READY
+    assert asked == [b"GET /readyz HTTP/1.1\r\n"] * 2
+    assert (await ask_ready(url)).startswith("no answer: ConnectionRefusedError")

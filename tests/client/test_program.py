@@ -93,6 +93,25 @@ async def test_the_child_has_no_descriptor_of_ours(program):
     assert lines == ["closed"]
 
 
+async def test_arguments_may_follow_while_the_module_loads(program):
+    child, lines = program("import os, sys; print(sys.argv[1:], repr(sys.stdin.read()))")
+    child.arguments = None
+    await child.start()
+    await child.give_arguments(["--worker", "ws://x y"])
+    await child.wait_exit()
+
+    assert lines == ["['--worker', 'ws://x y'] ''"]
+
+
+async def test_one_that_is_stopped_before_it_has_its_arguments_goes_quietly(program):
+    child, lines = program("print('ran')")
+    child.arguments = None
+    await child.start()
+    await child.stop(30)
+
+    assert lines == []
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [(0, "exit code 0"), (3, "exit code 3"), (-9, "killed by SIGKILL"), (-99, "killed by signal 99")],

@@ -1,0 +1,190 @@
+"""`enclave up` and the private fleet of `enclave run`: real workers, a real broker, real sandboxes."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.client.processes import descendants, open_pidfds, wait_gone
+
+COMMAND = (sys.executable, "-P", "-m", "enclave_client.cli")
+PIPE = asyncio.subprocess.PIPE
+
+
+async def enclave(*arguments, cwd=None, environment=None) -> asyncio.subprocess.Process:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ENCLAVE_")} | (environment or {})
+    return await asyncio.create_subprocess_exec(
+        *COMMAND, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=cwd, env=env
+    )
+
+
+async def run(*arguments, code: str, cwd=None) -> tuple[int, str, str]:
+    process = await enclave("run", "-", *arguments, cwd=cwd)
+    out, err = await process.communicate(code.encode())
+    return process.returncode, out.decode(), err.decode()
+
+
+class Up:
+    """A running `enclave up`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, banner: str) -> None:
+        self.process = process
+        self.banner = banner
+        self.url = re.search(r"http://127\.0\.0\.1:\d+", banner)[0]
+
+    async def wait_said(self, words: str) -> str:
+        async with asyncio.timeout(60):
+            while words not in (line := (await self.process.stderr.readline()).decode()):
+                assert line, f"it ended without saying {words!r}"
+        return line
+
+
+@contextlib.asynccontextmanager
+async def up(*arguments, **options):
+    process = await enclave("up", "--port", "0", *arguments, **options)
+    try:
+        banner = (await process.stdout.readuntil(b"Ctrl-C stops everything.\n")).decode()
+        yield Up(process, banner)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_stops_everything_with_exit_code_zero(number):
+    async with up("--workers", "1") as fleet:
+        below = open_pidfds(descendants(fleet.process.pid))
+        assert len(below) >= 3  # broker, worker, zygote
+        fleet.process.send_signal(number)
+        await fleet.process.communicate()
+
+        await wait_gone(below)
+    assert fleet.process.returncode == 0
+
+
+async def test_a_killed_fleet_leaves_no_process_behind():
+    async with up("--workers", "2") as fleet:
+        below = open_pidfds(descendants(fleet.process.pid))
+
+        fleet.process.kill()
+
+        await wait_gone(below)
+
+
+async def test_a_worker_that_dies_is_started_again_and_works():
+    async with up("--workers", "1") as fleet:
+        [worker] = [pid for pid in descendants(fleet.process.pid) if b"enclave_worker.cli" in cmdline(pid)]
+        os.kill(worker, signal.SIGKILL)
+
+        assert "killed by SIGKILL" in await fleet.wait_said("died")
+        await fleet.wait_said("is back at")
+        assert await run("--broker", fleet.url, code="return 1") == (0, "1\n", "")
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+async def test_a_fleet_without_its_broker_ends_and_says_so():
+    async with up("--workers", "1") as fleet:
+        [broker] = [pid for pid in descendants(fleet.process.pid) if b"enclave_broker.cli" in cmdline(pid)]
+        os.kill(broker, signal.SIGKILL)
+        _, err = await fleet.process.communicate()
+
+    assert fleet.process.returncode == 1
+    assert err.decode().splitlines()[-1].startswith("enclave: the broker died (killed by SIGKILL)")
+
+
+async def test_the_curl_line_is_right():
+    async with up("--workers", "1") as fleet:
+        body = re.search(r"-d '(.*)'", fleet.banner)[1].encode()
+        host, port = fleet.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST /sessions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+        writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        answer = (await reader.read()).decode()
+        writer.close()
+
+    assert '"chunk":"hello\\n"' in answer
+    assert '"result":2' in answer
+
+
+async def test_a_port_in_use_is_said_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = await enclave("up", "--workers", "1", "--port", str(port))
+        out, err = await process.communicate()
+
+    assert (process.returncode, out) == (1, b"")
+    assert str(port) in err.decode()
+    assert "choose another --port" in err.decode().splitlines()[-1]
+
+
+async def test_a_worker_that_cannot_start_is_said_with_its_own_words():
+    process = await enclave("up", "--workers", "1", environment={"ENCLAVE_GRACE_S": "never"})
+    _, err = await process.communicate()
+
+    assert process.returncode == 1
+    assert "never" in err.decode()
+    assert "enclave doctor" in err.decode().splitlines()[-1]
+
+
+async def test_a_private_fleet_runs_code_and_leaves_nothing_behind():
+    process = await enclave("run", "-")
+    process.stdin.write(b"print('started', flush=True)\nimport time; time.sleep(0.3)\nreturn {'a': [1, 2.5, None]}")
+    process.stdin.close()
+    assert await process.stdout.readline() == b"started\n"
+    below = open_pidfds(descendants(process.pid))
+    out, err = await process.communicate()
+
+    assert (process.returncode, out, err) == (0, b'{"a":[1,2.5,null]}\n', b"")
+    await wait_gone(below)
+
+
+async def test_a_private_fleet_runs_tools_from_the_current_directory(tmp_path):
+    tool = "from enclave_broker import tool\n@tool\ndef add(a, b):\n    return a + b\n"
+    (tmp_path / "my_tools.py").write_text(tool)
+
+    answer = await run("--tools", "my_tools", code="return await call_tool('add', {'a': 1, 'b': 2})", cwd=tmp_path)
+
+    assert answer == (0, "3\n", "")
+
+
+async def test_a_failure_shows_the_codes_own_lines_and_both_streams():
+    code = "import sys\nprint('out', end='')\nprint('err', end='', file=sys.stderr)\nraise KeyError('x')\n"
+
+    exit_code, out, err = await run(code=code)
+
+    assert (exit_code, out) == (1, "out\n")
+    assert err.startswith("err\nTraceback (most recent call last):\n")
+    assert "line 4" in err
+    assert err.splitlines()[-1].startswith("enclave: EXECUTION_ERROR: ")
+
+
+async def test_a_deadline_ends_an_endless_loop():
+    exit_code, _, err = await run("--timeout-ms", "200", code="while True: pass")
+
+    assert exit_code == 1
+    assert err.splitlines()[-1].startswith("enclave: DEADLINE_EXCEEDED: ")
+
+
+async def test_interrupting_a_private_run_cancels_it():
+    process = await enclave("run", "-")
+    process.stdin.write(b"print('started', flush=True)\nwhile True: pass")
+    process.stdin.close()
+    await process.stdout.readline()
+    below = open_pidfds(descendants(process.pid))
+
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+
+    assert process.returncode == 1
+    assert err.decode().splitlines()[-1].startswith("enclave: SESSION_CANCELLED")
+    await wait_gone(below)
