@@ -10,6 +10,7 @@ import sys
 
 import click
 import uvloop
+
 from enclave_protocol import SandboxError, __version__
 
 from .config import RuntimeConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+
 from enclave_protocol import Limits
 
 
@@ -13,6 +14,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Address to listen on. Beyond loopback, anybody who can connect can run code in a sandbox here."""
     port: int = 3001
     """Port to listen on; 0 takes any free one (`RuntimeWorker.port` tells which)."""
+    listen: bool = True
+    """False opens no port: sessions then come by `RuntimeWorker.handle`, `execute` or `execute_sync` only."""
     max_sessions: int = 20
     """Slots: sessions that may be live at once. One more is refused with `NO_CAPACITY`."""
     pool_size: int = 4

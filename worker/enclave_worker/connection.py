@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from msgspec import UNSET
 
 from enclave_protocol import (
     Cancel,
@@ -26,7 +28,6 @@ from enclave_protocol import (
     encode,
 )
 from enclave_protocol.events import ErrorPayload
-from msgspec import UNSET
 
 from .sessions import LANGUAGES, PROFILES
 
@@ -38,8 +39,15 @@ log = logging.getLogger("enclave.worker")
 _REJECTED_FIELDS = frozenset({"sessionId", "callId", "code", "limits", "type", "language", "profile", "payload"})
 
 
+class PeerLeft(ConnectionError):  # noqa: N818 - the ordinary end, not an error
+    """The peer closed the connection in good order."""
+
+
 class Peer(Protocol):
-    """The other end. Both methods raise ConnectionError when it is gone."""
+    """The other end. Both methods raise PeerLeft when it has closed, another ConnectionError when it broke."""
+
+    name: str
+    """For logs and handlers: `address:port`, or `memory:number`."""
 
     async def send(self, line: bytes) -> None:
         """Send one JSON value as text."""
@@ -62,30 +70,42 @@ class Connection:
         self._limit_bytes = sessions.config.send_buffer_bytes
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
+        self._flushed = asyncio.Event()
 
     async def serve(self) -> None:
         """Greet, then read and write until the peer is gone; its sessions end with it."""
+        listeners, name = self._sessions.listeners, self._peer.name
+        listeners.connect.notify(name)
         self.deliver(encode(self._hello()))
         try:
             async with asyncio.TaskGroup() as group:
-                writer = group.create_task(self._write())
+                group.create_task(self._write())
                 await self._read()
-                writer.cancel()
-        except* ConnectionError:
-            pass  # the ordinary way for a connection to end
+        except* PeerLeft:
+            pass
+        except* ConnectionError as broken:
+            log.info("connection from %s broke: %s", name, broken.exceptions[0])
+            listeners.connection_error.notify(name, broken.exceptions[0])
         finally:
             self._sessions.abandon(self)
+            self._flushed.set()
+            listeners.disconnect.notify(name)
+
+    async def wait_flushed(self) -> None:
+        """Return when everything delivered so far, and since, was sent, or the peer is gone."""
+        await self._flushed.wait()
 
     def deliver(self, line: bytes) -> None:
         """Queue one line. Never blocks; `congested` says when it should not go on."""
         self._outbox.append(line)
         self._outbox_bytes += len(line)
         self._filled.set()
+        self._flushed.clear()
         if self._outbox_bytes > self._limit_bytes and not self.congested:
             self.congested = True
             self._drained.clear()
 
-    async def _write(self) -> None:
+    async def _write(self) -> NoReturn:
         while True:
             await self._filled.wait()
             while self._outbox:
@@ -97,13 +117,11 @@ class Connection:
                     self._drained.set()
                     self._sessions.resume(self)
             self._filled.clear()
+            self._flushed.set()
 
-    async def _read(self) -> None:
+    async def _read(self) -> NoReturn:
         while True:
-            try:
-                data = await self._peer.recv()
-            except ConnectionError:
-                return
+            data = await self._peer.recv()
             try:
                 self._handle(data)
             except RemoteProtocolError as error:

@@ -6,8 +6,9 @@ import os
 import resource
 from typing import TYPE_CHECKING
 
-from enclave_protocol import Code, __version__
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from enclave_protocol import Code, __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+
 from enclave_protocol import SandboxError
 
 from .zygote_process import ZygoteProcess

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import msgspec
+
 from enclave_protocol import LocalProtocolError, SandboxError
 
 from .config import RuntimeConfig

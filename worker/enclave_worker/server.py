@@ -6,14 +6,15 @@ import http
 import logging
 from typing import TYPE_CHECKING
 
-from enclave_protocol import MAX_MESSAGE_BYTES
 from prometheus_client import CONTENT_TYPE_LATEST
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
 from websockets.http11 import Request, Response
 
-from .connection import Connection
+from enclave_protocol import MAX_MESSAGE_BYTES
+
+from .connection import Connection, PeerLeft
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import Server
@@ -31,6 +32,7 @@ class WebSocketPeer:
     """A WebSocket as `Connection` wants it."""
 
     def __init__(self, socket: ServerConnection) -> None:
+        self.name = f"{socket.remote_address[0]}:{socket.remote_address[1]}"
         self._socket = socket
 
     async def send(self, line: bytes) -> None:
@@ -38,14 +40,14 @@ class WebSocketPeer:
         try:
             await self._socket.send(line, text=True)
         except ConnectionClosed as error:
-            raise ConnectionResetError(str(error)) from error
+            raise _gone(error) from error
 
     async def recv(self) -> str | bytes:
         """Wait for the next frame."""
         try:
             return await self._socket.recv()
         except ConnectionClosed as error:
-            raise ConnectionResetError(str(error)) from error
+            raise _gone(error) from error
 
 
 class WorkerServer:
@@ -81,13 +83,11 @@ class WorkerServer:
             await self._server.wait_closed()
 
     async def _serve_websocket(self, socket: ServerConnection) -> None:
-        peer = f"{socket.remote_address[0]}:{socket.remote_address[1]}"
-        log.info("connection from %s opened", peer)
+        peer = WebSocketPeer(socket)
+        log.info("connection from %s opened", peer.name)
         with self._metrics.connections.track_inprogress():
-            await Connection(
-                WebSocketPeer(socket), self._sessions, worker_id=self._worker_id, level=self._level
-            ).serve()
-        log.info("connection from %s closed", peer)
+            await Connection(peer, self._sessions, worker_id=self._worker_id, level=self._level).serve()
+        log.info("connection from %s closed", peer.name)
 
     def _serve_http(self, _: ServerConnection, request: Request) -> Response | None:
         path = request.path.partition("?")[0]
@@ -107,6 +107,11 @@ class WorkerServer:
         if not self._pool.warm and not self._sessions.active:
             return _respond(http.HTTPStatus.SERVICE_UNAVAILABLE, b"no warm sandbox\n")
         return _respond(http.HTTPStatus.OK, f"ready: {self._pool.warm} warm\n".encode())
+
+
+def _gone(closed: ConnectionClosed) -> ConnectionError:
+    kind = PeerLeft if isinstance(closed, ConnectionClosedOK) else ConnectionResetError
+    return kind(str(closed))
 
 
 def _respond(status: http.HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8") -> Response:

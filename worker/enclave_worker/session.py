@@ -1,13 +1,13 @@
 """One session in a worker: its state, its numbers and its limits.
 
 Theory of operation. A `Session` is told what happened (the guest sent a frame, a timer struck, the sandbox died) and
-answers with instructions for the shell to carry out, in order: emit this line, send this to the guest, kill. It does no
-I/O and reads no clock; `now_s` is an argument wherever time matters.
+answers with instructions for the shell to carry out, in order: emit this line, send this to the guest, kill. It does
+no I/O and reads no clock; `now_s` is an argument wherever time matters.
 
-A session ends in two moves. First something decides the *verdict*: the guest's result, its exception, a limit, a cancel.
-From then on nothing the guest does can change it, and the sandbox is killed. Then the kernel reports the sandbox dead,
-with what it used; every process of it is gone and its pipes are drained; and only now the one `final` is emitted. So
-whoever reads a `final` knows that nothing of the session is left, and that nothing was cut short.
+A session ends in two moves. First something decides the *verdict*: the guest's result, its exception, a limit, a
+cancel. From then on nothing the guest does can change it, and the sandbox is killed. Then the kernel reports the
+sandbox dead, with what it used; every process of it is gone and its pipes are drained; and only now the one `final` is
+emitted. So whoever reads a `final` knows that nothing of the session is left, and that nothing was cut short.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import signal
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
 from enclave_protocol import (
     Code,
     Event,
@@ -39,7 +41,6 @@ from enclave_protocol import (
     transition,
 )
 from enclave_protocol import events as ev
-from msgspec import UNSET, Meta, UnsetType
 
 MAX_FRAME_OVERHEAD_BYTES = 65536
 _ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -322,9 +323,8 @@ class Session:
         verdict = self._verdict
         assert verdict is not None
         told: list[Instruction] = []
-        for output in self._outputs.values():
-            if rest := output.flush():
-                told.append(self._emit(output.event, ev.ChunkPayload(chunk=rest)))
+        rests = [(output.event, output.flush()) for output in self._outputs.values()]
+        told += [self._emit(event, ev.ChunkPayload(chunk=rest)) for event, rest in rests if rest]
         self.state = transition(self.state, verdict.trigger)
         ok = verdict.trigger is Trigger.COMPLETE
         payload = FinalPayload(ok=ok, result=verdict.result, error=verdict.error, stats=self._stats(exit_, now_s))

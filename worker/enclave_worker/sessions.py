@@ -16,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+from msgspec import UNSET
+
 from enclave_protocol import (
     Cancel,
     Code,
@@ -27,13 +29,10 @@ from enclave_protocol import (
     new_session_id,
     parse_limits,
 )
-from msgspec import UNSET
 
-from .session import Ended, Emit, Exit, Instruction, Kill, Let, Session, StartToolTimer, StopToolTimer, Stream, ToGuest
+from .session import Emit, Ended, Exit, Instruction, Kill, Let, Session, StartToolTimer, StopToolTimer, Stream, ToGuest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .config import RuntimeConfig
     from .metrics import WorkerMetrics
     from .pool import Pool
@@ -67,24 +66,16 @@ class Totals(msgspec.Struct):
     execution_ms: float = 0.0
 
 
-class Listeners:
-    """Callbacks for what happens to sessions; each gets the session's id first."""
-
-    def __init__(self) -> None:
-        self.execute: list[Callable[[str], None]] = []
-        self.complete: list[Callable[[str], None]] = []
-        self.error: list[Callable[[str, str], None]] = []
-        self.cancel: list[Callable[[str, str], None]] = []
-
-
 class Sessions:
     """Starts, feeds and ends sessions. `active` never exceeds `max_sessions`."""
 
-    def __init__(self, config: RuntimeConfig, pool: Pool, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self, config: RuntimeConfig, pool: Pool, metrics: WorkerMetrics, listeners: Listeners | None = None
+    ) -> None:
         self.config = config
         self.pool = pool
         self.metrics = metrics
-        self.listeners = Listeners()
+        self.listeners = listeners or Listeners()
         self.totals = Totals()
         self.draining = False
         self.loop = asyncio.get_running_loop()
@@ -169,13 +160,13 @@ class Sessions:
         self.metrics.ended(code, duration_s)
         if code == "OK":
             self.totals.successful += 1
-            _call(self.listeners.complete, session_id)
+            self.listeners.complete.notify(session_id)
         elif code == Code.SESSION_CANCELLED:
             self.totals.cancelled += 1
-            _call(self.listeners.cancel, session_id, code)
+            self.listeners.cancel.notify(session_id, code)
         else:
             self.totals.failed += 1
-            _call(self.listeners.error, session_id, code)
+            self.listeners.error.notify(session_id, code)
 
     def _find(self, session_id: str) -> _Run:
         run = self._runs.get(SessionId(session_id))
@@ -223,7 +214,7 @@ class _Run:
             self._perform(self.session.init(cancel_url, _iso(expires_at)))
         if self._sessions.config.debug:
             log.info("session %s started", self.session.session_id)
-        _call(self._sessions.listeners.execute, self.session.session_id)
+        self._sessions.listeners.execute.notify(self.session.session_id)
         self._timers["deadline"] = self._loop.call_later(limits.wall_ms / 1000, self._on_deadline)
         if limits.heartbeat_interval_ms:
             self._arm_heartbeat()
@@ -363,11 +354,3 @@ def _bad(session_id: str, field: str, reason: str, allowed: str) -> RemoteProtoc
 def _one_of(value: str | msgspec.UnsetType, field: str, allowed: tuple[str, ...], session_id: str) -> None:
     if value is not UNSET and value not in allowed:
         raise _bad(session_id, field, f"{value!r} is not offered here", ", ".join(allowed))
-
-
-def _call(listeners: list[Callable[..., None]], *arguments: str) -> None:
-    for listener in listeners:
-        try:
-            listener(*arguments)
-        except Exception:
-            log.exception("a listener failed")

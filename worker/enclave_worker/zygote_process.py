@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+
 from enclave_protocol import SandboxError
 
 from .session import Exit, Stream
@@ -143,7 +144,9 @@ class Sandbox:
     def exited(self, exit_: Exit) -> None:
         """The zygote reaped it: hand over what is still in the pipes, let go of them, and tell the owner."""
         if self._control is not None and not self._closed:
-            self._read_control()
+            # All of it: a large result may still lie in the socket. Nobody is left to write more.
+            while self._read_control():
+                pass
             self.drain()
         self.close()
         self.owner.on_exit(self, exit_)
@@ -172,23 +175,25 @@ class Sandbox:
     def _on_control(self) -> None:
         self._read_control()
 
-    def _read_control(self) -> None:
+    def _read_control(self) -> bool:
+        """Read once and handle what that completes; say whether there may be more."""
         assert self._control is not None
         try:
             # Plain recv: a descriptor that a guest passes along is dropped by the kernel, never ours.
             data = self._control.recv(_READ_BYTES)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             # The guest closed its end. Its death, if that is what it is, is the zygote's to report.
             self._loop.remove_reader(self._control.fileno())
-            return
+            return False
         self._inbox += data
         while not self._closed and (body := self._next_frame()) is not None:
             self.drain()  # what was printed before the frame was sent comes before it
             self.owner.on_frame(self, body)
+        return True
 
     def _next_frame(self) -> bytes | None:
         inbox, header = self._inbox, frames.HEADER

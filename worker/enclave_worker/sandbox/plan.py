@@ -2,8 +2,8 @@
 
 Theory of operation. Three lists, performed by `enclave_worker.zygote`:
 
-1. `launch`, once, in the process that will be the zygote's parent. An ordinary user gets a user namespace here, in which
-   the zygote is root over nothing but its own namespaces; started as root there is nothing to do.
+1. `launch`, once, in the process that will be the zygote's parent. An ordinary user gets a user namespace here, in
+   which the zygote is root over nothing but its own namespaces; started as root there is nothing to do.
 2. `prepare`, once, in the zygote: everything that a fork inherits. It builds the root that sandboxes see, pivots into
    it and lets go of the host's.
 3. `enclose`, in every sandbox, right after the fork, before it knows what it will run: namespaces, private mounts,
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from ..zygote import kernel
+from enclave_worker.zygote import kernel
+
 from .seccomp import compile_filter
 
 if TYPE_CHECKING:

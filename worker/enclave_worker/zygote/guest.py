@@ -1,19 +1,23 @@
 """The driver: runs a session's code inside the sandbox.
 
 Theory of operation. By the time `main` runs, the sandbox is closed: every namespace, limit and filter is in force, and
-descriptors 0 to 3 are all there is (nothing, stdout, stderr, the worker). It prepares an event loop, says `ready` and
-waits for one `execute`. The code becomes the body of an async function by way of its syntax tree, never its text, so
-that a quote or an indentation cannot end the wrapper and every line keeps its number.
+descriptors 0 to 3 are all there is (nothing, stdout, stderr, the worker). It says `ready` and
+waits for one `execute`. The code becomes the body of a function by way of its syntax tree, never its text, so that a
+quote or an indentation cannot end the wrapper and every line keeps its number.
 
 From then on this process is the guest's: it can patch anything here. So nothing here is trusted. The worker checks
 every frame, counts and times for itself, and all that a patched driver can do is lie about its own session.
 """
 
+from __future__ import annotations
+
 import _ast
 import asyncio
 import builtins
+import io
 import json
 import linecache
+import math
 import os
 import resource
 import socket
@@ -23,20 +27,31 @@ import types
 
 from . import frames
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from .frames import Message
+
 FILENAME = "main.py"
 CONTROL_FD = 3
 MAX_MESSAGE_CHARS = 8192
 MAX_STACK_CHARS = 32768
+_MAX_DEPTH = 50
+_MAX_PARTS = 10_000
 
 _ONLY_AST = 0x400
-_ASYNC_GENERATOR = 0x200
+_COROUTINE = 0x80
+_GENERATOR = 0x20 | 0x200
+_PLACE: dict[str, Any] = {"lineno": 1, "col_offset": 0, "end_lineno": 1, "end_col_offset": 0}
 _OWN_FILES = (__file__, frames.__file__)
 
 
 class ToolError(Exception):
     """A tool failed. `code` says how, for instance `UNKNOWN_TOOL`; `message` says why."""
 
-    def __init__(self, message, code):
+    def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
@@ -45,32 +60,35 @@ class ToolError(Exception):
 class Worker:
     """The worker's end of the control socket, as the guest sees it."""
 
-    def __init__(self, fd):
-        self._socket = socket.socket(fileno=fd)
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
         self._buffer = bytearray()
-        self._pending = {}
+        self._pending: dict[int, asyncio.Future[object]] = {}
         self._last_call = 0
-        self._loop = None
+        self._socket: socket.socket | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def send(self, message):
+    def send(self, message: Message) -> None:
         """Send one frame; blocks while the worker is busy, which holds up nobody else."""
-        self._socket.sendall(frames.pack(message))
+        frames.write(self._fd, message)
 
-    def receive(self):
+    def receive(self) -> Message | None:
         """Block until the next frame; None at the end of the connection."""
         while (message := frames.unpack(self._buffer)) is None:
-            data = self._socket.recv(65536)
+            data = os.read(self._fd, 65536)
             if not data:
                 return None
             self._buffer += data
         return message
 
-    def attach(self, loop):
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """From here on, take tool results in the background of `loop`."""
         self._loop = loop
-        loop.add_reader(self._socket.fileno(), self._on_readable)
+        self._socket = socket.socket(fileno=self._fd)
+        loop.add_reader(self._fd, self._on_readable)
 
-    def _on_readable(self):
+    def _on_readable(self) -> None:
+        assert self._socket is not None
         try:
             data = self._socket.recv(65536, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -87,7 +105,7 @@ class Worker:
             else:
                 future.set_exception(ToolError(message["message"], message["code"]))
 
-    async def call_tool(self, name, args=None, /, **named):
+    async def call_tool(self, name: str, args: object = None, /, **named: object) -> object:
         """Call the application's tool `name` and return its result.
 
         Arguments are one JSON value (usually a dict), or are given by name. Several calls may wait at once:
@@ -97,6 +115,8 @@ class Worker:
             raise TypeError("call_tool: the tool's name must be a string")
         if args is not None and named:
             raise TypeError("call_tool: give the arguments as one value or by name, not both")
+        if self._loop is None:
+            raise RuntimeError("call_tool: use `await call_tool(...)` at the top level of the code")
         self._last_call += 1
         call, future = self._last_call, self._loop.create_future()
         self.send({"type": "tool_call", "id": call, "name": name, "args": named if args is None else args})
@@ -104,19 +124,24 @@ class Worker:
         return await future
 
 
-def main():
+def prepare() -> None:
+    """Do, once and before any fork, what every guest would do for itself."""
+    # Write-through: every print is seen at once, with or without a newline. Nothing unprintable raises.
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.FileIO(fd, "wb", closefd=False), "utf-8", "backslashreplace", write_through=True)
+        for fd in (1, 2)
+    )
+    _compile("return await f(1)", {})  # the compiler's own caches
+
+
+def main() -> None:
     """Run one session's code, then leave. Never returns."""
     worker = Worker(CONTROL_FD)
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    sys.stdout = _text_stream(1)
-    sys.stderr = _text_stream(2)
     worker.send({"type": "ready"})
     request = worker.receive()
     if request is None:
         os._exit(0)
-    worker.attach(loop)
-    outcome = loop.run_until_complete(_run(worker, request))
+    outcome = _run(worker, request)
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -126,15 +151,7 @@ def main():
     os._exit(0)
 
 
-def _text_stream(fd):
-    # Write-through: every print is seen at once, with or without a newline. Nothing unprintable raises.
-    raw = open(fd, "wb", buffering=0, closefd=False)  # noqa: SIM115, PTH123 - lives as long as the process
-    import io
-
-    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
-
-
-async def _run(worker, request):
+def _run(worker: Worker, request: Message) -> Message:
     """Compile and run; return the frame that tells how it ended."""
     try:
         if request["memoryLimitBytes"]:
@@ -144,18 +161,27 @@ async def _run(worker, request):
         function = _compile(source, _main_module(worker))
     except (SyntaxError, ValueError, RecursionError, OverflowError, MemoryError) as error:
         return _syntax_error(error)
+    if function.__code__.co_flags & _COROUTINE:
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        worker.attach(loop)
+        return loop.run_until_complete(_run_async(function, request["maxResultBytes"]))
     try:
-        value = await function()
-    except SystemExit as error:
-        if not error.code:
-            return {"type": "result", "value": None}
-        return _failure(error)
+        value = function()
     except BaseException as error:  # noqa: BLE001 - whatever the guest raises is how it ended
         return _failure(error)
     return _result(value, request["maxResultBytes"])
 
 
-def _main_module(worker):
+async def _run_async(function: types.FunctionType, max_result_bytes: int) -> Message:
+    try:
+        value = await function()
+    except BaseException as error:  # noqa: BLE001 - whatever the guest raises is how it ended
+        return _failure(error)
+    return _result(value, max_result_bytes)
+
+
+def _main_module(worker: Worker) -> dict[str, object]:
     module = types.ModuleType("__main__")
     module.__dict__.update(
         __builtins__=builtins,
@@ -168,24 +194,41 @@ def _main_module(worker):
     return module.__dict__
 
 
-def _compile(source, namespace):
-    """Return the source as an async function without arguments."""
+def _compile(source: str, namespace: dict[str, object]) -> types.FunctionType:
+    """Return the source as a function without arguments: async if it awaits at its top level, else a plain one.
+
+    A body that never awaits needs no event loop, and making one is half of what a short run costs.
+    """
     tree = compile(source, FILENAME, "exec", _ONLY_AST, dont_inherit=True)
-    futures = [node for node in tree.body if isinstance(node, _ast.ImportFrom) and node.module == "__future__"]
-    place = {"lineno": 1, "col_offset": 0, "end_lineno": 1, "end_col_offset": 0}
-    body = [node for node in tree.body if node not in futures] or [_ast.Pass(**place)]
-    nothing = _ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
-    extra = {"type_params": []} if "type_params" in _ast.AsyncFunctionDef._fields else {}
-    function = _ast.AsyncFunctionDef(name="main", args=nothing, body=body, decorator_list=[], **extra, **place)
-    code = compile(_ast.Module(body=[*futures, function], type_ignores=[]), FILENAME, "exec", dont_inherit=True)
+    futures: list[_ast.stmt] = [
+        node for node in tree.body if isinstance(node, _ast.ImportFrom) and node.module == "__future__"
+    ]
+    body = [node for node in tree.body if node not in futures] or [_ast.Pass(**_PLACE)]
+    try:
+        code = _function(_ast.FunctionDef, futures, body)
+    except SyntaxError as error:
+        if "async" not in str(error.msg):  # "'await' outside async function" and its like
+            raise
+        code = _function(_ast.AsyncFunctionDef, futures, body)
     exec(code, namespace)  # noqa: S102 - it only defines the function
-    main_function = namespace.pop("main")
-    if main_function.__code__.co_flags & _ASYNC_GENERATOR:
+    function = namespace.pop("main")
+    assert isinstance(function, types.FunctionType), "a function definition defines a function"
+    if function.__code__.co_flags & _GENERATOR:
         raise SyntaxError("'yield' outside function", (FILENAME, _line_of_yield(body), None, None))
-    return main_function
+    return function
 
 
-def _line_of_yield(nodes):
+def _function(
+    kind: type[_ast.FunctionDef | _ast.AsyncFunctionDef], futures: list[_ast.stmt], body: list[_ast.stmt]
+) -> types.CodeType:
+    nothing = _ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+    extra: dict[str, Any] = {"type_params": []} if "type_params" in kind._fields else {}
+    function = kind(name="main", args=nothing, body=body, decorator_list=[], **extra, **_PLACE)
+    module = _ast.Module(body=[*futures, function], type_ignores=[])
+    return compile(module, FILENAME, "exec", dont_inherit=True)
+
+
+def _line_of_yield(nodes: list[_ast.stmt]) -> int:
     for node in nodes:
         for child in _walk(node):
             if isinstance(child, (_ast.Yield, _ast.YieldFrom)):
@@ -193,7 +236,7 @@ def _line_of_yield(nodes):
     return 1
 
 
-def _walk(node):
+def _walk(node: _ast.AST) -> Iterator[_ast.AST]:
     if isinstance(node, (_ast.FunctionDef, _ast.AsyncFunctionDef, _ast.Lambda)):
         return
     yield node
@@ -204,7 +247,7 @@ def _walk(node):
                 yield from _walk(child)
 
 
-def _result(value, max_bytes):
+def _result(value: object, max_bytes: int) -> Message:
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         size = len(text.encode())
@@ -219,44 +262,46 @@ def _result(value, max_bytes):
     return {"type": "result", "value": value}
 
 
-def _unserializable(value, path, depth=0):
+def _unserializable(value: object, path: str, depth: int = 0) -> str | None:
     """Say which part of `value` is not JSON, or None if that can't be told."""
-    if depth > 50:
+    if depth > _MAX_DEPTH:
         return f"{path} is nested too deeply"
+    parts: list[tuple[str, object]] = []
     if isinstance(value, dict):
-        for key, item in list(value.items())[:10000]:
+        for key in list(value)[:_MAX_PARTS]:
             if not isinstance(key, (str, int, float, bool, type(None))):
                 return f"{path} has a key of type {type(key).__name__}"
-            if found := _unserializable(item, f"{path}[{key!r}]"[:200], depth + 1):
-                return found
+            parts.append((f"{path}[{key!r}]", value[key]))
     elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value[:10000]):
-            if found := _unserializable(item, f"{path}[{index}]"[:200], depth + 1):
-                return found
-    elif isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return f"{path} is {value!r}, which JSON has no word for"
-    elif isinstance(value, str):
+        parts = [(f"{path}[{index}]", item) for index, item in enumerate(value[:_MAX_PARTS])]
+    else:
+        return _unserializable_leaf(value, path)
+    return next(filter(None, (_unserializable(part, where[:200], depth + 1) for where, part in parts)), None)
+
+
+def _unserializable_leaf(value: object, path: str) -> str | None:
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{path} is {value!r}, which JSON has no word for"
+    if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
             return f"{path} is a str with a lone surrogate"
-    elif not isinstance(value, (int, float, type(None))):
-        return f"{path} is a {type(value).__name__}"
-    return None
+        return None
+    return None if isinstance(value, (int, type(None))) else f"{path} is a {type(value).__name__}"
 
 
-def _syntax_error(error):
+def _syntax_error(error: Exception) -> Message:
     line = getattr(error, "lineno", None)
-    if isinstance(error, SyntaxError):
-        message = error.msg
-    else:
-        message = _safe_text(error) or "the code is nested too deeply"
+    message = error.msg if isinstance(error, SyntaxError) else _safe_text(error) or "the code is nested too deeply"
     stack = "".join(traceback.format_exception_only(error))
     return _error("SYNTAX_ERROR", message, name=type(error).__name__, line=line, stack=stack)
 
 
-def _failure(error):
-    """The frame for an exception that the guest let out."""
+def _failure(error: BaseException) -> Message:
+    """Return the frame for an exception that the guest let out."""
+    if isinstance(error, SystemExit) and not error.code:
+        return {"type": "result", "value": None}
     code = "EXECUTION_ERROR"
     if isinstance(error, ToolError) and isinstance(error.code, str):
         code = error.code
@@ -271,7 +316,7 @@ def _failure(error):
     return _error(code, _safe_text(error), name=type(error).__name__, line=line, stack=stack)
 
 
-def _drop_own_frames(told, depth=0):
+def _drop_own_frames(told: traceback.TracebackException, depth: int = 0) -> int | None:
     """Remove the driver's frames everywhere; return the line of the innermost frame of the guest's code."""
     told.stack[:] = [frame for frame in told.stack if frame.filename not in _OWN_FILES]
     lines = [frame.lineno for frame in told.stack if frame.filename == FILENAME]
@@ -282,14 +327,16 @@ def _drop_own_frames(told, depth=0):
     return lines[-1] if lines else None
 
 
-def _safe_text(error):
+def _safe_text(error: BaseException) -> str:
     try:
         return str(error)
     except BaseException:  # noqa: BLE001 - a hostile __str__
         return "<unprintable>"
 
 
-def _error(code, message, *, name=None, line=None, stack=None):
+def _error(
+    code: str, message: str, *, name: str | None = None, line: int | None = None, stack: str | None = None
+) -> Message:
     return {
         "type": "error",
         "code": code,
@@ -300,7 +347,7 @@ def _error(code, message, *, name=None, line=None, stack=None):
     }
 
 
-def _cut(text, limit):
+def _cut(text: str | None, limit: int) -> str | None:
     if text is None:
         return None
     if len(text) > limit:

@@ -4,6 +4,8 @@ Every function raises OSError with the kernel's errno. Constants are those of th
 x86-64 and aarch64 unless a table says otherwise.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import struct
@@ -55,36 +57,36 @@ _libc.sethostname.argtypes = (_char_p, ctypes.c_size_t)
 _libc.syscall.restype = _long
 
 
-def _check(result, what):
+def _check(result: int, what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
     return result
 
 
-def _syscall(name, *args):
+def _syscall(name: str | int, *args: object) -> int:
     number = _NR.get(name) if isinstance(name, str) else name
     if number is None:
         raise OSError(38, f"no system call numbers for {_ARCH}", name)
     return _check(_libc.syscall(_long(number), *args), str(name))
 
 
-def unshare(flags):
+def unshare(flags: int) -> None:
     """Leave the namespaces in `flags` for new ones."""
     _check(_libc.unshare(flags), "unshare")
 
 
-def setns(fd, kind):
+def setns(fd: int, kind: int) -> None:
     """Enter the namespace behind `fd`."""
     _check(_libc.setns(fd, kind), "setns")
 
 
-def mount(source, target, kind, flags, data=None):
-    """mount(2); all strings are bytes."""
+def mount(source: bytes | None, target: bytes, kind: bytes | None, flags: int, data: bytes | None = None) -> None:
+    """Mount `source` on `target`."""
     _check(_libc.mount(source, target, kind, flags, data), "mount")
 
 
-def mount_attributes(target, flags, recursive=True):  # noqa: FBT002 - filled from a list of arguments
+def mount_attributes(target: bytes, flags: int, recursive: bool = True) -> None:  # noqa: FBT001, FBT002 - from a list
     """Set mount attributes on `target`, and on everything mounted below it; attributes that are set already stay.
 
     MOUNT_ATTR_* are 1 read-only, 2 nosuid, 4 nodev, 8 noexec.
@@ -94,7 +96,7 @@ def mount_attributes(target, flags, recursive=True):  # noqa: FBT002 - filled fr
     _syscall(_NR_MOUNT_SETATTR, _long(_AT_FDCWD), _char_p(target), at, attributes, _long(32))
 
 
-def pivot_here():
+def pivot_here() -> None:
     """Make the current directory the root, and let go of the old one."""
     _syscall("pivot_root", _char_p(b"."), _char_p(b"."))
     # "." now has the old root stacked on the new one: detach it.
@@ -102,29 +104,29 @@ def pivot_here():
     os.chdir("/")
 
 
-def sethostname(name):
+def sethostname(name: bytes) -> None:
     """Name this UTS namespace."""
     _check(_libc.sethostname(name, len(name)), "sethostname")
 
 
-def prctl(option, first=0, second=0):
-    """prctl(2)."""
+def prctl(option: int, first: int = 0, second: int = 0) -> int:
+    """Change or ask something about this process; return what the kernel returned."""
     return _check(_libc.prctl(option, first, second, 0, 0), "prctl")
 
 
-def join_new_session_keyring():
+def join_new_session_keyring() -> None:
     """Leave the session keyring, which namespaces do not separate, for a new anonymous one."""
     _syscall("keyctl", _long(_KEYCTL_JOIN_SESSION_KEYRING), _long(0))
 
 
-def set_capabilities(permitted):
+def set_capabilities(permitted: int) -> None:
     """Set the permitted and effective sets to `permitted` (a bit mask), the inheritable one to nothing."""
     low, high = permitted & 0xFFFFFFFF, permitted >> 32
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     _syscall("capset", header, struct.pack("IIIIII", low, low, 0, high, high, 0))
 
 
-def drop_bounding_set():
+def drop_bounding_set() -> None:
     """Empty the capability bounding set of the current user namespace."""
     drop = _libc.prctl
     for capability in range(64):
@@ -134,19 +136,19 @@ def drop_bounding_set():
             _check(-1, "PR_CAPBSET_DROP")
 
 
-def close_range(first, last):
+def close_range(first: int, last: int) -> None:
     """Close the descriptors from `first` to `last`."""
     _check(_libc.syscall(_long(_NR_CLOSE_RANGE), _ulong(first), _ulong(last), _long(0)), "close_range")
 
 
-def load_seccomp(program):
+def load_seccomp(program: bytes) -> None:
     """Load a BPF program (`struct sock_filter` records) on this thread. Needs no_new_privs."""
     code = ctypes.create_string_buffer(program, len(program))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code)))
     _syscall("seccomp", _long(_SECCOMP_SET_MODE_FILTER), _long(0), header)
 
 
-def raise_loopback():
+def raise_loopback() -> None:
     """Bring up `lo` of this network namespace."""
     # The socket module is too large to import for one ioctl.
     fd = _check(_libc.socket(2, 2, 0), "socket")

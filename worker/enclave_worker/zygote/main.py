@@ -20,16 +20,25 @@ only the worker holds from then on; `exited` with the wait status and the kernel
 control socket.
 """
 
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # typeshed has no stub; `signal` wraps each call in enums, which a fork then copies
 import base64
 import gc
 import json
 import os
 import select
-import signal
 import socket
 import sys
 
 from . import frames, kernel, steps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` itself is too large for a zygote
+    from collections.abc import Callable
+
+    from .frames import Message
+    from .steps import Compiled
 
 _MAX_PACKET = 1 << 18
 _CONTROL_FD = 3
@@ -39,14 +48,14 @@ _NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user")
 class Zygote:
     """Serves `spawn` and `kill` until its socket closes."""
 
-    def __init__(self, control, plan, run_guest):
+    def __init__(self, control: socket.socket, plan: Message, run_guest: Callable[[], None]) -> None:
         self._control = control
         self._run_guest = run_guest
         self._plan = plan
-        self._ids = {}  # pid -> sandbox id
-        self._pids = {}  # sandbox id -> pid
-        self._waiting = []  # spawn requests
-        self._compiled = {}  # uid -> compiled steps; uids are few and reused
+        self._ids: dict[int, int] = {}  # pid -> sandbox id
+        self._pids: dict[int, int] = {}  # sandbox id -> pid
+        self._waiting: list[Message] = []  # spawn requests
+        self._compiled: dict[int, list[Compiled]] = {}  # uid -> compiled steps; uids are few and reused
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._outside = _namespaces()
@@ -54,10 +63,10 @@ class Zygote:
         self._filter = base64.b64decode(plan["seccomp_base64"])
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def serve(self):
+    def serve(self) -> None:
         """Run until the worker closes the socket."""
-        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # only to be woken
+        _signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)  # only to be woken
         poll = select.poll()
         poll.register(self._control.fileno(), select.POLLIN)
         poll.register(self._wake_reader, select.POLLIN)
@@ -71,7 +80,7 @@ class Zygote:
             if self._waiting:
                 self._spawn(self._waiting.pop(0))
 
-    def _take_requests(self):
+    def _take_requests(self) -> bool:
         while True:
             try:
                 packet = self._control.recv(_MAX_PACKET, socket.MSG_DONTWAIT)
@@ -85,14 +94,14 @@ class Zygote:
             else:
                 self._kill(request["id"])
 
-    def _kill(self, sandbox_id):
+    def _kill(self, sandbox_id: int) -> None:
         pid = self._pids.get(sandbox_id)
         if pid is not None:  # not reaped yet, so the number is still its own
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, _signal.SIGKILL)
         else:
             self._waiting = [request for request in self._waiting if request["id"] != sandbox_id]
 
-    def _reap(self):
+    def _reap(self) -> None:
         try:
             while os.read(self._wake_reader, 4096):
                 pass
@@ -112,7 +121,7 @@ class Zygote:
                 peak_memory_bytes=usage.ru_maxrss * 1024,
             )
 
-    def _spawn(self, request):
+    def _spawn(self, request: Message) -> None:
         sandbox_id, uid = request["id"], request["uid"]
         if uid not in self._compiled:
             values = {"uid": uid, "proc": self._proc, "seccomp": self._filter}
@@ -137,14 +146,14 @@ class Zygote:
         for fd in (out_reader, out_writer, err_reader, err_writer):
             os.close(fd)
 
-    def _become_sandbox(self, uid, control, out, err, *, check):
+    def _become_sandbox(self, uid: int, control: int, out: int, err: int, *, check: bool) -> None:
         """Enclose this freshly forked process, then hand it to the guest's driver. Never returns.
 
         From here on nothing may return to the zygote's loop, and nothing may be read from its socket.
         """
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _signal.set_wakeup_fd(-1)
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
             os.setsid()
             # The zygote's descriptors 0 to 3 are taken, so none of these three is among the targets.
             os.dup2(out, 1)
@@ -162,20 +171,20 @@ class Zygote:
         finally:
             os._exit(70)
 
-    def _tell(self, **message):
+    def _tell(self, **message: object) -> None:
         self._control.send(json.dumps(message).encode())
 
 
-def _namespaces():
-    return {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}  # noqa: PTH115 - pathlib is large
+def _namespaces() -> dict[str, str]:
+    return {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
 
 
-def _self_test(outside):
+def _self_test(outside: dict[str, str]) -> None:
     """Ask the kernel what holds; raises StepFailed for what does not.
 
     Done in the first sandbox of every zygote, while only our own code has run in it.
     """
-    with open("/proc/self/status") as file:  # noqa: PTH123 - pathlib is large
+    with open("/proc/self/status") as file:
         status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
     missing = [name for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb") if int(status[name], 16)]
     missing += ["NoNewPrivs"] if status["NoNewPrivs"] != "1" else []
@@ -190,13 +199,13 @@ def _self_test(outside):
         raise steps.StepFailed("self-test", 0, f"not in force: {', '.join(missing)}")
 
 
-def _failed(failure):
+def _failed(failure: steps.StepFailed) -> Message:
     return {"type": "failed", "step": failure.step, "errno": failure.errno, "reason": failure.reason}
 
 
-def main(control_fd):
+def main(control_fd: int) -> None:
     """Be the launcher, and in its child the zygote. Never returns."""
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
     os.setsid()
     os.dup2(control_fd, _CONTROL_FD)
     kernel.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)
@@ -213,7 +222,7 @@ def main(control_fd):
             control.close()
             _, status = os.waitpid(pid, 0)
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
         zygote = Zygote(control, plan, _prepare(plan))
     except steps.StepFailed as failure:
         control.send(json.dumps(_failed(failure)).encode())
@@ -226,12 +235,16 @@ def main(control_fd):
 _PID_NAMESPACE = ["zygote's pid namespace", "unshare", kernel.CLONE_NEWPID]
 
 
-def _prepare(plan):
-    """Load what guests need, enter the root they will see, and make the memory ready to be shared; return the driver."""
-    from . import guest  # here, not above: the launcher has no use for it
+def _prepare(plan: Message) -> Callable[[], None]:
+    """Load what guests need, enter the root they will see, make the memory ready to share; return the driver."""
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio does without; with it, every fork is dearer
+    from . import guest  # noqa: PLC0415 - here, not above: the launcher has no use for it
+
+    del sys.modules["ssl"]  # a guest may still import it
 
     steps.perform(steps.compile_steps(plan["prepare"], {}))
     os.environ.clear()
+    guest.prepare()
     sys.argv = [guest.FILENAME]
     sys.path[:] = [path for path in sys.path if not path.endswith(".zip")]
     # A guest that imports `enclave_worker` or `steps` gets its own file of that name, or an ImportError.

@@ -4,23 +4,32 @@ A step is `[name, operation, *arguments]`, plain JSON. Its name is what `docs/sa
 reports. The list is the whole description: nothing here knows what a sandbox looks like.
 """
 
+from __future__ import annotations
+
 import os
 import resource
 
 from . import kernel
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` itself is too large for a zygote
+    from collections.abc import Callable
+    from typing import Any
+
+    Compiled = tuple[str, Callable[..., object], tuple[object, ...]]
+
 
 class StepFailed(Exception):  # noqa: N818 - said in the past tense everywhere
     """A step failed: `step` is its name, `errno` the kernel's number (0 if there is none)."""
 
-    def __init__(self, step, errno, reason):
+    def __init__(self, step: str, errno: int, reason: str) -> None:
         super().__init__(f"{step}: {reason}")
         self.step = step
         self.errno = errno
         self.reason = reason
 
 
-def _write(path, text):
+def _write(path: bytes, text: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text)
@@ -28,7 +37,7 @@ def _write(path, text):
         os.close(fd)
 
 
-def _write_at(directory_fd, path, text):
+def _write_at(directory_fd: int, path: bytes, text: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory_fd)
     try:
         os.write(fd, text)
@@ -36,7 +45,7 @@ def _write_at(directory_fd, path, text):
         os.close(fd)
 
 
-def _file(path, text):
+def _file(path: bytes, text: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
     try:
         os.write(fd, text)
@@ -44,11 +53,11 @@ def _file(path, text):
         os.close(fd)
 
 
-def _directory(path):
+def _directory(path: bytes) -> None:
     os.makedirs(path, mode=0o755, exist_ok=True)
 
 
-def _rlimit(number, soft, hard):
+def _rlimit(number: int, soft: int, hard: int) -> None:
     # A hard limit that is already lower stays: only CAP_SYS_RESOURCE could raise it, and lower is stricter.
     _, current = resource.getrlimit(number)
     if current != resource.RLIM_INFINITY:
@@ -56,12 +65,12 @@ def _rlimit(number, soft, hard):
     resource.setrlimit(number, (soft, hard))
 
 
-def _identity(uid):
+def _identity(uid: int) -> None:
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[..., object]] = {
     "capabilities": kernel.set_capabilities,
     "bounding_set": kernel.drop_bounding_set,
     "chdir": os.chdir,
@@ -86,7 +95,7 @@ OPERATIONS = {
 }
 
 
-def compile_steps(steps, values):
+def compile_steps(steps: list[list[Any]], values: dict[str, object]) -> list[Compiled]:
     """Turn listed steps into `(name, function, arguments)`, with strings as bytes and `{name}`s filled in.
 
     `values` maps the names a step may refer to (`uid`, ...) to their values. Done before the fork, so that the child
@@ -98,7 +107,7 @@ def compile_steps(steps, values):
     return filled
 
 
-def _fill(argument, values):
+def _fill(argument: object, values: dict[str, object]) -> object:
     if not isinstance(argument, str):
         return argument
     if argument.startswith("{") and argument[1:-1] in values:
@@ -106,7 +115,7 @@ def _fill(argument, values):
     return argument.format_map(values).encode() if "{" in argument else argument.encode()
 
 
-def perform(compiled):
+def perform(compiled: list[Compiled]) -> None:
     """Perform compiled steps in order; raises StepFailed at the first that fails."""
     for name, function, arguments in compiled:
         try:
