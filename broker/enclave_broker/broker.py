@@ -137,6 +137,7 @@ class Broker:
             RemoteProtocolError: the code is too large, or a limit is not one.
             DuplicateSession: the id is taken.
             NoCapacity: every slot is taken and the queue is full.
+            Trimmed: the caller takes events more slowly than `log_bytes` can bridge.
         """
         if not isinstance(limits, Limits):
             limits = parse_limits(limits or {}, defaults=self.config.default_limits)

@@ -83,7 +83,7 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Write until the final, or until the reader is gone."""
-        watching = asyncio.ensure_future(receive())
+        watching = asyncio.ensure_future(_wait_disconnected(receive))
         watching.add_done_callback(self._reader_gone)
         try:
             await self._start(send)
@@ -131,6 +131,12 @@ class EventStream:
         if not watching.cancelled() and watching.exception() is None:
             self._gone = True
             self._more.set()
+
+
+async def _wait_disconnected(receive: Receive) -> None:
+    # The body of a request that nobody read comes first, even an empty one.
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class StreamResponse(Response[None]):

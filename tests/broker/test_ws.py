@@ -1,0 +1,219 @@
+"""The WebSocket door: the worker's own messages, several sessions on one socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.broker.conftest import Fleet, fleet
+from tests.fakes import FakeSession, FakeWorker, waits_for_cancel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class Client:
+    """A client that keeps what it was told, in order."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        await self.socket.send(json.dumps({"type": kind, **fields}))
+
+    async def next(self, *kinds: str) -> dict[str, Any]:
+        """Return the next message of one of these types, any type if none is named."""
+        async with asyncio.timeout(20):
+            while True:
+                message: dict[str, Any] = json.loads(await self.socket.recv())
+                if not kinds or message["type"] in kinds:
+                    return message
+
+
+@contextlib.asynccontextmanager
+async def client_of(running: Fleet) -> AsyncIterator[Client]:
+    url = f"ws://{running.broker.host}:{running.broker.port}/ws"
+    async with connect(url, max_size=None, proxy=None) as socket:
+        client = Client(socket)
+        assert (await client.next())["type"] == "hello"
+        yield client
+
+
+async def calls_a_tool(session: FakeSession) -> None:
+    await session.final(await session.call("ask", {"question": 1}))
+
+
+async def test_the_broker_says_hello_and_answers_pings() -> None:
+    async with fleet(FakeWorker(max_sessions=7)) as running, client_of(running) as client:
+        await client.send("ping", timestamp=5)
+        pong = await client.next()
+        assert pong == {"type": "pong", "timestamp": 5, "active": 0, "maxSessions": 7, "draining": False}
+
+
+async def test_sessions_share_a_socket_and_keep_their_own_order() -> None:
+    async with fleet(FakeWorker()) as running, client_of(running) as client:
+        for i in range(5):
+            await client.send("execute", sessionId=f"s_{i}", code=str(i))
+        told: dict[str, list[int]] = {}
+        results = {}
+        while len(results) < 5:
+            event = await client.next()
+            told.setdefault(event["sessionId"], []).append(event["seq"])
+            if event["type"] == "final":
+                results[event["sessionId"]] = event["payload"]["result"]
+        assert results == {f"s_{i}": str(i) for i in range(5)}
+        assert all(seqs == [1, 2, 3] for seqs in told.values())
+
+
+async def test_a_session_without_an_id_is_given_one() -> None:
+    async with fleet(FakeWorker()) as running, client_of(running) as client:
+        await client.send("execute", code="1")
+        assert (await client.next())["sessionId"].startswith("s_")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"type": "tool_result", "success": True, "value": {"a": [1, None]}},
+        {"type": "tool_result", "result": {"a": [1, None]}},
+        {"type": "tool_result_submit", "payload": {"ok": True, "result": {"a": [1, None]}}},
+    ],
+)
+async def test_a_client_answers_calls_of_tools_the_broker_does_not_have(answer: dict[str, Any]) -> None:
+    async with fleet(FakeWorker(calls_a_tool)) as running, client_of(running) as client:
+        await client.send("execute", sessionId="s_1", code="1")
+        call = await client.next("tool_call")
+        if "payload" in answer:
+            answer = answer | {"payload": answer["payload"] | {"callId": call["payload"]["callId"]}}
+        else:
+            answer = answer | {"callId": call["payload"]["callId"]}
+        await client.socket.send(json.dumps(answer | {"sessionId": "s_1"}))
+        final = await client.next("final")
+        assert final["payload"]["result"]["value"] == {"a": [1, None]}
+
+
+async def test_a_cancel_ends_the_session() -> None:
+    async with fleet(FakeWorker(waits_for_cancel)) as running, client_of(running) as client:
+        await client.send("execute", sessionId="s_1", code="1")
+        await client.next("stdout")
+        await client.send("cancel", sessionId="s_1", payload={"reason": "enough"})
+        assert (await client.next("final"))["payload"]["error"]["code"] == "SESSION_CANCELLED"
+
+
+BAD = [
+    ("{", "", None),
+    ('{"type":"dance"}', "type", None),
+    ('{"type":"execute"}', "code", None),
+    ('{"type":"execute","code":5,"sessionId":"s_9"}', "code", "s_9"),
+    ('{"type":"execute","code":"1","sessionId":"nine"}', "sessionId", None),
+    ('{"type":"execute","code":"1","sessionId":"s_live"}', "sessionId", "s_live"),
+    ('{"type":"execute","code":"1","sessionId":"s_9","limits":{"maxToolCalls":"x"}}', "limits.maxToolCalls", "s_9"),
+    ('{"type":"execute","code":"1","sessionId":"s_9","profile":"gpu"}', "profile", "s_9"),
+    ('{"type":"execute","code":"1","sessionId":"s_9","firstSeq":4}', "firstSeq", "s_9"),
+    (json.dumps({"type": "execute", "code": "x" * 2_000_000, "sessionId": "s_9"}), "code", "s_9"),
+    ('{"type":"cancel","sessionId":"s_unknown"}', "sessionId", "s_unknown"),
+    ('{"type":"cancel"}', "sessionId", None),
+    ('{"type":"tool_result","sessionId":"s_unknown","callId":"c_1","value":1}', "sessionId", "s_unknown"),
+    ('{"type":"tool_result","sessionId":"s_live","callId":"c_unknown","value":1}', "callId", "s_live"),
+    ('{"type":"tool_result","sessionId":"s_live","callId":"one","value":1}', "callId", "s_live"),
+    ('{"type":"tool_result","sessionId":"s_live","value":1}', "callId", "s_live"),
+]
+
+
+@pytest.mark.parametrize(("text", "field", "session_id"), BAD)
+async def test_a_bad_message_is_told_which_field_and_touches_nothing(
+    text: str, field: str, session_id: str | None
+) -> None:
+    async with fleet(FakeWorker(waits_for_cancel)) as running, client_of(running) as client:
+        await client.send("execute", sessionId="s_live", code="1")
+        await client.next("stdout")
+        await client.socket.send(text)
+        rejection = await client.next()
+        assert rejection["type"] == "error"
+        assert "seq" not in rejection
+        assert rejection.get("sessionId") == session_id
+        assert rejection["payload"]["code"] == "VALIDATION_ERROR"
+        assert rejection["payload"].get("field", "") == field
+        assert running.metric("enclave_rejections_total", code="VALIDATION_ERROR") == 1
+        await client.send("cancel", sessionId="s_live")
+        final = await client.next()
+        assert (final["type"], final["sessionId"]) == ("final", "s_live")
+
+
+async def test_a_binary_frame_is_told_so() -> None:
+    async with fleet() as running, client_of(running) as client:
+        await client.socket.send(b"{}")
+        assert "binary" in (await client.next("error"))["payload"]["message"]
+
+
+async def test_a_second_result_for_a_call_is_refused() -> None:
+    async def goes_on(session: FakeSession) -> None:
+        await session.call("ask")
+        await session.cancelled.wait()
+        await session.fail("SESSION_CANCELLED")
+
+    async with fleet(FakeWorker(goes_on)) as running, client_of(running) as client:
+        await client.send("execute", sessionId="s_1", code="1")
+        await client.next("tool_call")
+        await client.send("tool_result", sessionId="s_1", callId="c_1", value=1)
+        await client.next("tool_result_applied")
+        await client.send("tool_result", sessionId="s_1", callId="c_1", value=2)
+        rejection = await client.next()
+        assert rejection["payload"]["field"] == "callId"
+        assert "before" in rejection["payload"]["message"]
+        assert len(await running.workers[0].wait_received("tool_result")) == 1
+
+
+async def test_a_session_of_another_connection_can_not_be_touched() -> None:
+    async with (
+        fleet(FakeWorker(waits_for_cancel)) as running,
+        client_of(running) as owner,
+        client_of(running) as stranger,
+    ):
+        await owner.send("execute", sessionId="s_1", code="1")
+        await owner.next("stdout")
+        await stranger.send("cancel", sessionId="s_1")
+        assert (await stranger.next("error"))["payload"]["field"] == "sessionId"
+
+
+async def test_without_capacity_the_session_is_one_final() -> None:
+    async with fleet(queue_size=0) as running, client_of(running) as client:
+        await client.send("execute", sessionId="s_1", code="1")
+        final = await client.next()
+        assert (final["type"], final["seq"], final["payload"]["error"]["code"]) == ("final", 1, "NO_CAPACITY")
+
+
+async def test_closing_the_socket_cancels_its_sessions() -> None:
+    async with fleet(FakeWorker(waits_for_cancel)) as running:
+        async with client_of(running) as client:
+            for i in range(3):
+                await client.send("execute", sessionId=f"s_{i}", code="1")
+            await running.workers[0].wait_received("execute", 3)
+        await running.workers[0].wait_received("cancel", 3)
+        await running.wait_until(lambda: running.broker.dispatcher.placer.statistics().reserved == 0)
+
+
+async def test_a_client_that_does_not_read_is_cut_off_and_its_worker_never_waits() -> None:
+    async def floods(session: FakeSession) -> None:
+        for _ in range(400):
+            await session.stdout("x" * 50_000)
+        await session.final()
+
+    async with fleet(FakeWorker(floods), log_bytes=100_000, dead_after_s=60) as running:
+        async with client_of(running) as client:
+            client.socket.transport.pause_reading()
+            await client.send("execute", sessionId="s_1", code="1")
+            await running.workers[0].wait_received("execute")
+            session = running.broker.dispatcher.directory.get("s_1")
+            assert session is not None
+            await running.wait_until(lambda: not session.live)
+            assert session.outcome == "ok"
+            client.socket.transport.resume_reading()
+            await client.socket.wait_closed()
+        assert client.socket.close_code == 1008
+        assert running.metric("enclave_readers_cut_total") == 1
