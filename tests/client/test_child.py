@@ -1,5 +1,7 @@
 """A child of the fleet cannot outlive the process that started it."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import signal
@@ -20,8 +22,9 @@ async def start_parent(wrong_pid: int) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, str(wrong_pid), stdout=pipe, stderr=pipe)
 
 
-async def test_a_child_dies_with_a_parent_that_was_killed():
+async def test_a_child_dies_with_a_parent_that_was_killed() -> None:
     parent = await start_parent(0)
+    assert parent.stdout is not None
     assert await parent.stdout.readline() == b"ready\n"
 
     os.kill(parent.pid, signal.SIGKILL)
@@ -32,7 +35,7 @@ async def test_a_child_dies_with_a_parent_that_was_killed():
     await parent.wait()
 
 
-async def test_a_child_whose_parent_is_already_another_does_not_run():
+async def test_a_child_whose_parent_is_already_another_does_not_run() -> None:
     parent = await start_parent(1)
     out, err = await parent.communicate()
 

@@ -1,9 +1,11 @@
+from __future__ import annotations
+
 import asyncio
 
 from enclave_client.fleet import READY, FleetSpec, ask_ready, broker_arguments, restart_delay_s, worker_arguments
 
 
-def test_restarts_come_ever_later_up_to_half_a_minute():
+def test_restarts_come_ever_later_up_to_half_a_minute() -> None:
     delays = [restart_delay_s(failures) for failures in range(1, 12)]
 
     assert delays[0] == 0.5
@@ -11,7 +13,7 @@ def test_restarts_come_ever_later_up_to_half_a_minute():
     assert delays[-1] == 30.0
 
 
-def test_a_worker_gets_only_the_options_that_were_given():
+def test_a_worker_gets_only_the_options_that_were_given() -> None:
     always = ["--host", "127.0.0.1", "--port", "3001", "--worker-id", "worker-1"]
 
     assert worker_arguments(FleetSpec(), "worker-1", 3001) == always
@@ -19,18 +21,18 @@ def test_a_worker_gets_only_the_options_that_were_given():
     assert worker_arguments(spec, "worker-1", 3001) == [*always, "--max-sessions", "7", "--pool-size", "1"]
 
 
-def test_the_broker_is_told_every_worker_and_every_tool_module():
+def test_the_broker_is_told_every_worker_and_every_tool_module() -> None:
     arguments = broker_arguments(FleetSpec(port=3000, tools=("a", "b")), ["ws://h:1/ws", "ws://h:2/ws"])
 
     expected = ["--port", "3000", "--worker", "ws://h:1/ws", "--worker", "ws://h:2/ws", "--tools", "a", "--tools", "b"]
     assert arguments == expected
 
 
-async def test_readiness_is_asked_on_the_port_a_program_listens_on():
+async def test_readiness_is_asked_on_the_port_a_program_listens_on() -> None:
     answers = [b"HTTP/1.1 503 Not Ready\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"]
     asked = []
 
-    async def serve(reader, writer):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.append(await reader.readline())
         writer.write(answers.pop(0))
         writer.close()

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import io
 import json
 
@@ -17,18 +19,18 @@ def shown(*lines: bytes) -> tuple[int, str, str]:
     return code, out.getvalue().decode(), err.getvalue().decode()
 
 
-def test_the_result_is_a_line_of_its_own_after_output_without_newline():
+def test_the_result_is_a_line_of_its_own_after_output_without_newline() -> None:
     code, out, err = shown(event(1, "stdout", chunk="half a line"), event(2, "final", ok=True, result={"a": [1, None]}))
 
     assert (code, err) == (0, "")
     assert out == 'half a line\n{"a":[1,null]}\n'
 
 
-def test_a_session_without_result_ends_with_null():
+def test_a_session_without_result_ends_with_null() -> None:
     assert shown(event(1, "stdout", chunk="x\n"), event(2, "final", ok=True)) == (0, "x\nnull\n", "")
 
 
-def test_a_result_keeps_big_integers_and_any_text():
+def test_a_result_keeps_big_integers_and_any_text() -> None:
     result = {"big": 2**200, "text": "žluťoučký 🐎 \u2028"}
 
     _, out, _ = shown(event(1, "final", ok=True, result=result))
@@ -36,7 +38,7 @@ def test_a_result_keeps_big_integers_and_any_text():
     assert json.loads(out) == result
 
 
-def test_a_failure_shows_traceback_code_and_message_on_stderr():
+def test_a_failure_shows_traceback_code_and_message_on_stderr() -> None:
     error = {"message": "no cake", "code": "EXECUTION_ERROR", "stack": "Traceback …\n  line 3\nCakeError: no cake"}
 
     code, out, err = shown(event(1, "stderr", chunk="warned"), event(2, "final", ok=False, error=error))
@@ -45,13 +47,13 @@ def test_a_failure_shows_traceback_code_and_message_on_stderr():
     assert err == "warned\nTraceback …\n  line 3\nCakeError: no cake\nenclave: EXECUTION_ERROR: no cake\n"
 
 
-def test_a_retryable_failure_says_so():
+def test_a_retryable_failure_says_so() -> None:
     error = {"message": "gone", "code": "WORKER_LOST", "retryable": True}
 
     assert shown(event(1, "final", ok=False, error=error))[2] == "enclave: WORKER_LOST: gone (trying again can help)\n"
 
 
-def test_log_events_go_to_stderr_and_unknown_types_are_skipped():
+def test_log_events_go_to_stderr_and_unknown_types_are_skipped() -> None:
     lines = (
         event(1, "log", level="warn", message="output was cut"),
         event(2, "from_the_future", what={"ever": 1}),
@@ -64,12 +66,12 @@ def test_log_events_go_to_stderr_and_unknown_types_are_skipped():
 
 
 @pytest.mark.parametrize("last", [event(1, "stdout", chunk="x"), event(1, "final", ok="yes"), b"not json", b"[]"])
-def test_a_stream_without_a_valid_final_is_broken(last):
+def test_a_stream_without_a_valid_final_is_broken(last: bytes) -> None:
     with pytest.raises(StreamBrokenError):
         shown(last)
 
 
-def test_raw_lines_pass_unchanged():
+def test_raw_lines_pass_unchanged() -> None:
     out, err = io.BytesIO(), io.BytesIO()
     printer = RawPrinter(out, err)
     final = event(2, "final", ok=True).rstrip(b"\n")

@@ -1,15 +1,24 @@
 """A child process of the fleet: how it starts, speaks and ends."""
 
+from __future__ import annotations
+
 import os
 import textwrap
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from enclave_client.program import Program, ProgramDiedError, describe_exit
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MakeProgram = Callable[[str], tuple[Program, list[str]]]
+
 
 @pytest.fixture
-def program(tmp_path, monkeypatch):
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeProgram:
     """Return a function that makes a Program from source."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     lines: list[str] = []
@@ -25,7 +34,7 @@ def program(tmp_path, monkeypatch):
 LISTENS = 'print("enclave-runtime listening on ws://127.0.0.1:9/ws", flush=True)\n'
 
 
-async def test_it_says_where_it_listens_and_what_follows_is_logged(program):
+async def test_it_says_where_it_listens_and_what_follows_is_logged(program: MakeProgram) -> None:
     child, lines = program(LISTENS + 'import sys; print("more", sys.argv[1:], file=sys.stderr)')
     await child.start()
 
@@ -34,7 +43,7 @@ async def test_it_says_where_it_listens_and_what_follows_is_logged(program):
     assert lines == ["more ['--flag']"]
 
 
-async def test_one_that_dies_before_listening_is_reported_with_its_words(program):
+async def test_one_that_dies_before_listening_is_reported_with_its_words(program: MakeProgram) -> None:
     child, _ = program('raise SystemExit("no user namespaces here")')
     await child.start()
 
@@ -43,7 +52,7 @@ async def test_one_that_dies_before_listening_is_reported_with_its_words(program
     assert list(child.kept_lines) == ["no user namespaces here"]
 
 
-async def test_one_that_never_listens_is_not_waited_for_longer_than_asked(program):
+async def test_one_that_never_listens_is_not_waited_for_longer_than_asked(program: MakeProgram) -> None:
     child, _ = program("import time; time.sleep(600)")
     await child.start()
 
@@ -52,7 +61,7 @@ async def test_one_that_never_listens_is_not_waited_for_longer_than_asked(progra
     await child.stop(0)
 
 
-async def test_one_that_ignores_sigterm_is_killed_after_its_grace(program):
+async def test_one_that_ignores_sigterm_is_killed_after_its_grace(program: MakeProgram) -> None:
     ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     child, _ = program(ignore + LISTENS + "time.sleep(600)")
     await child.start()
@@ -64,7 +73,7 @@ async def test_one_that_ignores_sigterm_is_killed_after_its_grace(program):
     assert await child.wait_exit() == "killed by SIGKILL"
 
 
-async def test_a_grandchild_that_holds_the_pipes_does_not_hold_us(program):
+async def test_a_grandchild_that_holds_the_pipes_does_not_hold_us(program: MakeProgram) -> None:
     child, _ = program(LISTENS + "import os, time\nif os.fork() == 0: os.setsid(); time.sleep(30)")
     await child.start()
     await child.wait_listening(30)
@@ -72,7 +81,7 @@ async def test_a_grandchild_that_holds_the_pipes_does_not_hold_us(program):
     assert await child.wait_exit() == "exit code 0"
 
 
-async def test_a_line_without_end_is_cut(program):
+async def test_a_line_without_end_is_cut(program: MakeProgram) -> None:
     child, lines = program(LISTENS + 'print("x" * 1_000_000)')
     await child.start()
     await child.wait_exit()
@@ -81,7 +90,7 @@ async def test_a_line_without_end_is_cut(program):
     assert max(map(len, lines)) < 100_000
 
 
-async def test_the_child_has_no_descriptor_of_ours(program):
+async def test_the_child_has_no_descriptor_of_ours(program: MakeProgram) -> None:
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     child, lines = program(LISTENS + f"import os\ntry: os.fstat({writer})\nexcept OSError: print('closed')")
@@ -93,7 +102,7 @@ async def test_the_child_has_no_descriptor_of_ours(program):
     assert lines == ["closed"]
 
 
-async def test_arguments_may_follow_while_the_module_loads(program):
+async def test_arguments_may_follow_while_the_module_loads(program: MakeProgram) -> None:
     child, lines = program("import os, sys; print(sys.argv[1:], repr(sys.stdin.read()))")
     child.arguments = None
     await child.start()
@@ -103,7 +112,7 @@ async def test_arguments_may_follow_while_the_module_loads(program):
     assert lines == ["['--worker', 'ws://x y'] ''"]
 
 
-async def test_one_that_is_stopped_before_it_has_its_arguments_goes_quietly(program):
+async def test_one_that_is_stopped_before_it_has_its_arguments_goes_quietly(program: MakeProgram) -> None:
     child, lines = program("print('ran')")
     child.arguments = None
     await child.start()
@@ -116,5 +125,5 @@ async def test_one_that_is_stopped_before_it_has_its_arguments_goes_quietly(prog
     ("status", "words"),
     [(0, "exit code 0"), (3, "exit code 3"), (-9, "killed by SIGKILL"), (-99, "killed by signal 99")],
 )
-def test_an_exit_is_described_in_words(status, words):
+def test_an_exit_is_described_in_words(status: int, words: str) -> None:
     assert describe_exit(status) == words

@@ -1,34 +1,52 @@
 """`enclave run` as a real process, against a broker that says exactly what each test wants."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client.fake_broker import FakeBroker, event
+from tests.client.fake_broker import FakeBroker, Stream, event
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.client.fake_broker import Script
 
 COMMAND = (sys.executable, "-P", "-m", "enclave_client.cli", "run")
 
 
-async def start(*arguments, code: bytes = b"return 1", environment=None) -> asyncio.subprocess.Process:
+async def start(
+    *arguments: str, code: bytes = b"return 1", environment: dict[str, str] | None = None
+) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
     env = {name: value for name, value in os.environ.items() if not name.startswith("ENCLAVE_")} | (environment or {})
     process = await asyncio.create_subprocess_exec(*COMMAND, *arguments, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+    assert process.stdin is not None
     process.stdin.write(code)
     process.stdin.close()
     return process
 
 
-async def run(*arguments, code: bytes = b"return 1", environment=None) -> tuple[int, str, str]:
+async def run(
+    *arguments: str, code: bytes = b"return 1", environment: dict[str, str] | None = None
+) -> tuple[int, str, str]:
     process = await start(*arguments, code=code, environment=environment)
     out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
+    return process.returncode or 0, out.decode(), err.decode()
 
 
-def says(*lines: bytes):
-    async def script(_broker, stream):
+async def read_exactly(process: asyncio.subprocess.Process, count: int) -> bytes:
+    assert process.stdout is not None
+    return await process.stdout.readexactly(count)
+
+
+def says(*lines: bytes) -> Script:
+    async def script(_broker: FakeBroker, stream: Stream) -> None:
         for line in lines:
             await stream.send(line)
 
@@ -38,46 +56,46 @@ def says(*lines: bytes):
 OK = event(2, "final", ok=True, result=2)
 
 
-async def test_output_and_result_and_exit_code_zero():
+async def test_output_and_result_and_exit_code_zero() -> None:
     async with FakeBroker(says(event(1, "stdout", chunk="hi\n"), OK)).serving() as broker:
         assert await run("-", "--broker", broker.url) == (0, "hi\n2\n", "")
 
 
-async def test_the_broker_may_be_given_by_the_environment():
+async def test_the_broker_may_be_given_by_the_environment() -> None:
     async with FakeBroker(says(OK)).serving() as broker:
         assert await run("-", environment={"ENCLAVE_BROKER": broker.url}) == (0, "2\n", "")
 
 
-async def test_output_is_shown_before_the_session_ends():
+async def test_output_is_shown_before_the_session_ends() -> None:
     seen = asyncio.Event()
 
-    async def script(_broker, stream):
+    async def script(_broker: FakeBroker, stream: Stream) -> None:
         await stream.event(1, "stdout", chunk="live")
         await seen.wait()
         await stream.send(OK)
 
     async with FakeBroker(script).serving() as broker:
         process = await start("-", "--broker", broker.url)
-        assert await process.stdout.readexactly(4) == b"live"
+        assert await read_exactly(process, 4) == b"live"
         seen.set()
         rest, _ = await process.communicate()
 
     assert rest == b"\n2\n"
 
 
-async def test_a_failure_exits_with_one():
+async def test_a_failure_exits_with_one() -> None:
     failed = event(1, "final", ok=False, error={"message": "boom", "code": "EXECUTION_ERROR"})
     async with FakeBroker(says(failed)).serving() as broker:
         assert await run("-", "--broker", broker.url) == (1, "", "enclave: EXECUTION_ERROR: boom\n")
 
 
-async def test_events_are_printed_byte_for_byte():
+async def test_events_are_printed_byte_for_byte() -> None:
     lines = b'{"type":"stdout", "seq":1,"payload":{"chunk":"\xe2\x80\xa8"}}\n' + OK
     async with FakeBroker(says(lines)).serving() as broker:
         assert await run("-", "--events", "--broker", broker.url) == (0, lines.decode(), "")
 
 
-async def test_a_stream_that_ends_without_final_is_said_so():
+async def test_a_stream_that_ends_without_final_is_said_so() -> None:
     async with FakeBroker(says(event(1, "stdout", chunk="x"))).serving() as broker:
         code, out, err = await run("-", "--broker", broker.url)
 
@@ -85,8 +103,8 @@ async def test_a_stream_that_ends_without_final_is_said_so():
     assert "without a `final`" in err
 
 
-async def test_a_connection_that_breaks_is_said_so():
-    async def script(broker, stream):
+async def test_a_connection_that_breaks_is_said_so() -> None:
+    async def script(broker: FakeBroker, stream: Stream) -> None:
         await stream.event(1, "stdout", chunk="x")
         broker.cut = True
 
@@ -97,14 +115,14 @@ async def test_a_connection_that_breaks_is_said_so():
     assert "the connection broke" in err
 
 
-async def test_a_second_signal_gives_up_on_a_broker_that_ends_nothing():
-    async def script(_broker, stream):
+async def test_a_second_signal_gives_up_on_a_broker_that_ends_nothing() -> None:
+    async def script(_broker: FakeBroker, stream: Stream) -> None:
         await stream.event(1, "stdout", chunk="x")
         await asyncio.Event().wait()
 
     async with FakeBroker(script).serving() as broker:
         process = await start("-", "--broker", broker.url)
-        await process.stdout.readexactly(1)
+        await read_exactly(process, 1)
         process.send_signal(signal.SIGTERM)
         await broker.cancelled.wait()
         process.send_signal(signal.SIGTERM)
@@ -122,8 +140,8 @@ async def test_a_second_signal_gives_up_on_a_broker_that_ends_nothing():
         ("502 Bad Gateway", b"<html>\n  nginx</html>", "HTTP_502: <html> nginx</html>"),
     ],
 )
-async def test_a_refusal_is_told_with_its_code(status, body, said):
-    async def script(_broker, stream):
+async def test_a_refusal_is_told_with_its_code(status: str, body: bytes, said: str) -> None:
+    async def script(_broker: FakeBroker, stream: Stream) -> None:
         await stream.answer(status, body)
 
     async with FakeBroker(script).serving() as broker:
@@ -132,7 +150,7 @@ async def test_a_refusal_is_told_with_its_code(status, body, said):
     assert (code, out, err) == (1, "", f"enclave: {said}\n")
 
 
-async def test_an_unreachable_broker_exits_with_two_and_one_line():
+async def test_an_unreachable_broker_exits_with_two_and_one_line() -> None:
     code, out, err = await run("-", "--broker", "http://127.0.0.1:1")
 
     assert (code, out) == (2, "")
@@ -140,15 +158,15 @@ async def test_an_unreachable_broker_exits_with_two_and_one_line():
     assert "enclave up" in err
 
 
-async def test_interrupting_cancels_the_session_and_waits_for_its_final():
-    async def script(broker, stream):
+async def test_interrupting_cancels_the_session_and_waits_for_its_final() -> None:
+    async def script(broker: FakeBroker, stream: Stream) -> None:
         await stream.event(1, "stdout", chunk="x")
         await broker.cancelled.wait()
         await stream.event(2, "final", ok=False, error={"message": "cancelled", "code": "SESSION_CANCELLED"})
 
     async with FakeBroker(script).serving() as broker:
         process = await start("-", "--broker", broker.url)
-        await process.stdout.readexactly(1)
+        await read_exactly(process, 1)
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
 
@@ -156,8 +174,8 @@ async def test_interrupting_cancels_the_session_and_waits_for_its_final():
     assert err == b"enclave: SESSION_CANCELLED: cancelled\n"
 
 
-async def test_a_reader_that_goes_away_cancels_the_session():
-    async def script(broker, stream):
+async def test_a_reader_that_goes_away_cancels_the_session() -> None:
+    async def script(broker: FakeBroker, stream: Stream) -> None:
         await stream.event(1, "stdout", chunk="x")
         seq = 2
         while not broker.cancelled.is_set():
@@ -177,7 +195,7 @@ async def test_a_reader_that_goes_away_cancels_the_session():
     assert (process.returncode, err) == (1, b"")
 
 
-async def test_code_travels_unchanged_and_limits_by_their_names():
+async def test_code_travels_unchanged_and_limits_by_their_names() -> None:
     code = "x = '\u2028 \x00 žluť 🐎'\r\nreturn x"
     arguments = ("--limits", "maxToolCalls=5", "--limits", "cancelOnFirstError=true", "--timeout-ms", "700")
     async with FakeBroker(says(OK)).serving() as broker:
@@ -189,7 +207,7 @@ async def test_code_travels_unchanged_and_limits_by_their_names():
     assert request == {"code": code, "limits": limits, "language": "python"}
 
 
-async def test_code_may_come_from_a_file(tmp_path):
+async def test_code_may_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "code.py"
     file.write_text("return 7")
     async with FakeBroker(says(OK)).serving() as broker:
@@ -211,7 +229,9 @@ async def test_code_may_come_from_a_file(tmp_path):
         (["."], b"", "is a directory"),
     ],
 )
-async def test_a_wrong_command_line_exits_with_two_and_says_what_is_wrong(arguments, code, said):
+async def test_a_wrong_command_line_exits_with_two_and_says_what_is_wrong(
+    arguments: list[str], code: bytes, said: str
+) -> None:
     exit_code, out, err = await run(*arguments, code=code)
 
     assert (exit_code, out) == (2, "")

@@ -1,5 +1,7 @@
 """`enclave up` and the private fleet of `enclave run`: real workers, a real broker, real sandboxes."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import os
@@ -8,26 +10,49 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.client.processes import descendants, open_pidfds, wait_gone
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
 COMMAND = (sys.executable, "-P", "-m", "enclave_client.cli")
 PIPE = asyncio.subprocess.PIPE
 
 
-async def enclave(*arguments, cwd=None, environment=None) -> asyncio.subprocess.Process:
+async def enclave(
+    *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> asyncio.subprocess.Process:
     env = {name: value for name, value in os.environ.items() if not name.startswith("ENCLAVE_")} | (environment or {})
     return await asyncio.create_subprocess_exec(
         *COMMAND, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=cwd, env=env
     )
 
 
-async def run(*arguments, code: str, cwd=None) -> tuple[int, str, str]:
+async def run(*arguments: str, code: str, cwd: Path | None = None) -> tuple[int, str, str]:
     process = await enclave("run", "-", *arguments, cwd=cwd)
     out, err = await process.communicate(code.encode())
-    return process.returncode, out.decode(), err.decode()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+def found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match, f"{pattern} not in {text}"
+    return match[1]
+
+
+async def start_code(code: str) -> asyncio.subprocess.Process:
+    """Start a private run, and wait for the first line the code prints."""
+    process = await enclave("run", "-")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(code.encode())
+    process.stdin.close()
+    assert await process.stdout.readline() == b"started\n"
+    return process
 
 
 class Up:
@@ -36,9 +61,10 @@ class Up:
     def __init__(self, process: asyncio.subprocess.Process, banner: str) -> None:
         self.process = process
         self.banner = banner
-        self.url = re.search(r"http://127\.0\.0\.1:\d+", banner)[0]
+        self.url = found(r"(http://127\.0\.0\.1:\d+)", banner)
 
     async def wait_said(self, words: str) -> str:
+        assert self.process.stderr is not None
         async with asyncio.timeout(60):
             while words not in (line := (await self.process.stderr.readline()).decode()):
                 assert line, f"it ended without saying {words!r}"
@@ -46,8 +72,9 @@ class Up:
 
 
 @contextlib.asynccontextmanager
-async def up(*arguments, **options):
-    process = await enclave("up", "--port", "0", *arguments, **options)
+async def up(*arguments: str) -> AsyncIterator[Up]:
+    process = await enclave("up", "--port", "0", *arguments)
+    assert process.stdout is not None
     try:
         banner = (await process.stdout.readuntil(b"Ctrl-C stops everything.\n")).decode()
         yield Up(process, banner)
@@ -58,7 +85,7 @@ async def up(*arguments, **options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_a_signal_stops_everything_with_exit_code_zero(number):
+async def test_a_signal_stops_everything_with_exit_code_zero(number: signal.Signals) -> None:
     async with up("--workers", "1") as fleet:
         below = open_pidfds(descendants(fleet.process.pid))
         assert len(below) >= 3  # broker, worker, zygote
@@ -69,7 +96,7 @@ async def test_a_signal_stops_everything_with_exit_code_zero(number):
     assert fleet.process.returncode == 0
 
 
-async def test_a_killed_fleet_leaves_no_process_behind():
+async def test_a_killed_fleet_leaves_no_process_behind() -> None:
     async with up("--workers", "2") as fleet:
         below = open_pidfds(descendants(fleet.process.pid))
 
@@ -78,7 +105,7 @@ async def test_a_killed_fleet_leaves_no_process_behind():
         await wait_gone(below)
 
 
-async def test_a_worker_that_dies_is_started_again_and_works():
+async def test_a_worker_that_dies_is_started_again_and_works() -> None:
     async with up("--workers", "1") as fleet:
         [worker] = [pid for pid in descendants(fleet.process.pid) if b"enclave_worker.cli" in cmdline(pid)]
         os.kill(worker, signal.SIGKILL)
@@ -92,7 +119,7 @@ def cmdline(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-async def test_a_fleet_without_its_broker_ends_and_says_so():
+async def test_a_fleet_without_its_broker_ends_and_says_so() -> None:
     async with up("--workers", "1") as fleet:
         [broker] = [pid for pid in descendants(fleet.process.pid) if b"enclave_broker.cli" in cmdline(pid)]
         os.kill(broker, signal.SIGKILL)
@@ -102,9 +129,9 @@ async def test_a_fleet_without_its_broker_ends_and_says_so():
     assert err.decode().splitlines()[-1].startswith("enclave: the broker died (killed by SIGKILL)")
 
 
-async def test_the_curl_line_is_right():
+async def test_the_curl_line_is_right() -> None:
     async with up("--workers", "1") as fleet:
-        body = re.search(r"-d '(.*)'", fleet.banner)[1].encode()
+        body = found(r"-d '(.*)'", fleet.banner).encode()
         host, port = fleet.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         head = f"POST /sessions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
@@ -116,7 +143,7 @@ async def test_the_curl_line_is_right():
     assert '"result":2' in answer
 
 
-async def test_a_port_in_use_is_said_in_one_line():
+async def test_a_port_in_use_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = await enclave("up", "--workers", "1", "--port", str(port))
@@ -127,7 +154,7 @@ async def test_a_port_in_use_is_said_in_one_line():
     assert "choose another --port" in err.decode().splitlines()[-1]
 
 
-async def test_a_worker_that_cannot_start_is_said_with_its_own_words():
+async def test_a_worker_that_cannot_start_is_said_with_its_own_words() -> None:
     process = await enclave("up", "--workers", "1", environment={"ENCLAVE_GRACE_S": "never"})
     _, err = await process.communicate()
 
@@ -136,11 +163,8 @@ async def test_a_worker_that_cannot_start_is_said_with_its_own_words():
     assert "enclave doctor" in err.decode().splitlines()[-1]
 
 
-async def test_a_private_fleet_runs_code_and_leaves_nothing_behind():
-    process = await enclave("run", "-")
-    process.stdin.write(b"print('started', flush=True)\nimport time; time.sleep(0.3)\nreturn {'a': [1, 2.5, None]}")
-    process.stdin.close()
-    assert await process.stdout.readline() == b"started\n"
+async def test_a_private_fleet_runs_code_and_leaves_nothing_behind() -> None:
+    process = await start_code("print('started')\nimport time; time.sleep(0.3)\nreturn {'a': [1, 2.5, None]}")
     below = open_pidfds(descendants(process.pid))
     out, err = await process.communicate()
 
@@ -148,7 +172,7 @@ async def test_a_private_fleet_runs_code_and_leaves_nothing_behind():
     await wait_gone(below)
 
 
-async def test_a_private_fleet_runs_tools_from_the_current_directory(tmp_path):
+async def test_a_private_fleet_runs_tools_from_the_current_directory(tmp_path: Path) -> None:
     tool = "from enclave_broker import tool\n@tool\ndef add(a, b):\n    return a + b\n"
     (tmp_path / "my_tools.py").write_text(tool)
 
@@ -157,7 +181,7 @@ async def test_a_private_fleet_runs_tools_from_the_current_directory(tmp_path):
     assert answer == (0, "3\n", "")
 
 
-async def test_a_failure_shows_the_codes_own_lines_and_both_streams():
+async def test_a_failure_shows_the_codes_own_lines_and_both_streams() -> None:
     code = "import sys\nprint('out', end='')\nprint('err', end='', file=sys.stderr)\nraise KeyError('x')\n"
 
     exit_code, out, err = await run(code=code)
@@ -168,18 +192,15 @@ async def test_a_failure_shows_the_codes_own_lines_and_both_streams():
     assert err.splitlines()[-1].startswith("enclave: EXECUTION_ERROR: ")
 
 
-async def test_a_deadline_ends_an_endless_loop():
+async def test_a_deadline_ends_an_endless_loop() -> None:
     exit_code, _, err = await run("--timeout-ms", "200", code="while True: pass")
 
     assert exit_code == 1
     assert err.splitlines()[-1].startswith("enclave: DEADLINE_EXCEEDED: ")
 
 
-async def test_interrupting_a_private_run_cancels_it():
-    process = await enclave("run", "-")
-    process.stdin.write(b"print('started', flush=True)\nwhile True: pass")
-    process.stdin.close()
-    await process.stdout.readline()
+async def test_interrupting_a_private_run_cancels_it() -> None:
+    process = await start_code("print('started')\nwhile True: pass")
     below = open_pidfds(descendants(process.pid))
 
     process.send_signal(signal.SIGINT)
