@@ -144,9 +144,10 @@ class Sandbox:
     def exited(self, exit_: Exit) -> None:
         """The zygote reaped it: hand over what is still in the pipes, let go of them, and tell the owner."""
         if self._control is not None and not self._closed:
-            # All of it: a large result may still lie in the socket. Nobody is left to write more.
-            while self._read_control():
-                pass
+            # All of it: a large result may still lie in the socket.
+            for _ in range(_MAX_DRAIN_READS):
+                if not self._read_control():
+                    break
             self.drain()
         self.close()
         self.owner.on_exit(self, exit_)
