@@ -7,14 +7,17 @@ import enum
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from enclave_protocol import LocalProtocolError, SandboxError
 
 from .config import RuntimeConfig
-from .connection import Connection
+from .embedding import Embedding
+from .executions import DEFAULT_BUFFER_BYTES, ExecutionResult, collect, make_execute
+from .listeners import Observable
+from .loop_thread import LoopThread, call_in
 from .metrics import WorkerMetrics, open_descriptors, resident_bytes
 from .pool import Pool
 from .sandbox.plan import make_plan
@@ -23,7 +26,12 @@ from .server import WEBSOCKET_PATH, WorkerServer
 from .sessions import Sessions
 
 if TYPE_CHECKING:
-    from .connection import Peer
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from enclave_protocol import Limits
+
+    from .embedding import TextChannel
     from .sandbox.plan import Privilege
 
 LEVEL = "SECURE"
@@ -66,10 +74,15 @@ class RuntimeStats(msgspec.Struct, frozen=True, kw_only=True):
     warm_sandboxes: int
 
 
-class RuntimeWorker:
-    """A worker. Make one with `create_runtime_worker`; it belongs to the event loop that starts it."""
+class RuntimeWorker(Observable):
+    """A worker. Make one with `create_runtime_worker`; it belongs to the event loop that starts it.
+
+    With an event loop: `start` and `stop`, or `async with`. Without: `start_sync` and `stop_sync`, or `with`, which
+    open no port and give the worker a thread of its own. A stopped worker can be started again.
+    """
 
     def __init__(self, config: RuntimeConfig) -> None:
+        super().__init__()
         self.config = config
         self.worker_id = config.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         self.metrics = WorkerMetrics()
@@ -79,7 +92,10 @@ class RuntimeWorker:
         self._pool: Pool | None = None
         self._sessions: Sessions | None = None
         self._server: WorkerServer | None = None
+        self._embedding: Embedding | None = None
+        self._thread: LoopThread | None = None
         self._started_s = 0.0
+        self._watch()
 
     def __repr__(self) -> str:
         return f"<RuntimeWorker {self.worker_id} {self._state} port={self.port}>"
@@ -91,9 +107,9 @@ class RuntimeWorker:
 
     @property
     def sessions(self) -> Sessions:
-        """The live sessions; raises LocalProtocolError unless the worker runs."""
+        """The live sessions; raises LocalProtocolError unless the worker was started."""
         if self._sessions is None:
-            raise LocalProtocolError("the worker is not running", field="state", allowed="start() first")
+            raise LocalProtocolError("the worker was never started", field="state", allowed="start() first")
         return self._sessions
 
     def get_state(self) -> RuntimeState:
@@ -101,7 +117,7 @@ class RuntimeWorker:
         return self._state
 
     def get_stats(self) -> RuntimeStats:
-        """Return what it has done since it started."""
+        """Return what it has done since it was last started; raises LocalProtocolError if it never was."""
         sessions = self.sessions
         totals = sessions.totals
         return RuntimeStats(
@@ -116,29 +132,31 @@ class RuntimeWorker:
             warm_sandboxes=self._pool.warm if self._pool is not None else 0,
         )
 
-    async def start(self, *, listen: bool = True) -> None:
+    async def start(self, *, listen: bool | None = None) -> None:
         """Bring up the pool, prove that a sandbox holds, and listen.
 
         Args:
-            listen: False opens no port; sessions then come by `handle` or `sessions.execute` only.
+            listen: False opens no port; sessions then come by `handle`, `execute` or `execute_sync` only. None leaves
+                it to the configuration.
 
         Raises:
             SandboxError: this host can't give a layer; it names the step.
             OSError: the address is taken or not ours.
+            LocalProtocolError: it is started already.
         """
         self._enter(RuntimeState.STARTING)
         try:
             self._pool = _make_pool(self.config)
-            self._sessions = Sessions(self.config, self._pool, self.metrics)
+            self._sessions = Sessions(self.config, self._pool, self.metrics, self.listeners)
+            self._embedding = Embedding(self._sessions, worker_id=self.worker_id, level=LEVEL)
             self._server = WorkerServer(self._sessions, self._pool, self.metrics, worker_id=self.worker_id, level=LEVEL)
-            if listen:
+            if self.config.listen if listen is None else listen:
                 self.port = await self._server.start(self.config.host, self.config.port)
             await self._pool.start()
         except BaseException:
             await self._stop_parts()
             self._enter(RuntimeState.STOPPED)
             raise
-        self._watch(self._pool, self._sessions)
         self._started_s = time.monotonic()
         self._enter(RuntimeState.RUNNING)
 
@@ -156,16 +174,115 @@ class RuntimeWorker:
         await self._stop_parts()
         self._enter(RuntimeState.STOPPED)
 
-    async def handle(self, peer: Peer) -> None:
-        """Serve one peer that is not a WebSocket, until it is gone."""
-        await Connection(peer, self.sessions, worker_id=self.worker_id, level=LEVEL).serve()
+    async def handle(self, channel: TextChannel) -> None:
+        """Serve one channel inside this process, `hello` first, until either end closes it or the worker stops.
+
+        Raises:
+            LocalProtocolError: the worker does not run.
+        """
+        self.require_running()
+        assert self._embedding is not None, "a running worker has one"
+        await self._embedding.serve(channel)
+
+    async def execute(
+        self,
+        session_id: str | None,
+        code: str,
+        limits: Limits | Mapping[str, Any] | None = None,
+        tools: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> ExecutionResult:
+        """Run code in a fresh sandbox and return how it went. Cancelled, it ends the session.
+
+        Args:
+            session_id: `s_…`, which no live session may have; a new one if None.
+            code: the body of an async function.
+            limits: all of them, or by their names on the wire those that differ from the configuration's.
+            tools: what the code may call, by name: plain functions (each call in a thread) or async ones. A name that
+                is not among them gives the code an `UNKNOWN_TOOL` error, one that raises the exception's message.
+
+        Raises:
+            RemoteProtocolError: the id, the code or a limit is not acceptable; nothing was started.
+            LocalProtocolError: the worker does not run, or in another loop.
+        """
+        self.require_running()
+        message = make_execute(session_id, code, limits)
+        return await collect(self.sessions, message, tools or {}, buffer_bytes=DEFAULT_BUFFER_BYTES)
+
+    def execute_sync(
+        self,
+        session_id: str | None,
+        code: str,
+        limits: Limits | Mapping[str, Any] | None = None,
+        tools: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> ExecutionResult:
+        """Like `execute`, for a thread without an event loop, such as a serverless handler's. Any number may call it.
+
+        Interrupted (KeyboardInterrupt), it ends the session.
+
+        Raises:
+            RuntimeError: the worker's own event loop runs in this thread.
+        """
+        self.require_running()
+        return call_in(self.sessions.loop, self.execute(session_id, code, limits, tools))
+
+    def start_sync(self, *, listen: bool = False) -> None:
+        """Start the worker in a thread of its own; `stop_sync` ends both. Raises what `start` raises.
+
+        Args:
+            listen: whether to open the port as well.
+        """
+        self._require_stopped()
+        thread = LoopThread()
+        try:
+            call_in(thread.loop, self.start(listen=listen))
+        except BaseException:
+            thread.stop()
+            raise
+        self._thread = thread
+
+    def stop_sync(self, *, grace_s: float = 0.0) -> None:
+        """Stop a worker that `start_sync` started, as `stop` does, and end its thread. Safe to call again."""
+        thread = self._thread
+        if thread is not None:
+            call_in(thread.loop, self.stop(grace_s=grace_s))
+            self._thread = None
+            thread.stop()
+
+    def __enter__(self) -> Self:
+        self.start_sync()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop_sync()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def require_running(self) -> None:
+        """Raise LocalProtocolError unless the worker runs."""
+        if self._state is not RuntimeState.RUNNING:
+            raise LocalProtocolError(f"the worker is {self._state}", field="state", allowed="running: start it first")
+
+    def _require_stopped(self) -> None:
+        if self._state is not RuntimeState.STOPPED:
+            raise LocalProtocolError(f"the worker is {self._state}", field="state", allowed="stopped: stop it first")
 
     async def _stop_parts(self) -> None:
+        if self._embedding is not None:
+            await self._embedding.stop()
         if self._server is not None:
             await self._server.stop()
         if self._pool is not None:
             await self._pool.stop()
-        self._server = self._pool = None
+        self._embedding = self._server = self._pool = None
 
     def _enter(self, state: RuntimeState) -> None:
         if state not in _TRANSITIONS[self._state]:
@@ -173,19 +290,25 @@ class RuntimeWorker:
             raise LocalProtocolError(f"{state} while {self._state}", field="state", allowed=allowed)
         self._state = state
 
-    def _watch(self, pool: Pool, sessions: Sessions) -> None:
-        self.metrics.watch("enclave_sessions_active", "Sessions that hold a slot.", lambda: sessions.active)
-        self.metrics.watch("enclave_slots", "Slots.", lambda: self.config.max_sessions)
-        self.metrics.watch("enclave_pool_warm", "Sandboxes that wait for code.", lambda: pool.warm)
-        self.metrics.watch("enclave_pool_live", "Sandboxes that exist.", lambda: pool.live)
-        self.metrics.watch("enclave_pool_cold_starts", "Sandboxes a session waited for.", lambda: pool.cold_starts)
-        self.metrics.watch("process_resident_memory_bytes", "Resident size of the worker.", resident_bytes)
-        self.metrics.watch("process_open_fds", "Open descriptors of the worker.", open_descriptors)
+    def _watch(self) -> None:
+        watch = self.metrics.watch
+        watch("enclave_sessions_active", "Sessions that hold a slot.", lambda: _or_0(self._sessions, "active"))
+        watch("enclave_slots", "Slots.", lambda: self.config.max_sessions)
+        watch("enclave_pool_warm", "Sandboxes that wait for code.", lambda: _or_0(self._pool, "warm"))
+        watch("enclave_pool_live", "Sandboxes that exist.", lambda: _or_0(self._pool, "live"))
+        watch("enclave_pool_cold_starts", "Sandboxes a session waited for.", lambda: _or_0(self._pool, "cold_starts"))
+        watch("process_resident_memory_bytes", "Resident size of the worker.", resident_bytes)
+        watch("process_open_fds", "Open descriptors of the worker.", open_descriptors)
 
 
 def create_runtime_worker(config: RuntimeConfig | None = None) -> RuntimeWorker:
     """Make a worker; `await worker.start()` brings it up."""
     return RuntimeWorker(config or RuntimeConfig())
+
+
+def _or_0(part: Sessions | Pool | None, name: str) -> float:
+    """Read a number of a part that exists only while the worker runs."""
+    return 0.0 if part is None else float(getattr(part, name))
 
 
 def _make_pool(config: RuntimeConfig) -> Pool:

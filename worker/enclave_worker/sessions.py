@@ -30,6 +30,7 @@ from enclave_protocol import (
     parse_limits,
 )
 
+from .listeners import Listeners
 from .session import Emit, Ended, Exit, Instruction, Kill, Let, Session, StartToolTimer, StopToolTimer, Stream, ToGuest
 
 if TYPE_CHECKING:

@@ -1,0 +1,82 @@
+"""Serving channels inside this process: a worker without a port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from typing import TYPE_CHECKING, Protocol
+
+from .connection import Connection, PeerLeft
+
+if TYPE_CHECKING:
+    from .sessions import Sessions
+
+_FLUSH_S = 1.0
+"""How long the last events may take to leave when the worker stops; a reader that does not read loses them."""
+
+
+class TextChannel(Protocol):
+    """One end of an ordered text channel, such as `create_memory_channel_pair` makes."""
+
+    async def send(self, text: str, /) -> None:
+        """Send one message; raises ConnectionError once the channel is over."""
+
+    async def recv(self) -> str:
+        """Return the next message; raises ConnectionError or EOFError once the channel is over."""
+
+    async def close(self) -> None:
+        """End the channel. Safe to call again."""
+
+
+class ChannelPeer:
+    """A channel as `Connection` wants it. It can't break, only end."""
+
+    def __init__(self, channel: TextChannel, name: str) -> None:
+        self.name = name
+        self._channel = channel
+
+    async def send(self, line: bytes) -> None:
+        """Send one line."""
+        try:
+            await self._channel.send(line.decode())
+        except (ConnectionError, EOFError) as error:
+            raise PeerLeft(str(error)) from error
+
+    async def recv(self) -> str | bytes:
+        """Wait for the next message."""
+        try:
+            return await self._channel.recv()
+        except (ConnectionError, EOFError) as error:
+            raise PeerLeft(str(error)) from error
+
+
+class Embedding:
+    """The channels that a worker serves. Each belongs to the task that called `serve`."""
+
+    def __init__(self, sessions: Sessions, *, worker_id: str, level: str) -> None:
+        self._sessions = sessions
+        self._worker_id = worker_id
+        self._level = level
+        self._served: dict[Connection, TextChannel] = {}
+        self._numbers = itertools.count(1)
+
+    async def serve(self, channel: TextChannel) -> None:
+        """Serve a channel until either end closes it; it is closed afterwards."""
+        peer = ChannelPeer(channel, f"memory:{next(self._numbers)}")
+        connection = Connection(peer, self._sessions, worker_id=self._worker_id, level=self._level)
+        self._served[connection] = channel
+        try:
+            await connection.serve()
+        finally:
+            del self._served[connection]
+            await channel.close()
+
+    async def stop(self) -> None:
+        """Let what was said go out, then close every channel."""
+        served = dict(self._served)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_S):
+                await asyncio.gather(*(connection.wait_flushed() for connection in served))
+        for channel in served.values():
+            await channel.close()

@@ -1,0 +1,119 @@
+"""Tool calls answered by functions of the program that embeds a worker.
+
+A tool is an async function, awaited on the worker's loop, or a plain one, run in a thread of its own. The guest's
+argument object becomes keyword arguments; any other JSON value is the one positional argument; `null` for a function
+without parameters is none. What a tool raises reaches the guest as an error, never the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from enclave_protocol import Code, RemoteProtocolError, ToolError, ToolResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from enclave_protocol.events import ToolCall
+
+    from .sessions import Sessions
+
+    Tools = Mapping[str, Callable[..., Any]]
+
+log = logging.getLogger("enclave.worker")
+
+_MAX_MESSAGE_CHARS = 10_000
+
+
+async def answer(sessions: Sessions, call: ToolCall, tools: Tools) -> None:
+    """Run the tool that `call` names, and give the guest its result or its error."""
+    result = await _run(call, tools)
+    try:
+        sessions.tool_result(result)
+    except RemoteProtocolError as error:
+        log.debug("the result of tool %s came too late: %s", call.payload.tool_name, error)
+
+
+async def _run(call: ToolCall, tools: Tools) -> ToolResult:
+    name = call.payload.tool_name
+    tool = tools.get(name)
+    if tool is None:
+        return _failed(call, Code.UNKNOWN_TOOL, f"no tool {name!r} (tools: {', '.join(sorted(tools)) or 'none'})")
+    try:
+        bound = _bind(inspect.signature(tool), call.payload.args)
+    except TypeError as error:
+        return _failed(call, Code.VALIDATION_ERROR, f"{name}: {error}")
+    try:
+        if inspect.iscoroutinefunction(tool):
+            value = await tool(*bound.args, **bound.kwargs)
+        else:
+            value = await _in_thread(lambda: tool(*bound.args, **bound.kwargs))
+    except Exception as error:  # noqa: BLE001 - a tool may raise anything, and the guest is told
+        code = getattr(error, "code", None)
+        said = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return _failed(call, code if isinstance(code, str) and code else Code.EXECUTION_ERROR, said)
+    return _succeeded(call, value)
+
+
+def _bind(signature: inspect.Signature, args: object) -> inspect.BoundArguments:
+    if isinstance(args, dict):
+        return signature.bind(**args)
+    if args is None and not signature.parameters:
+        return signature.bind()
+    return signature.bind(args)
+
+
+def _succeeded(call: ToolCall, value: object) -> ToolResult:
+    try:
+        encoded = msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"{call.payload.tool_name} returned something that is not JSON: {error}"
+        return _failed(call, Code.RESULT_NOT_SERIALIZABLE, message)
+    raw = msgspec.Raw(encoded)
+    return ToolResult(session_id=call.session_id, call_id=call.payload.call_id, success=True, value=raw)
+
+
+def _failed(call: ToolCall, code: str, message: str) -> ToolResult:
+    error = ToolError(message=message[:_MAX_MESSAGE_CHARS], code=str(code))
+    return ToolResult(session_id=call.session_id, call_id=call.payload.call_id, success=False, error=error)
+
+
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """Run a plain function in a daemon thread: at most `maxToolCalls` of them for one session.
+
+    Not the loop's executor: that is joined when the loop closes, so one tool that never returns would keep the program
+    from ending. Cancelled, it leaves the thread behind; a thread can't be stopped.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(value: Any, error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        value: Any = None
+        failure: Exception | None = None
+        try:
+            value = function()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits; SystemExit must not end the wait
+            # Neither StopIteration nor SystemExit can travel through a future as themselves.
+            told = RuntimeError(f"{type(error).__name__}: {error}")
+            failure = error if isinstance(error, Exception) and not isinstance(error, StopIteration) else told
+        try:
+            loop.call_soon_threadsafe(settle, value, failure)
+        except RuntimeError:
+            log.debug("a tool returned after the worker's loop was closed")
+
+    threading.Thread(target=work, name="enclave-tool", daemon=True).start()
+    return await future
