@@ -175,7 +175,9 @@ class Pool:
         timeout = self._starting.pop(sandbox, None)
         if timeout is not None:
             timeout.cancel()
-            self._failed(SandboxError("start a sandbox", 0, exit_.lost or f"it ended with wait status {exit_.status}"))
+            if not exit_.lost or self._first is not None:  # a lost zygote is replaced; it says nothing about the host
+                reason = exit_.lost or f"it ended with wait status {exit_.status}"
+                self._failed(SandboxError("start a sandbox", 0, reason))
         elif sandbox in self._warm:
             self._warm.remove(sandbox)
         self.released(sandbox)

@@ -363,11 +363,11 @@ class ZygoteProcess:
         if self._stopping:
             return
         self._stopping = True
-        self._close()
-        if not self._prepared.done():
+        if self._prepared.done():
+            self._on_death(reason)  # first: whoever loses a sandbox must not ask for another here
+        else:
             self._prepared.set_exception(error or SandboxError("start the zygote", 0, reason))
-            return
-        self._on_death(reason)
+        self._close()
 
     def _close(self) -> None:
         if self._control.fileno() >= 0:
