@@ -53,6 +53,9 @@ TTY_INJECTION = (0x5412, 0x541C)
 """ioctl TIOCSTI and TIOCLINUX: typing into somebody's terminal."""
 PRCTL_DENIED = (1, 4, 28, 35, 59)
 """PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECUREBITS, PR_SET_MM, PR_SET_SYSCALL_USER_DISPATCH."""
+UNHEARD_SIGNALS = (9, 19)
+"""SIGKILL and SIGSTOP, which the kernel keeps from a namespace's pid 1 without a word. A guest that stops or kills
+itself is told, so that it does not go on as if it had."""
 PERSONALITIES = (0, 0xFFFFFFFF)
 """Plain Linux, and asking. The others switch ASLR off or change what calls mean."""
 
@@ -149,6 +152,19 @@ def _one_of(index: int, values: tuple[int, ...], *, matched: int, otherwise: int
     return [_argument(index), *tests, Instruction(_RETURN, 0, 0, otherwise), Instruction(_RETURN, 0, 0, matched)]
 
 
+def _not_to_pid_1(pid_index: int, signal_index: int) -> list[Instruction]:
+    kill, stop = UNHEARD_SIGNALS
+    return [
+        _argument(pid_index),
+        Instruction(_EQUAL, 0, 3, 1),
+        _argument(signal_index),
+        Instruction(_EQUAL, 2, 0, kill),
+        Instruction(_EQUAL, 1, 0, stop),
+        Instruction(_RETURN, 0, 0, _ALLOW),
+        Instruction(_RETURN, 0, 0, _EPERM),
+    ]
+
+
 _BY_ARGUMENT: dict[str, list[Instruction]] = {
     "clone": [
         _argument(0),
@@ -157,8 +173,11 @@ _BY_ARGUMENT: dict[str, list[Instruction]] = {
         Instruction(_RETURN, 0, 0, _ALLOW),
     ],
     "ioctl": _one_of(1, TTY_INJECTION, matched=_EPERM, otherwise=_ALLOW),
+    "kill": _not_to_pid_1(0, 1),
     "personality": _one_of(0, PERSONALITIES, matched=_ALLOW, otherwise=_EPERM),
     "prctl": _one_of(0, PRCTL_DENIED, matched=_EPERM, otherwise=_ALLOW),
     "socket": _one_of(0, SOCKET_FAMILIES, matched=_ALLOW, otherwise=_EAFNOSUPPORT),
     "socketpair": _one_of(0, SOCKET_FAMILIES, matched=_ALLOW, otherwise=_EAFNOSUPPORT),
+    "tgkill": _not_to_pid_1(1, 2),
+    "tkill": _not_to_pid_1(0, 1),
 }
