@@ -1,7 +1,5 @@
 """Which sessions can be asked for: the live ones, and the finished ones while they are retained. Pure."""
 
-# ruff: noqa: S101 - `validate` is made of assertions
-
 from __future__ import annotations
 
 from collections import OrderedDict

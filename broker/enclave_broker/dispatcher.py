@@ -10,8 +10,6 @@ also frees the slot. One that ends here instead (`_end`: cancelled or too late i
 senseless or overdue) keeps its slot until the worker says `final`, refuses a message about it, or goes away.
 """
 
-# ruff: noqa: S101 - `validate` is made of assertions
-
 from __future__ import annotations
 
 import asyncio

@@ -15,8 +15,6 @@ we know to be ours.
 The invariant that keeps the queue short: nobody waits while a slot is free. `validate` asserts it, and the rest.
 """
 
-# ruff: noqa: S101 - `validate` is made of assertions
-
 from __future__ import annotations
 
 from collections import OrderedDict

@@ -16,7 +16,7 @@ import threading
 import typing
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import msgspec
 from msgspec import Raw
@@ -32,6 +32,8 @@ MAX_VALUE_BYTES = MAX_MESSAGE_BYTES - 4096
 MAX_QUEUED_CALLS = 1000
 """Calls that may wait for a thread."""
 MAX_ERROR_CHARS = 10_000
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 _encoder = msgspec.json.Encoder()
 
@@ -70,21 +72,24 @@ class Tool:
         return str(self.signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
 
 
-def tool(name: str | Callable[..., Any] | None = None, *, description: str = "") -> Any:
+@overload
+def tool(name: F, /) -> F: ...
+@overload
+def tool(name: str | None = None, *, description: str = "") -> Callable[[F], F]: ...
+def tool(name: F | str | None = None, *, description: str = "") -> F | Callable[[F], F]:
     """Mark a function as a tool: `@tool`, `@tool("search")` or `@tool(description="...")`.
 
     Args:
         name: what guests call it; the function's own name if not given.
         description: what it does; the first line of its docstring if not given.
     """
-    if callable(name):
-        return tool(None, description=description)(name)
 
-    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
-        setattr(function, TOOL_MARK, (name or function.__name__, description))
+    def mark(function: F) -> F:
+        own = getattr(function, "__name__", "")
+        setattr(function, TOOL_MARK, (name if isinstance(name, str) else own, description))
         return function
 
-    return mark
+    return mark(name) if callable(name) else mark
 
 
 class ToolRegistry:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from enclave_broker import Broker, create_broker
 from hypothesis import HealthCheck, settings
 
-from tests.fakes import FakeWorker
+from enclave_broker import Broker, create_broker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from tests.fakes import FakeWorker
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -46,7 +47,7 @@ class Fleet:
     async def wait_until(self, holds: Callable[[], bool]) -> None:
         """Let the loop run until something holds; it is looked at after every few steps of the loop."""
         async with asyncio.timeout(20):
-            while not holds():
+            while not holds():  # noqa: ASYNC110 - what is waited for has no event of its own
                 await asyncio.sleep(0.002)
 
     def metric(self, name: str, **labels: str) -> float:

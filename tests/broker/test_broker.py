@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
+
 from enclave_broker import Broker, BrokerConfig, Channel, PortInUse, create_broker
 from enclave_broker.channels import MEMORY_QUEUE, memory_pair
 from enclave_protocol import Final, NoCapacity, RemoteProtocolError
 from enclave_protocol.events import Stdout
-
 from tests.broker.conftest import FAST, fleet
 from tests.fakes import FakeWorker, waits_for_cancel
 from tests.real_client import check_stream
@@ -201,7 +201,7 @@ async def test_the_command_retries_a_worker_that_does_not_answer_and_says_so_onc
         worker.port = port
         async with worker:
             async with asyncio.timeout(20):
-                while (await http.get("/readyz")).status_code != 200:
+                while (await http.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - another process has no event
                     await asyncio.sleep(0.01)
             command.process.terminate()
             code, said = await command.end()

@@ -7,8 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from enclave_broker.dispatcher import NewSession
 
+from enclave_broker.dispatcher import NewSession
 from tests.broker.conftest import fleet
 from tests.fakes import FakeSession, FakeWorker, returns_its_code, waits_for_cancel
 

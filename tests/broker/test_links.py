@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 import pytest
-from enclave_protocol import Final
 
+from enclave_protocol import Final
 from tests.broker.conftest import Fleet, fleet
 from tests.fakes import FakeSession, FakeWorker, answers_at_once, returns_its_code, waits_for_cancel
 
@@ -30,7 +30,7 @@ def error_of(events: list[dict[str, Any]]) -> dict[str, Any]:
 async def test_a_killed_worker_ends_its_sessions_at_once_and_they_may_be_retried() -> None:
     async def dies(session: FakeSession) -> None:
         await session.stdout("before\n")
-        asyncio.get_running_loop().create_task(session.worker.kill())  # noqa: RUF006 - awaited by the fixture's end
+        asyncio.get_running_loop().create_task(session.worker.kill())
         await asyncio.Event().wait()
 
     async with fleet(FakeWorker(dies), dead_after_s=60) as running:
@@ -108,13 +108,13 @@ async def test_a_session_that_finds_no_slot_in_time_is_told_so() -> None:
 
 
 async def test_a_waiting_session_has_heartbeats_and_its_worker_numbers_on_from_them() -> None:
-    async with fleet() as running:
-        async with running.http.stream(
-            "POST", "/sessions", json={"code": "1", "limits": {"heartbeatIntervalMs": 1}}
-        ) as response:
-            lines = response.aiter_lines()
-            kinds = [json.loads(await anext(lines))["type"] for _ in range(3)]
-            assert kinds == ["session_init", "heartbeat", "heartbeat"]
+    async with (
+        fleet() as running,
+        running.http.stream("POST", "/sessions", json={"code": "1", "limits": {"heartbeatIntervalMs": 1}}) as response,
+    ):
+        lines = response.aiter_lines()
+        kinds = [json.loads(await anext(lines))["type"] for _ in range(3)]
+        assert kinds == ["session_init", "heartbeat", "heartbeat"]
 
 
 async def test_events_out_of_order_end_the_session_and_free_the_slot_once_the_worker_lets_go() -> None:
@@ -154,7 +154,7 @@ async def test_a_worker_that_never_ends_a_session_does_not_keep_its_client_waiti
 
 
 async def test_a_worker_that_ignores_a_cancel_does_not_keep_its_client_waiting() -> None:
-    async def hangs(session: FakeSession) -> None:
+    async def hangs(_: FakeSession) -> None:
         await asyncio.Event().wait()
 
     async with fleet(FakeWorker(hangs), cancel_grace_s=0.01) as running:

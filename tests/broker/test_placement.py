@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from enclave_broker.placement import Lose, Place, Placer, Refuse, Wait
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from enclave_broker.placement import Lose, Place, Placer, Refuse, Wait
 
 
 def placer_with(*slots: int, queue_size: int = 2) -> Placer:

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from enclave_broker import ToolContext, ToolRegistry, tool
 from enclave_broker.tools import ToolRunner
 from enclave_protocol import Final, ToolResult
-
 from tests.broker import sample_tools
 from tests.broker.conftest import fleet
 from tests.fakes import FakeSession, FakeWorker
@@ -110,7 +110,7 @@ async def test_an_error_keeps_its_own_code() -> None:
 
 
 async def test_a_result_that_is_not_json_is_told_so() -> None:
-    assert (await call(lambda: object()))[0] == "RESULT_NOT_SERIALIZABLE"
+    assert (await call(object))[0] == "RESULT_NOT_SERIALIZABLE"
 
 
 async def test_a_result_over_the_limit_is_told_both_sizes() -> None:

@@ -60,7 +60,7 @@ async def test_sessions_share_a_socket_and_keep_their_own_order() -> None:
         for i in range(5):
             await client.send("execute", sessionId=f"s_{i}", code=str(i))
         told: dict[str, list[int]] = {}
-        results = {}
+        results: dict[str, Any] = {}
         while len(results) < 5:
             event = await client.next()
             told.setdefault(event["sessionId"], []).append(event["seq"])
