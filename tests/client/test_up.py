@@ -163,6 +163,29 @@ async def test_a_worker_that_cannot_start_is_said_with_its_own_words() -> None:
     assert "enclave doctor" in err.decode().splitlines()[-1]
 
 
+async def test_a_private_fleet_that_cannot_start_exits_with_two() -> None:
+    process = await enclave("run", "-", environment={"ENCLAVE_GRACE_S": "never"})
+    out, err = await process.communicate(b"return 1")
+
+    assert (process.returncode, out) == (2, b"")
+    assert "never" in err.decode()
+    assert "enclave doctor" in err.decode().splitlines()[-1]
+
+
+async def test_a_fleet_started_with_nohup_outlives_its_terminal() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited by the child
+    try:
+        async with up("--workers", "1") as fleet:
+            fleet.process.send_signal(signal.SIGHUP)
+
+            assert await run("--broker", fleet.url, code="return 1") == (0, "1\n", "")
+            fleet.process.send_signal(signal.SIGTERM)
+            await fleet.process.communicate()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert fleet.process.returncode == 0
+
+
 async def test_a_private_fleet_runs_code_and_leaves_nothing_behind() -> None:
     process = await start_code("print('started')\nimport time; time.sleep(0.3)\nreturn {'a': [1, 2.5, None]}")
     below = open_pidfds(descendants(process.pid))

@@ -15,8 +15,9 @@ from enclave_worker.doctor import Check, Host, fix_namespace, fix_proc, render
 from enclave_worker.doctor_probes import PROBES
 
 SCRIPT = Path(doctor.__file__).with_name("doctor_probes.py")
-NO_USER_NAMESPACES = """
-import os, runpy, sys
+# Enters namespaces in which something is then spoilt, and becomes another program.
+SPOILT = """
+import os, sys
 sys.path.insert(0, sys.argv[1])
 import kernel
 
@@ -25,18 +26,20 @@ kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS)
 for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
     with open(f"/proc/self/{name}", "w") as file:
         file.write(text)
-exec(sys.argv[4])
-sys.argv[:] = sys.argv[2:4]
-runpy.run_path(sys.argv[0], run_name="__main__")
+exec(sys.argv[2])
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 """
+NO_USER_NAMESPACES = "open('/proc/sys/user/max_user_namespaces', 'w').write('0')"
+
+
+def run_spoilt(spoil: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run Python with these arguments in a user namespace in which `spoil` was executed first."""
+    command = [sys.executable, "-I", "-S", "-c", SPOILT, str(SCRIPT.parent / "zygote"), spoil, *arguments]
+    return subprocess.run(command, capture_output=True, timeout=60, check=False)
 
 
 def probe_after(name: str, spoil: str) -> dict[str, Any]:
-    """Run a probe in a user namespace in which `spoil` was executed first."""
-    kernel = str(SCRIPT.parent / "zygote")
-    command = [sys.executable, "-I", "-S", "-c", NO_USER_NAMESPACES, kernel, str(SCRIPT), name, spoil]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=60)
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(run_spoilt(spoil, "-I", "-S", str(SCRIPT), name).stdout)
     return answer
 
 
@@ -52,9 +55,7 @@ def test_every_need_has_a_probe_and_every_probe_is_needed() -> None:
 
 
 def test_a_forbidden_user_namespace_is_found_missing() -> None:
-    spoil = "open('/proc/sys/user/max_user_namespaces', 'w').write('0')"
-
-    answer = probe_after("user_namespace", spoil)
+    answer = probe_after("user_namespace", NO_USER_NAMESPACES)
 
     assert not answer["ok"]
     assert "No space left" in answer["found"]
@@ -70,7 +71,7 @@ def test_a_forbidden_namespace_is_found_missing(kind: str) -> None:
 
 def test_a_masked_proc_is_found_missing() -> None:
     # As in a container: something lies over a part of /proc, and a namespace below cannot take it away.
-    again = NO_USER_NAMESPACES[NO_USER_NAMESPACES.index("uid, gid") : NO_USER_NAMESPACES.index("exec")]
+    again = SPOILT[SPOILT.index("uid, gid") : SPOILT.index("exec")]
     spoil = "kernel.mount(b'tmpfs', b'/proc/sys', b'tmpfs', 0, None)\n" + again
 
     assert not probe_after("proc", spoil)["ok"]
@@ -85,8 +86,8 @@ def test_few_open_files_are_found_missing() -> None:
 
 
 def test_a_lost_capability_is_named() -> None:
-    # Sets permitted and effective to everything but CAP_SYS_ADMIN.
-    answer = probe_after("capabilities", "kernel.set_capabilities((1 << 41) - 1 - (1 << 21))")
+    # From the bounding set, so that the next program lacks it too.
+    answer = probe_after("capabilities", "kernel.prctl(kernel.PR_CAPBSET_DROP, 21)")
 
     assert (answer["ok"], answer["found"]) == (False, "without SYS_ADMIN")
 
@@ -141,3 +142,20 @@ def test_what_is_optional_does_not_keep_a_worker_from_starting() -> None:
     text = render([check("a", ok=True), check("c", ok=False, required=False)])
 
     assert text.endswith("A worker can start here.")
+
+
+COMMAND = ("-P", "-m", "enclave_client.cli", "doctor")
+
+
+def test_the_command_exits_with_zero_where_a_worker_can_start() -> None:
+    done = subprocess.run([sys.executable, *COMMAND], capture_output=True, timeout=120, check=False)
+
+    assert done.returncode == 0, done.stdout.decode()
+    assert done.stdout.decode().splitlines()[-1] == "A worker can start here."
+
+
+def test_the_command_exits_with_one_where_none_can_and_gives_the_exact_command() -> None:
+    done = run_spoilt(NO_USER_NAMESPACES, *COMMAND)
+
+    assert done.returncode == 1
+    assert "sudo sysctl -w user.max_user_namespaces=15000" in done.stdout.decode()

@@ -347,10 +347,12 @@ def render(found: Iterable[Check]) -> str:
     rows = [("", "what", "found", "needed for"), *(_row(check) for check in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows]
-    fixes = [f"  {check.name}: {check.fix}" for check in found if check.fix]
+    for title, required in (("To mend:", True), ("To have what is optional:", False)):
+        fixes = [f"  {check.name}: {check.fix}" for check in found if check.fix and check.required is required]
+        lines += ["", title, *fixes] if fixes else []
     missing = sum(1 for check in found if check.required and not check.ok)
     verdict = f"A worker cannot start here: {missing} missing." if missing else "A worker can start here."
-    return "\n".join([*lines, *(["", "To mend:", *fixes] if fixes else []), "", verdict])
+    return "\n".join([*lines, "", verdict])
 
 
 def _row(check: Check) -> tuple[str, str, str, str]:

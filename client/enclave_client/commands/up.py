@@ -62,7 +62,8 @@ async def serve(spec: FleetSpec) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.set)
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup means what it says
+            loop.add_signal_handler(number, stop.set)
     stopped = asyncio.create_task(stop.wait())
     running = asyncio.create_task(_run(spec))
     # A signal must also end a start that hangs, so the whole life of the fleet is one task that can be cancelled.
