@@ -134,13 +134,12 @@ async def stream(sessions: Sessions, message: Execute, *, buffer_bytes: int) -> 
 
 async def collect(sessions: Sessions, message: Execute, tools: tools_.Tools, *, buffer_bytes: int) -> ExecutionResult:
     """Run `message` to its end, answering its tool calls; raises what `stream` raises. Cancelled, it ends it."""
-    events: list[AnyEvent] = []
+    incoming = stream(sessions, message, buffer_bytes=buffer_bytes)
+    # The first outside the group, so that a refusal is raised as itself.
+    events = [await anext(incoming)]
     calls: list[asyncio.Task[None]] = []
     # The stream inside the group: whatever happens, the session ends before its tools are waited for.
-    async with (
-        asyncio.TaskGroup() as group,
-        contextlib.aclosing(stream(sessions, message, buffer_bytes=buffer_bytes)) as incoming,
-    ):
+    async with asyncio.TaskGroup() as group, contextlib.aclosing(incoming):
         async for event in incoming:
             events.append(event)
             if isinstance(event, ev.ToolCall):

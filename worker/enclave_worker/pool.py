@@ -29,6 +29,7 @@ log = logging.getLogger("enclave.worker")
 _START_TIMEOUT_S = 10.0
 """A sandbox that is not ready by then is stuck; it takes milliseconds."""
 _HOLD_S = 0.5
+_REFILL_DELAY_S = 0.005
 _RESTART_DELAYS_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -71,6 +72,7 @@ class Pool:
         self._restart: asyncio.Task[None] | None = None
         self._stopping = False
         self._held = False
+        self._later: asyncio.TimerHandle | None = None
         self.cold_starts = 0
         """Sandboxes that a session had to wait for."""
 
@@ -122,12 +124,21 @@ class Pool:
         else:
             self.cold_starts += 1
             self._takers.append(taker)
-        self._refill()
+        if len(self._warm) * 2 < self._size:
+            self._refill()
+        elif self._later is None:
+            # Making the next one competes with running this one: most sessions are over before the timer strikes.
+            self._later = asyncio.get_running_loop().call_later(_REFILL_DELAY_S, self._refill)
 
     def forget(self, taker: Taker) -> None:
         """Stop looking for a sandbox for `taker`."""
         if taker in self._takers:
             self._takers.remove(taker)
+
+    def retire(self, sandbox: Sandbox) -> None:
+        """Kill a taken sandbox that nobody listens to any more, and see it out."""
+        sandbox.owner = _Retired(self)
+        sandbox.kill()
 
     def released(self, sandbox: Sandbox) -> None:
         """A taken sandbox has exited: its user id is free again."""
@@ -185,6 +196,9 @@ class Pool:
     # Filling.
 
     def _refill(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         if self._stopping or self._held or self._zygote is None:
             return
         wanted = self._size + len(self._takers) - len(self._warm) - len(self._starting)
@@ -239,3 +253,27 @@ class Pool:
                 continue
             self._refill()
             return
+
+
+class _Retired:
+    """The owner of a sandbox whose session is over: deaf to the guest, it only waits for the end."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def on_frame(self, sandbox: Sandbox, body: bytes) -> None:
+        """Ignore it: the session has its verdict."""
+
+    def on_broken(self, sandbox: Sandbox, reason: str) -> None:
+        """Ignore it: the session has its verdict."""
+
+    def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
+        """Throw it away: it was written after the session's end."""
+        return False
+
+    def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
+        """Nobody counts any more."""
+
+    def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
+        """Let the pool have its user id back."""
+        self._pool.released(sandbox)

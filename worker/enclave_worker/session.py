@@ -4,10 +4,11 @@ Theory of operation. A `Session` is told what happened (the guest sent a frame, 
 answers with instructions for the shell to carry out, in order: emit this line, send this to the guest, kill. It does
 no I/O and reads no clock; `now_s` is an argument wherever time matters.
 
-A session ends in two moves. First something decides the *verdict*: the guest's result, its exception, a limit, a
-cancel. From then on nothing the guest does can change it, and the sandbox is killed. Then the kernel reports the
-sandbox dead, with what it used; every process of it is gone and its pipes are drained; and only now the one `final` is
-emitted. So whoever reads a `final` knows that nothing of the session is left, and that nothing was cut short.
+A session ends in two moves. First something decides the *verdict*; from then on nothing the guest does can change it.
+Then the one `final` is emitted. If the guest decided, by a result or an exception, the two follow each other at once:
+the shell drains the pipes, asks the kernel what was used, and kills the sandbox behind the `final`. If anything else
+did (a deadline, a cancel, a limit), the sandbox is killed first, and the `final` waits until every process of it is
+gone: whoever reads `SESSION_CANCELLED` knows that nothing of the session still runs.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ class Kill(NamedTuple):
     """End the sandbox now."""
 
 
-class Let(NamedTuple):
-    """The guest is leaving by itself; kill it only if it is still there shortly."""
+class Conclude(NamedTuple):
+    """The guest has had its say: call `ended` with what it used so far, then kill it."""
 
 
 class Ended(NamedTuple):
@@ -123,15 +124,15 @@ class Ended(NamedTuple):
     """`OK` or the error's code."""
 
 
-Instruction = Emit | ToGuest | StartToolTimer | StopToolTimer | Kill | Let | Ended
+Instruction = Emit | ToGuest | StartToolTimer | StopToolTimer | Kill | Conclude | Ended
 Stream = Literal["stdout", "stderr"]
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """What the kernel said of a sandbox when it was gone."""
+    """What the kernel said of a sandbox at its end."""
 
     status: int
-    """As `waitpid` gives it."""
+    """As `waitpid` gives it; 0 if it had not ended yet."""
     cpu_ms: float
     peak_memory_bytes: int
     lost: str = ""
@@ -314,8 +315,8 @@ class Session:
         """End the session for a reason that lies outside the guest."""
         return [] if self.decided else self._fail(code, message)
 
-    def exited(self, exit_: Exit | None, now_s: float) -> list[Instruction]:
-        """The sandbox is gone (None: there never was one). Emit what is left and the `final`."""
+    def ended(self, exit_: Exit | None, now_s: float) -> list[Instruction]:
+        """The sandbox is gone, or about to be (None: there never was one). Emit what is left and the `final`."""
         if self._verdict is None and exit_ is not None and exit_.lost:
             self._fail(Code.INTERNAL_ERROR, f"the sandbox was lost: {exit_.lost}")
         if self._verdict is None:
@@ -388,7 +389,7 @@ class Session:
                 f"the result is {len(value)} bytes as JSON, more than maxResultBytes={self.limits.max_result_bytes}"
             )
             return self._fail(Code.RESULT_TOO_LARGE, message)
-        return self._decide(_Verdict(Trigger.COMPLETE, result=msgspec.Raw(value)), Let())
+        return self._decide(_Verdict(Trigger.COMPLETE, result=msgspec.Raw(value)), Conclude())
 
     def _guest_error(self, error: GuestError) -> list[Instruction]:
         code = error.code
@@ -405,12 +406,12 @@ class Session:
             line=UNSET if error.line is None else error.line,
             retryable=is_retryable(code),
         )
-        return self._decide(_Verdict(Trigger.FAIL, error=final), Let())
+        return self._decide(_Verdict(Trigger.FAIL, error=final), Conclude())
 
     def _fail(self, code: Code, message: str) -> list[Instruction]:
         return self._decide(_Verdict(Trigger.FAIL, error=_final_error(code, message)), Kill())
 
-    def _decide(self, verdict: _Verdict, how: Kill | Let) -> list[Instruction]:
+    def _decide(self, verdict: _Verdict, how: Kill | Conclude) -> list[Instruction]:
         assert self._verdict is None, "a verdict is final"
         self._verdict = verdict
         stop: list[Instruction] = [StopToolTimer(call_id) for call_id in self._calls]

@@ -31,7 +31,19 @@ from enclave_protocol import (
 )
 
 from .listeners import Listeners
-from .session import Emit, Ended, Exit, Instruction, Kill, Let, Session, StartToolTimer, StopToolTimer, Stream, ToGuest
+from .session import (
+    Conclude,
+    Emit,
+    Ended,
+    Exit,
+    Instruction,
+    Kill,
+    Session,
+    StartToolTimer,
+    StopToolTimer,
+    Stream,
+    ToGuest,
+)
 
 if TYPE_CHECKING:
     from .config import RuntimeConfig
@@ -43,8 +55,6 @@ log = logging.getLogger("enclave.worker")
 
 LANGUAGES = ("python",)
 PROFILES = ("python",)
-_LEAVE_GRACE_S = 0.05
-"""How long a guest that has sent its result may take to leave before it is killed."""
 
 
 class Sink(Protocol):
@@ -107,7 +117,7 @@ class Sessions:
         if self.draining or len(self._runs) >= self.config.max_sessions:
             why = "the worker is draining" if self.draining else f"all {self.config.max_sessions} slots are taken"
             self.metrics.refused.inc()
-            for instruction in (*session.fail(Code.NO_CAPACITY, why), *session.exited(None, time.monotonic())):
+            for instruction in (*session.fail(Code.NO_CAPACITY, why), *session.ended(None, time.monotonic())):
                 if isinstance(instruction, Emit):
                     sink.deliver(instruction.line)
             return session_id
@@ -286,8 +296,8 @@ class _Run:
                 )
             elif isinstance(instruction, StopToolTimer):
                 self._timers.pop(instruction.call_id).cancel()
-            elif isinstance(instruction, Let):
-                self._timers["leave"] = self._loop.call_later(_LEAVE_GRACE_S, self._kill)
+            elif isinstance(instruction, Conclude):
+                self._conclude()
             elif isinstance(instruction, Kill):
                 self._kill()
 
@@ -304,12 +314,19 @@ class _Run:
             self._sessions.pool.forget(self)
             self._loop.call_soon(self._finish, None)
 
+    def _conclude(self) -> None:
+        sandbox, self._sandbox = self._sandbox, None
+        assert sandbox is not None, "only a guest's own frame concludes a session"
+        used = sandbox.usage()
+        self._sessions.pool.retire(sandbox)
+        self._finish(used)
+
     def _finish(self, exit_: Exit | None) -> None:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
         now_s = time.monotonic()
-        for instruction in self.session.exited(exit_, now_s):
+        for instruction in self.session.ended(exit_, now_s):
             if isinstance(instruction, Emit):
                 self.sink.deliver(instruction.line)
             elif isinstance(instruction, Ended):

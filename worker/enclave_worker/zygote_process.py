@@ -1,9 +1,9 @@
 """The worker's handle on its zygote, and on each sandbox forked from it.
 
 Theory of operation. Everything here is driven by readiness callbacks of the event loop, not by tasks: a sandbox is
-three descriptors and a few bytes of state, and a thousand of them cost nothing while they wait.
+four descriptors and a few bytes of state, and a thousand of them cost nothing while they wait.
 
-Ownership. The zygote makes a sandbox's three pairs of descriptors and sends us our ends; from `_on_packet` on they
+Ownership. The zygote makes a sandbox's socket, pipes and pidfd and sends us our ends; from `_on_packet` on they
 belong to the `Sandbox`, which closes them in `close`, called exactly once, when the zygote has reported the death. The
 zygote keeps none. The packet socket belongs to `ZygoteProcess`; closing it is how the zygote is told to end, and with
 it, as pid 1 of their namespace, every sandbox.
@@ -15,9 +15,11 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,6 +43,7 @@ _BOOT = (
 _READ_BYTES = 65536
 _MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """What may wait for a guest that does not read; more breaks it."""
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _MAX_DRAIN_READS = 17
 """One more than the largest pipe an ordinary process can make holds, in reads."""
 
@@ -90,6 +93,8 @@ class Sandbox:
         self._loop = process.loop
         self._control: socket.socket | None = None
         self._pipes: dict[Stream, int] = {}
+        self._pidfd = -1
+        self._pid = 0
         self._inbox = bytearray()
         self._outbox = bytearray()
         self._unwanted: set[Stream] = set()
@@ -99,8 +104,10 @@ class Sandbox:
     def __repr__(self) -> str:
         return f"<Sandbox {self.number} {'open' if self._control else 'starting'} owner={self.owner!r}>"
 
-    def opened(self, control: int, out: int, err: int) -> None:
+    def opened(self, control: int, out: int, err: int, pidfd: int) -> None:
         """Take over the descriptors that the zygote sent."""
+        self._pidfd = pidfd
+        self._pid = _pid_of(pidfd)
         self._control = socket.socket(fileno=control)
         self._control.setblocking(False)
         self._pipes = {"stdout": out, "stderr": err}
@@ -124,7 +131,25 @@ class Sandbox:
 
     def kill(self) -> None:
         """End every process of the sandbox. `on_exit` follows."""
-        self.process.kill(self.number)
+        if self._pidfd < 0:
+            self.process.kill(self.number)  # not forked yet, or the zygote's word of it is on its way
+        elif not self._closed:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def usage(self) -> Exit:
+        """Ask the kernel what the sandbox has used so far: its first process and the children that one waited for."""
+        try:
+            own_s = time.clock_gettime(_cpu_clock(self._pid))
+            with open(f"/proc/{self._pid}/stat", "rb") as file:  # noqa: PTH123 - on the hot path
+                fields = file.read().rpartition(b")")[2].split()
+            children_s = (int(fields[13]) + int(fields[14])) / _TICKS_PER_S
+            with open(f"/proc/{self._pid}/status", "rb") as file:  # noqa: PTH123 - on the hot path
+                _, _, rest = file.read().partition(b"VmHWM:")
+            peak_kib = int(rest.split(None, 1)[0]) if rest else 0
+        except OSError:
+            return Exit(status=0, cpu_ms=0.0, peak_memory_bytes=0)  # it just died; nobody knows any more
+        return Exit(status=0, cpu_ms=(own_s + children_s) * 1000, peak_memory_bytes=peak_kib * 1024)
 
     def pause(self) -> None:
         """Stop reading from the guest: it blocks once its pipes are full."""
@@ -169,6 +194,7 @@ class Sandbox:
         self._loop.remove_reader(self._control.fileno())
         self._loop.remove_writer(self._control.fileno())
         self._control.close()
+        os.close(self._pidfd)
         for fd in self._pipes.values():
             self._loop.remove_reader(fd)
             os.close(fd)
@@ -336,7 +362,7 @@ class ZygoteProcess:
     def _on_packet(self) -> None:
         for _ in range(64):  # then let others have a turn
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 3)
+                data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
             except BlockingIOError:
                 return
             except OSError:
@@ -377,6 +403,17 @@ class ZygoteProcess:
         orphans, self.sandboxes = list(self.sandboxes.values()), {}
         for sandbox in orphans:
             sandbox.exited(Exit(status=9, cpu_ms=0.0, peak_memory_bytes=0, lost="its zygote ended"))
+
+
+def _pid_of(pidfd: int) -> int:
+    """Return the number of a pidfd's process as we see it; the zygote sees another one."""
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:  # noqa: PTH123 - on the hot path
+        return int(file.read().partition(b"Pid:")[2].split(None, 1)[0])
+
+
+def _cpu_clock(pid: int) -> int:
+    """Return the clock that counts a process's CPU time: the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)."""
+    return (~pid << 3) | 2
 
 
 def _package_root() -> Path:

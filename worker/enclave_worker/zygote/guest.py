@@ -135,7 +135,7 @@ def prepare() -> None:
 
 
 def main() -> None:
-    """Run one session's code, then leave. Never returns."""
+    """Run one session's code, then wait for the end. Never returns."""
     worker = Worker(CONTROL_FD)
     worker.send({"type": "ready"})
     request = worker.receive()
@@ -148,7 +148,9 @@ def main() -> None:
     except BaseException:  # noqa: S110, BLE001 - the guest may have put anything there
         pass
     worker.send(outcome)
-    os._exit(0)
+    # Stay until killed: the worker asks the kernel what we used, which a process that has left can't show.
+    while True:
+        os.read(CONTROL_FD, 65536) or os._exit(0)
 
 
 def _run(worker: Worker, request: Message) -> Message:

@@ -14,9 +14,9 @@ its first process, and every sandbox with the zygote: nothing depends on a list 
 out. The zygote ends when its socket does, which is when the worker is gone, however it went; PDEATHSIG backs that up.
 
 The socket carries JSON, one message a packet. To the zygote: the plan, `{"op": "spawn", "id", "uid"}`,
-`{"op": "kill", "id"}`. From it: `prepared`; `spawned` with three descriptors (control socket, stdout, stderr), which
-only the worker holds from then on; `exited` with the wait status and the kernel's count of CPU time and memory; and
-`failed` with the name of the step and the errno, before it exits. A sandbox that fails a step says so on its own
+`{"op": "kill", "id"}`. From it: `prepared`; `spawned` with four descriptors (control socket, stdout, stderr, a pidfd),
+which only the worker holds from then on; `exited` with the wait status and the kernel's count of CPU time and memory;
+and `failed` with the name of the step and the errno, before it exits. A sandbox that fails a step says so on its own
 control socket.
 """
 
@@ -138,12 +138,13 @@ class Zygote:
         self._served += 1
         self._ids[pid] = sandbox_id
         self._pids[sandbox_id] = pid
-        descriptors = [ours.fileno(), out_reader, err_reader]
+        pidfd = os.pidfd_open(pid)
+        descriptors = [ours.fileno(), out_reader, err_reader, pidfd]
         message = json.dumps({"type": "spawned", "id": sandbox_id}).encode()
         socket.send_fds(self._control, [message], descriptors)
         ours.close()
         theirs.close()
-        for fd in (out_reader, out_writer, err_reader, err_writer):
+        for fd in (out_reader, out_writer, err_reader, err_writer, pidfd):
             os.close(fd)
 
     def _become_sandbox(self, uid: int, control: int, out: int, err: int, *, check: bool) -> None:
