@@ -19,7 +19,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_sessions: int = 20
     """Slots: sessions that may be live at once. One more is refused with `NO_CAPACITY`."""
     pool_size: int = 4
-    """Sandboxes kept warm. Bursts beyond it wait a few milliseconds longer each."""
+    """Sandboxes kept warm of each kind (for code that imports or awaits, and for code that does not). Bursts beyond it
+    wait a few milliseconds longer each."""
     default_limits: Limits = Limits()
     """What a session's limits are when it does not set them."""
     max_code_bytes: int = 1024 * 1024

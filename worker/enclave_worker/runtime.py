@@ -20,8 +20,9 @@ from .listeners import Observable
 from .loop_thread import LoopThread, call_in
 from .metrics import WorkerMetrics, open_descriptors, resident_bytes
 from .pool import Pool
+from .pools import Pools
 from .sandbox.plan import make_plan
-from .sandbox.spec import interpreter, python_spec
+from .sandbox.spec import bare, interpreter, python_spec
 from .server import WEBSOCKET_PATH, WorkerServer
 from .sessions import Sessions
 
@@ -89,7 +90,7 @@ class RuntimeWorker(Observable):
         self.port = 0
         """The port it listens on, once it does."""
         self._state = RuntimeState.STOPPED
-        self._pool: Pool | None = None
+        self._pools: Pools | None = None
         self._sessions: Sessions | None = None
         self._server: WorkerServer | None = None
         self._embedding: Embedding | None = None
@@ -129,7 +130,7 @@ class RuntimeWorker(Observable):
             average_execution_ms=totals.execution_ms / totals.executions if totals.executions else 0.0,
             memory_bytes=resident_bytes(),
             uptime_s=time.monotonic() - self._started_s,
-            warm_sandboxes=self._pool.warm if self._pool is not None else 0,
+            warm_sandboxes=self._pools.warm if self._pools is not None else 0,
         )
 
     async def start(self, *, listen: bool | None = None) -> None:
@@ -146,13 +147,15 @@ class RuntimeWorker(Observable):
         """
         self._enter(RuntimeState.STARTING)
         try:
-            self._pool = _make_pool(self.config)
-            self._sessions = Sessions(self.config, self._pool, self.metrics, self.listeners)
+            self._pools = _make_pools(self.config)
+            self._sessions = Sessions(self.config, self._pools, self.metrics, self.listeners)
             self._embedding = Embedding(self._sessions, worker_id=self.worker_id, level=LEVEL)
-            self._server = WorkerServer(self._sessions, self._pool, self.metrics, worker_id=self.worker_id, level=LEVEL)
+            self._server = WorkerServer(
+                self._sessions, self._pools, self.metrics, worker_id=self.worker_id, level=LEVEL
+            )
             if self.config.listen if listen is None else listen:
                 self.port = await self._server.start(self.config.host, self.config.port)
-            await self._pool.start()
+            await self._pools.start()
         except BaseException:
             await self._stop_parts()
             self._enter(RuntimeState.STOPPED)
@@ -280,9 +283,9 @@ class RuntimeWorker(Observable):
             await self._embedding.stop()
         if self._server is not None:
             await self._server.stop()
-        if self._pool is not None:
-            await self._pool.stop()
-        self._embedding = self._server = self._pool = None
+        if self._pools is not None:
+            await self._pools.stop()
+        self._embedding = self._server = self._pools = None
 
     def _enter(self, state: RuntimeState) -> None:
         if state not in _TRANSITIONS[self._state]:
@@ -294,9 +297,9 @@ class RuntimeWorker(Observable):
         watch = self.metrics.watch
         watch("enclave_sessions_active", "Sessions that hold a slot.", lambda: _or_0(self._sessions, "active"))
         watch("enclave_slots", "Slots.", lambda: self.config.max_sessions)
-        watch("enclave_pool_warm", "Sandboxes that wait for code.", lambda: _or_0(self._pool, "warm"))
-        watch("enclave_pool_live", "Sandboxes that exist.", lambda: _or_0(self._pool, "live"))
-        watch("enclave_pool_cold_starts", "Sandboxes a session waited for.", lambda: _or_0(self._pool, "cold_starts"))
+        watch("enclave_pool_warm", "Sandboxes that wait for code.", lambda: _or_0(self._pools, "warm"))
+        watch("enclave_pool_live", "Sandboxes that exist.", lambda: _or_0(self._pools, "live"))
+        watch("enclave_pool_cold_starts", "Sandboxes a session waited for.", lambda: _or_0(self._pools, "cold_starts"))
         watch("process_resident_memory_bytes", "Resident size of the worker.", resident_bytes)
         watch("process_open_fds", "Open descriptors of the worker.", open_descriptors)
 
@@ -306,16 +309,22 @@ def create_runtime_worker(config: RuntimeConfig | None = None) -> RuntimeWorker:
     return RuntimeWorker(config or RuntimeConfig())
 
 
-def _or_0(part: Sessions | Pool | None, name: str) -> float:
+def _or_0(part: Sessions | Pools | None, name: str) -> float:
     """Read a number of a part that exists only while the worker runs."""
     return 0.0 if part is None else float(getattr(part, name))
 
 
-def _make_pool(config: RuntimeConfig) -> Pool:
-    plan = make_plan(python_spec(), privilege=_privilege(), uid=os.geteuid(), gid=os.getegid())
+def _make_pools(config: RuntimeConfig) -> Pools:
+    privilege = _privilege()
     max_live = config.max_sessions + config.pool_size + _DYING_MARGIN
-    first_uid = _first_uid(config.first_uid, max_live) if plan.privilege == "root" else 0
-    return Pool(plan, interpreter(), size=config.pool_size, max_live=max_live, first_uid=first_uid)
+    first_uid = _first_uid(config.first_uid, 2 * max_live) if privilege == "root" else 0
+    spec = python_spec()
+    pools = []
+    for number, kind in enumerate((bare(spec), spec)):
+        plan = make_plan(kind, privilege=privilege, uid=os.geteuid(), gid=os.getegid())
+        uids_from = first_uid + number * max_live  # no two live sandboxes share one, whichever pool made them
+        pools.append(Pool(plan, interpreter(), size=config.pool_size, max_live=max_live, first_uid=uids_from))
+    return Pools(*pools)
 
 
 def _privilege() -> Privilege:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.server import Server
 
     from .metrics import WorkerMetrics
-    from .pool import Pool
+    from .pools import Pools
     from .sessions import Sessions
 
 log = logging.getLogger("enclave.worker")
@@ -53,9 +53,9 @@ class WebSocketPeer:
 class WorkerServer:
     """Listens; one `Connection` per WebSocket."""
 
-    def __init__(self, sessions: Sessions, pool: Pool, metrics: WorkerMetrics, *, worker_id: str, level: str) -> None:
+    def __init__(self, sessions: Sessions, pools: Pools, metrics: WorkerMetrics, *, worker_id: str, level: str) -> None:
         self._sessions = sessions
-        self._pool = pool
+        self._pools = pools
         self._metrics = metrics
         self._worker_id = worker_id
         self._level = level
@@ -104,9 +104,9 @@ class WorkerServer:
     def _readiness(self) -> Response:
         if self._sessions.draining:
             return _respond(http.HTTPStatus.SERVICE_UNAVAILABLE, b"draining\n")
-        if not self._pool.warm and not self._sessions.active:
+        if not self._pools.ready and not self._sessions.active:
             return _respond(http.HTTPStatus.SERVICE_UNAVAILABLE, b"no warm sandbox\n")
-        return _respond(http.HTTPStatus.OK, f"ready: {self._pool.warm} warm\n".encode())
+        return _respond(http.HTTPStatus.OK, f"ready: {self._pools.warm} warm\n".encode())
 
 
 def _gone(closed: ConnectionClosed) -> ConnectionError:

@@ -48,7 +48,7 @@ from .session import (
 if TYPE_CHECKING:
     from .config import RuntimeConfig
     from .metrics import WorkerMetrics
-    from .pool import Pool
+    from .pools import Pools
     from .zygote_process import Sandbox
 
 log = logging.getLogger("enclave.worker")
@@ -81,10 +81,10 @@ class Sessions:
     """Starts, feeds and ends sessions. `active` never exceeds `max_sessions`."""
 
     def __init__(
-        self, config: RuntimeConfig, pool: Pool, metrics: WorkerMetrics, listeners: Listeners | None = None
+        self, config: RuntimeConfig, pools: Pools, metrics: WorkerMetrics, listeners: Listeners | None = None
     ) -> None:
         self.config = config
-        self.pool = pool
+        self.pools = pools
         self.metrics = metrics
         self.listeners = listeners or Listeners()
         self.totals = Totals()
@@ -229,7 +229,7 @@ class _Run:
         self._timers["deadline"] = self._loop.call_later(limits.wall_ms / 1000, self._on_deadline)
         if limits.heartbeat_interval_ms:
             self._arm_heartbeat()
-        self._sessions.pool.take(self)
+        self._sessions.pools.take(self, self._code)
 
     def cancel(self, reason: str) -> None:
         """End the session now."""
@@ -278,7 +278,7 @@ class _Run:
 
     def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
         """The sandbox is gone."""
-        self._sessions.pool.released(sandbox)
+        sandbox.home.released(sandbox)
         self._sandbox = None
         self._finish(exit_)
 
@@ -311,14 +311,14 @@ class _Run:
             self._sandbox.kill()
         else:
             # Nothing to kill: still waiting for a sandbox. Not at once: the caller may have more to perform first.
-            self._sessions.pool.forget(self)
+            self._sessions.pools.forget(self)
             self._loop.call_soon(self._finish, None)
 
     def _conclude(self) -> None:
         sandbox, self._sandbox = self._sandbox, None
         assert sandbox is not None, "only a guest's own frame concludes a session"
         used = sandbox.usage()
-        self._sessions.pool.retire(sandbox)
+        sandbox.home.retire(sandbox)
         self._finish(used)
 
     def _finish(self, exit_: Exit | None) -> None:

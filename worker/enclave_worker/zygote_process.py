@@ -81,14 +81,25 @@ class Owner(Protocol):
         """Every process of the sandbox is gone, and its pipes are drained."""
 
 
+class Home(Owner, Protocol):
+    """Where a sandbox comes from, and who sees it out."""
+
+    def retire(self, sandbox: Sandbox) -> None:
+        """Kill a taken sandbox that nobody listens to any more."""
+
+    def released(self, sandbox: Sandbox) -> None:
+        """A taken sandbox has exited."""
+
+
 class Sandbox:
     """One sandbox: a control socket, two output pipes and somebody who listens."""
 
-    def __init__(self, process: ZygoteProcess, number: int, uid_slot: int, owner: Owner) -> None:
+    def __init__(self, process: ZygoteProcess, number: int, uid_slot: int, home: Home) -> None:
         self.process = process
         self.number = number
         self.uid_slot = uid_slot
-        self.owner = owner
+        self.home = home
+        self.owner: Owner = home
         self.max_frame_bytes = 1 << 20
         self._loop = process.loop
         self._control: socket.socket | None = None
@@ -320,9 +331,9 @@ class ZygoteProcess:
             raise
         return self
 
-    def spawn(self, number: int, uid: int, uid_slot: int, owner: Owner) -> Sandbox:
-        """Ask for a sandbox. It tells `owner` when it is ready, or why it never will be."""
-        sandbox = Sandbox(self, number, uid_slot, owner)
+    def spawn(self, number: int, uid: int, uid_slot: int, home: Home) -> Sandbox:
+        """Ask for a sandbox. It tells `home` when it is ready, or why it never will be."""
+        sandbox = Sandbox(self, number, uid_slot, home)
         self.sandboxes[number] = sandbox
         self.forked += 1
         self._request(json.dumps({"op": "spawn", "id": number, "uid": uid}).encode())

@@ -55,7 +55,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     privilege: Privilege
     seccomp_base64: str
     """The filter, base64: steps refer to it as `{seccomp}`."""
-    workdir: str
+    preload: tuple[str, ...]
+    """Modules to import before the first fork."""
 
 
 def make_plan(spec: SandboxSpec, *, privilege: Privilege, uid: int, gid: int) -> Plan:
@@ -73,7 +74,7 @@ def make_plan(spec: SandboxSpec, *, privilege: Privilege, uid: int, gid: int) ->
         enclose=[*_namespaces(spec), *_private_mounts(spec), *_identity(spec, privilege), *_limits(spec), _FILTER],
         privilege=privilege,
         seccomp_base64=base64.b64encode(compile_filter(spec.machine)).decode(),
-        workdir=spec.workdir,
+        preload=spec.preload,
     )
 
 
@@ -161,11 +162,11 @@ def _lock() -> list[Step]:
 
 def _namespaces(spec: SandboxSpec) -> list[Step]:
     flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
-    return [
+    steps: list[Step] = [
         ["mount, net, ipc and uts namespaces", "unshare", flags],
         ["hostname", "hostname", spec.hostname],
-        ["loopback up", "loopback"],
     ]
+    return [*steps, ["loopback up", "loopback"]] if spec.loopback else steps
 
 
 def _private_mounts(spec: SandboxSpec) -> list[Step]:

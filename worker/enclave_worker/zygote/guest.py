@@ -12,7 +12,6 @@ every frame, counts and times for itself, and all that a patched driver can do i
 from __future__ import annotations
 
 import _ast
-import asyncio
 import builtins
 import io
 import json
@@ -20,7 +19,6 @@ import linecache
 import math
 import os
 import resource
-import socket
 import sys
 import traceback
 import types
@@ -29,6 +27,8 @@ from . import frames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
+    import socket
     from collections.abc import Iterator
     from typing import Any
 
@@ -42,6 +42,7 @@ _MAX_DEPTH = 50
 _MAX_PARTS = 10_000
 
 _ONLY_AST = 0x400
+_MSG_DONTWAIT = 0x40
 _COROUTINE = 0x80
 _GENERATOR = 0x20 | 0x200
 _PLACE: dict[str, Any] = {"lineno": 1, "col_offset": 0, "end_lineno": 1, "end_col_offset": 0}
@@ -83,6 +84,8 @@ class Worker:
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """From here on, take tool results in the background of `loop`."""
+        import socket  # noqa: PLC0415 - loaded with asyncio, which only guests that await need
+
         self._loop = loop
         self._socket = socket.socket(fileno=self._fd)
         loop.add_reader(self._fd, self._on_readable)
@@ -90,7 +93,7 @@ class Worker:
     def _on_readable(self) -> None:
         assert self._socket is not None
         try:
-            data = self._socket.recv(65536, socket.MSG_DONTWAIT)
+            data = self._socket.recv(65536, _MSG_DONTWAIT)
         except BlockingIOError:
             return
         if not data:
@@ -164,15 +167,21 @@ def _run(worker: Worker, request: Message) -> Message:
     except (SyntaxError, ValueError, RecursionError, OverflowError, MemoryError) as error:
         return _syntax_error(error)
     if function.__code__.co_flags & _COROUTINE:
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        worker.attach(loop)
-        return loop.run_until_complete(_run_async(function, request["maxResultBytes"]))
+        return _run_in_loop(worker, function, request["maxResultBytes"])
     try:
         value = function()
     except BaseException as error:  # noqa: BLE001 - whatever the guest raises is how it ended
         return _failure(error)
     return _result(value, request["maxResultBytes"])
+
+
+def _run_in_loop(worker: Worker, function: types.FunctionType, max_result_bytes: int) -> Message:
+    import asyncio  # noqa: PLC0415 - only guests that await need it
+
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    worker.attach(loop)
+    return loop.run_until_complete(_run_async(function, max_result_bytes))
 
 
 async def _run_async(function: types.FunctionType, max_result_bytes: int) -> Message:

@@ -241,6 +241,8 @@ def _prepare(plan: Message) -> Callable[[], None]:
     sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio does without; with it, every fork is dearer
     from . import guest  # noqa: PLC0415 - here, not above: the launcher has no use for it
 
+    for name in plan["preload"]:
+        __import__(name)
     del sys.modules["ssl"]  # a guest may still import it
 
     steps.perform(steps.compile_steps(plan["prepare"], {}))
