@@ -132,12 +132,13 @@ class FakeWorker:
 
     async def wait_received(self, kind: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait until `count` messages of a type have arrived, and return them."""
-        while True:
-            self._arrived.clear()
-            found = [message for message in self.received if message["type"] == kind]
-            if len(found) >= count:
-                return found
-            await self._arrived.wait()
+        async with asyncio.timeout(20):
+            while True:
+                self._arrived.clear()
+                found = [message for message in self.received if message["type"] == kind]
+                if len(found) >= count:
+                    return found
+                await self._arrived.wait()
 
     async def __aenter__(self) -> Self:
         return await self.start()
