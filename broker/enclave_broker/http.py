@@ -81,7 +81,7 @@ class EventStream:
         self._cursor: Cursor = session.log.subscribe(from_seq, self._more.set)
         dispatcher.reader_came(session)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the final, or until the reader is gone."""
         watching = asyncio.ensure_future(_wait_disconnected(receive))
         watching.add_done_callback(self._reader_gone)
