@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client.processes import descendants, open_pidfds, wait_gone
+from tests.support import children_of, ordinary_user, watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -87,27 +87,25 @@ async def up(*arguments: str) -> AsyncIterator[Up]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_stops_everything_with_exit_code_zero(number: signal.Signals) -> None:
     async with up("--workers", "1") as fleet:
-        below = open_pidfds(descendants(fleet.process.pid))
+        below = children_of(fleet.process.pid)
         assert len(below) >= 3  # broker, worker, zygote
-        fleet.process.send_signal(number)
-        await fleet.process.communicate()
-
-        await wait_gone(below)
+        with watched(below) as wait_gone:
+            fleet.process.send_signal(number)
+            await fleet.process.communicate()
+            wait_gone()
     assert fleet.process.returncode == 0
 
 
 async def test_a_killed_fleet_leaves_no_process_behind() -> None:
     async with up("--workers", "2") as fleet:
-        below = open_pidfds(descendants(fleet.process.pid))
-
-        fleet.process.kill()
-
-        await wait_gone(below)
+        with watched(children_of(fleet.process.pid)) as wait_gone:
+            fleet.process.kill()
+            wait_gone()
 
 
 async def test_a_worker_that_dies_is_started_again_and_works() -> None:
     async with up("--workers", "1") as fleet:
-        [worker] = [pid for pid in descendants(fleet.process.pid) if b"enclave_worker.cli" in cmdline(pid)]
+        [worker] = [pid for pid in children_of(fleet.process.pid) if b"enclave_worker.cli" in cmdline(pid)]
         os.kill(worker, signal.SIGKILL)
 
         assert "killed by SIGKILL" in await fleet.wait_said("died")
@@ -121,7 +119,7 @@ def cmdline(pid: int) -> bytes:
 
 async def test_a_fleet_without_its_broker_ends_and_says_so() -> None:
     async with up("--workers", "1") as fleet:
-        [broker] = [pid for pid in descendants(fleet.process.pid) if b"enclave_broker.cli" in cmdline(pid)]
+        [broker] = [pid for pid in children_of(fleet.process.pid) if b"enclave_broker.cli" in cmdline(pid)]
         os.kill(broker, signal.SIGKILL)
         _, err = await fleet.process.communicate()
 
@@ -188,11 +186,11 @@ async def test_a_fleet_started_with_nohup_outlives_its_terminal() -> None:
 
 async def test_a_private_fleet_runs_code_and_leaves_nothing_behind() -> None:
     process = await start_code("print('started')\nimport time; time.sleep(0.3)\nreturn {'a': [1, 2.5, None]}")
-    below = open_pidfds(descendants(process.pid))
-    out, err = await process.communicate()
+    with watched(children_of(process.pid)) as wait_gone:
+        out, err = await process.communicate()
+        wait_gone()
 
     assert (process.returncode, out, err) == (0, b'{"a":[1,2.5,null]}\n', b"")
-    await wait_gone(below)
 
 
 async def test_a_private_fleet_runs_tools_from_the_current_directory(tmp_path: Path) -> None:
@@ -224,11 +222,19 @@ async def test_a_deadline_ends_an_endless_loop() -> None:
 
 async def test_interrupting_a_private_run_cancels_it() -> None:
     process = await start_code("print('started')\nwhile True: pass")
-    below = open_pidfds(descendants(process.pid))
-
-    process.send_signal(signal.SIGINT)
-    _, err = await process.communicate()
+    with watched(children_of(process.pid)) as wait_gone:
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+        wait_gone()
 
     assert process.returncode == 1
     assert err.decode().splitlines()[-1].startswith("enclave: SESSION_CANCELLED")
-    await wait_gone(below)
+
+
+async def test_an_ordinary_user_can_run_code_too() -> None:
+    command = ordinary_user([*COMMAND, "run", "-"])
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+
+    out, err = await process.communicate(b"import os; return os.getuid()")
+
+    assert (process.returncode, out, err) == (0, b"1000\n", b"")

@@ -13,6 +13,7 @@ import pytest
 from enclave_worker import doctor
 from enclave_worker.doctor import Check, Host, fix_namespace, fix_proc, render
 from enclave_worker.doctor_probes import PROBES
+from tests.support import ordinary_user
 
 SCRIPT = Path(doctor.__file__).with_name("doctor_probes.py")
 # Enters namespaces in which something is then spoilt, and becomes another program.
@@ -29,6 +30,7 @@ for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map",
 exec(sys.argv[2])
 os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 """
+COMMAND = ("-P", "-m", "enclave_client.cli", "doctor")
 NO_USER_NAMESPACES = "open('/proc/sys/user/max_user_namespaces', 'w').write('0')"
 
 
@@ -144,11 +146,9 @@ def test_what_is_optional_does_not_keep_a_worker_from_starting() -> None:
     assert text.endswith("A worker can start here.")
 
 
-COMMAND = ("-P", "-m", "enclave_client.cli", "doctor")
-
-
-def test_the_command_exits_with_zero_where_a_worker_can_start() -> None:
-    done = subprocess.run([sys.executable, *COMMAND], capture_output=True, timeout=120, check=False)
+@pytest.mark.parametrize("command", [[sys.executable, *COMMAND], ordinary_user([sys.executable, *COMMAND])])
+def test_the_command_exits_with_zero_where_a_worker_can_start(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
 
     assert done.returncode == 0, done.stdout.decode()
     assert done.stdout.decode().splitlines()[-1] == "A worker can start here."

@@ -196,13 +196,7 @@ NEEDS = (
         needed_for="bounded guests",
         fix=_text("ulimit -n 1048576   (systemd: LimitNOFILE=1048576; docker: --ulimit nofile=1048576)"),
     ),
-    _Need(
-        probe="pidfd",
-        name="pidfd_open",
-        needed_for="prompt news of a death",
-        fix=_kernel("Linux 5.3"),
-        required=False,
-    ),
+    _Need(probe="pidfd", name="pidfd_open", needed_for="killing the right process", fix=_kernel("Linux 5.3")),
     _Need(
         probe="landlock",
         name="Landlock",

@@ -278,9 +278,16 @@ def parent_death_signal() -> str:
 
 
 def pidfd() -> str:
-    """Opened, and used to send nothing."""
-    signal.pidfd_send_signal(os.pidfd_open(os.getpid()), 0)
-    return "can be opened"
+    """One that kills the process it stands for."""
+    pid = os.fork()
+    if not pid:
+        signal.alarm(int(2 * DEATH_TIMEOUT_S))  # it goes away even where the kernel fails the test
+        signal.pause()
+    signal.pidfd_send_signal(os.pidfd_open(pid), signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+        raise Missing("a process outlived SIGKILL")
+    return "kills its process"
 
 
 def close_range() -> str:
