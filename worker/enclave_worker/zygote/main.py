@@ -228,8 +228,11 @@ def main(control_fd: int) -> None:
     except steps.StepFailed as failure:
         control.send(json.dumps(_failed(failure)).encode())
         os._exit(1)
-    control.send(b'{"type": "prepared"}')
-    zygote.serve()
+    try:
+        control.send(b'{"type": "prepared"}')
+        zygote.serve()
+    except ConnectionError:
+        pass  # the worker closed the socket while something was on its way: the same end
     os._exit(0)  # and with pid 1 of the namespace, every sandbox
 
 
