@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 
+from enclave_worker.config import RuntimeConfig
+from enclave_worker.runtime import create_runtime_worker
 from tests.real_client import check_stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+    from enclave_worker.runtime import RuntimeWorker
 
 PATIENCE_S = 60.0
 """How long anything may take before a test fails instead of hanging."""
@@ -61,6 +65,8 @@ class Client:
         self.socket = socket
         self.hello: Message = {}
         self.lines: dict[str, list[bytes]] = {}
+        self.streams: dict[str, list[Message]] = {}
+        """The same lines, decoded."""
         self.other: list[Message] = []
         """What belongs to no stream, such as rejections and pongs."""
 
@@ -80,6 +86,7 @@ class Client:
         message = msgspec.json.decode(line)
         if "seq" in message:
             self.lines.setdefault(message["sessionId"], []).append(line)
+            self.streams.setdefault(message["sessionId"], []).append(message)
         else:
             self.other.append(message)
         return message
@@ -126,7 +133,11 @@ class Client:
         return answer
 
     def events(self, session_id: str) -> list[Message]:
-        return [msgspec.json.decode(line) for line in self.lines.get(session_id, [])]
+        return self.streams.get(session_id, [])
+
+    def forget(self, session_id: str) -> None:
+        """Drop a session that has ended, whose id is to be used again."""
+        del self.lines[session_id], self.streams[session_id]
 
 
 @contextlib.asynccontextmanager
@@ -136,6 +147,17 @@ async def client_of(url: str) -> AsyncIterator[Client]:
         client = Client(socket)
         client.hello = await client.recv()
         yield client
+
+
+@contextlib.asynccontextmanager
+async def running(**settings: Any) -> AsyncIterator[RuntimeWorker]:
+    """Run a worker in this process, on a free port."""
+    worker = create_runtime_worker(RuntimeConfig(port=0, **settings))
+    await worker.start()
+    try:
+        yield worker
+    finally:
+        await worker.stop()
 
 
 # Processes.
@@ -236,5 +258,5 @@ def ordinary_user(command: list[str]) -> list[str]:
     if os.geteuid() != 0:
         return command
     root = Path(__file__).resolve().parent.parent
-    needed = [sys.base_prefix, sys.prefix, str(root), *(path for path in sys.path if Path(path).is_dir())]
+    needed = [sys.base_prefix, sys.prefix, str(root), *(path for path in sys.path if path and Path(path).is_dir())]
     return [sys.executable, str(root / "tests" / "as_user.py"), str(USER), json.dumps(needed), *command]

@@ -1,0 +1,567 @@
+"""`Session`, told what happens and nothing else: no sandbox, no clock, no loop."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from enclave_protocol import Code, Limits, RemoteProtocolError, SessionId, State, ToolError, ToolResult
+from enclave_worker.session import (
+    Emit,
+    Ended,
+    Exit,
+    Instruction,
+    Kill,
+    Let,
+    Session,
+    StartToolTimer,
+    StopToolTimer,
+    ToGuest,
+)
+from msgspec import UNSET, Raw
+from tests.real_client import check_line, check_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DIED = Exit(status=0, cpu_ms=1.5, peak_memory_bytes=4096)
+
+
+def new(**limits: Any) -> Session:
+    return Session(SessionId("s_1"), Limits(**limits), now_s=100.0)
+
+
+def running(**limits: Any) -> Session:
+    session = new(**limits)
+    session.started("return 1", 100.25)
+    return session
+
+
+def frame(session: Session, **message: Any) -> list[Instruction]:
+    return session.frame(json.dumps(message).encode())
+
+
+def events(told: Iterable[Instruction]) -> list[dict[str, Any]]:
+    return [json.loads(item.line) for item in told if isinstance(item, Emit)]
+
+
+def final(session: Session, exit_: Exit | None = DIED) -> dict[str, Any]:
+    told = session.exited(exit_, 101.0)
+    last = events(told)[-1]
+    assert last["type"] == "final"
+    assert told[-1] == Ended(last["payload"].get("error", {}).get("code", "OK"))
+    payload: dict[str, Any] = last["payload"]
+    return payload
+
+
+def call(session: Session, number: int = 1, name: str = "t") -> str:
+    (event,) = events(frame(session, type="tool_call", id=number, name=name, args={}))
+    call_id: str = event["payload"]["callId"]
+    return call_id
+
+
+def answer(call_id: str, value: Any = None, **changes: Any) -> ToolResult:
+    fields = {"session_id": "s_1", "call_id": call_id, "success": True, "value": Raw(json.dumps(value).encode())}
+    return ToolResult(**(fields | changes))
+
+
+def kinds(told: Iterable[Instruction]) -> list[str]:
+    return [type(item).__name__ for item in told]
+
+
+# Results and errors.
+
+
+def test_a_session_starts_by_handing_over_the_code():
+    told = new(max_result_bytes=77, memory_limit_bytes=88).started("return 1", 100.5)
+
+    assert told == [
+        ToGuest({"type": "execute", "code": "return 1", "memoryLimitBytes": 88, "maxResultBytes": 77}),
+    ]
+
+
+def test_a_result_lets_the_guest_leave_and_is_told_only_when_it_is_gone():
+    session = running()
+
+    assert frame(session, type="result", value={"a": [1, None]}) == [Let()]
+    assert session.state is State.RUNNING
+    assert session.decided
+
+    end = final(session)
+    assert (end["ok"], end["result"]) == (True, {"a": [1, None]})
+    assert session.state is State.COMPLETED
+
+
+def test_statistics_come_from_the_kernel_and_the_clock():
+    session = Session(SessionId("s_1"), Limits(), now_s=100.0, queue_ms=12.5)
+    session.started("", 100.25)
+    session.output("stdout", b"four")
+    session.output("stderr", b"nine char")
+    frame(session, type="result", value=1)
+
+    assert final(session)["stats"] == {
+        "durationMs": 1000.0,
+        "toolCallCount": 0,
+        "stdoutBytes": 4,
+        "stderrBytes": 9,
+        "cpuMs": 1.5,
+        "peakMemoryBytes": 4096,
+        "queueMs": 12.5,
+        "startMs": 250.0,
+        "truncated": False,
+    }
+
+
+def test_an_exception_keeps_its_type_message_line_and_stack():
+    session = running()
+    message = {"code": "EXECUTION_ERROR", "message": "boom", "name": "ValueError", "line": 3, "stack": "Traceback"}
+
+    assert frame(session, type="error", **message) == [Let()]
+    assert final(session)["error"] == {
+        "message": "ValueError: boom",
+        "code": "EXECUTION_ERROR",
+        "name": "ValueError",
+        "line": 3,
+        "stack": "Traceback",
+        "retryable": False,
+    }
+    assert session.state is State.FAILED
+
+
+def test_a_syntax_error_is_told_without_its_type_in_front():
+    session = running()
+    frame(session, type="error", code="SYNTAX_ERROR", message="invalid syntax", name="SyntaxError", line=2)
+
+    assert final(session)["error"]["message"] == "invalid syntax"
+
+
+def test_a_result_above_its_limit_fails_whatever_the_driver_said():
+    session = running(max_result_bytes=10)
+
+    assert frame(session, type="result", value="x" * 9) == [Kill()]
+    assert final(session)["error"]["code"] == "RESULT_TOO_LARGE"
+
+
+@pytest.mark.parametrize(
+    "claimed", ["DEADLINE_EXCEEDED", "WORKER_LOST", "NO_CAPACITY", "NOT_FOUND", "OK", "", "x y", "x" * 100]
+)
+def test_a_guest_cannot_claim_a_code_that_is_not_its_to_give(claimed: str):
+    session = running()
+    frame(session, type="error", code=claimed, message="m")
+
+    assert final(session)["error"]["code"] == "EXECUTION_ERROR"
+
+
+def test_a_guest_may_end_with_the_code_of_a_tool_that_failed():
+    session = running()
+    call_id = call(session)
+    error = ToolError(message="gone", code="NOT_FOUND")
+    session.tool_result(answer(call_id, value=UNSET, success=False, error=error))
+    frame(session, type="error", code="NOT_FOUND", message="gone", name="ToolError")
+
+    assert final(session)["error"]["code"] == "NOT_FOUND"
+
+
+# Output.
+
+
+def test_a_character_in_two_pieces_is_told_once_whole():
+    session = running()
+
+    assert session.output("stdout", b"\xe2\x82") == []
+    assert [event["payload"]["chunk"] for event in events(session.output("stdout", b"\xacx"))] == ["€x"]
+
+
+def test_the_streams_do_not_complete_each_others_characters():
+    session = running()
+    session.output("stdout", b"\xc3")
+
+    assert [e["payload"]["chunk"] for e in events(session.output("stderr", b"\xa9"))] == ["\ufffd"]
+
+
+def test_half_a_character_at_the_very_end_is_told_as_a_replacement():
+    session = running()
+    session.output("stdout", b"\xe2\x82")
+    frame(session, type="result", value=None)
+
+    told = events(session.exited(DIED, 101.0))
+    assert [event["type"] for event in told] == ["stdout", "final"]
+    assert told[0]["payload"]["chunk"] == "\ufffd"
+
+
+def test_output_is_cut_at_the_cap_marked_once_and_counted_on():
+    session = running(max_stdout_bytes=4)
+
+    assert [e["type"] for e in events(session.output("stdout", b"abcd"))] == ["stdout"]
+    assert not session.is_cut("stdout")
+    assert [e["type"] for e in events(session.output("stdout", b"e"))] == ["log"]
+    assert session.output("stdout", b"f") == []
+    session.count_dropped("stdout", 10)
+    frame(session, type="result", value=None)
+
+    stats = final(session)["stats"]
+    assert (stats["stdoutBytes"], stats["truncated"]) == (16, True)
+
+
+def test_a_cap_inside_a_character_leaves_the_character_out():
+    session = running(max_stdout_bytes=4)
+    told = events(session.output("stdout", "ab€".encode()))
+    frame(session, type="result", value=None)
+    told += events(session.exited(DIED, 101.0))
+
+    assert "".join(e["payload"]["chunk"] for e in told if e["type"] == "stdout") == "ab"
+
+
+# Tools.
+
+
+def test_a_tool_call_starts_a_timer_and_its_result_stops_it():
+    session = running(tool_timeout_ms=500, per_tool_deadline_ms=400)
+    told = frame(session, type="tool_call", id=7, name="add", args=[1])
+    (event,) = events(told)
+    call_id = event["payload"]["callId"]
+
+    assert told[1] == StartToolTimer(call_id, 400)
+    assert session.state is State.WAITING_FOR_TOOL
+
+    told = session.tool_result(answer(call_id, {"x": 1}))
+
+    assert told[:2] == [
+        StopToolTimer(call_id),
+        ToGuest({"type": "tool_result", "id": 7, "ok": True, "value": {"x": 1}}),
+    ]
+    assert [e["type"] for e in events(told)] == ["tool_result_applied"]
+    assert session.state is State.RUNNING
+
+
+def test_the_session_waits_until_the_last_of_several_calls_is_answered():
+    session = running()
+    first, second = call(session, 1), call(session, 2)
+    session.tool_result(answer(second))
+    assert session.state is State.WAITING_FOR_TOOL
+    session.tool_result(answer(first))
+    assert session.state is State.RUNNING
+
+
+def test_a_tool_that_does_not_answer_times_out_in_the_guest():
+    session = running(tool_timeout_ms=30)
+    call_id = call(session)
+    told = session.tool_timeout(call_id)
+
+    assert told[1].message["code"] == "TOOL_TIMEOUT"  # type: ignore[union-attr]
+    assert session.state is State.RUNNING
+    assert session.tool_timeout(call_id) == []
+
+
+@pytest.mark.parametrize("case", ["twice", "unknown", "after the verdict", "after a timeout"])
+def test_a_result_that_no_call_waits_for_is_refused_and_changes_nothing(case: str):
+    session = running()
+    call_id = call(session)
+    if case == "twice":
+        session.tool_result(answer(call_id))
+    elif case == "after a timeout":
+        session.tool_timeout(call_id)
+    elif case == "after the verdict":
+        session.cancel("x")
+    before = (session.state, session.next_seq)
+
+    with pytest.raises(RemoteProtocolError) as caught:
+        session.tool_result(answer("c_other" if case == "unknown" else call_id))
+
+    assert (caught.value.field, caught.value.session_id) == ("callId", "s_1")
+    assert (session.state, session.next_seq) == before
+
+
+def test_a_result_that_is_not_json_is_refused_and_the_call_still_waits():
+    session = running()
+    call_id = call(session)
+
+    with pytest.raises(RemoteProtocolError) as caught:
+        session.tool_result(answer(call_id, value=Raw(b"{nope")))
+
+    assert caught.value.field == "value"
+    assert session.tool_result(answer(call_id))
+
+
+def test_one_call_too_many_is_answered_by_the_worker_itself():
+    session = running(max_tool_calls=1)
+    call(session, 1)
+    (told,) = frame(session, type="tool_call", id=2, name="t", args=None)
+
+    assert isinstance(told, ToGuest)
+    assert (told.message["id"], told.message["code"]) == (2, "MAX_TOOL_CALLS_EXCEEDED")
+
+
+def test_the_first_error_ends_the_other_calls_if_the_limits_say_so():
+    session = running(cancel_on_first_error=True)
+    ids = [call(session, number) for number in (1, 2, 3)]
+    told = session.tool_result(answer(ids[1], value=UNSET, success=False, error=ToolError(message="no")))
+
+    assert {item.call_id for item in told if isinstance(item, StopToolTimer)} == set(ids)
+    assert session.state is State.RUNNING
+
+
+def test_the_same_number_for_two_waiting_calls_breaks_the_guest():
+    session = running()
+    call(session, 1)
+
+    assert frame(session, type="tool_call", id=1, name="t", args=None)[-1] == Kill()
+    assert final(session)["error"]["code"] == "GUEST_CRASHED"
+
+
+# Endings.
+
+
+BROKEN = {
+    "no JSON": b"\xff",
+    "an unknown type": b'{"type": "final", "ok": true}',
+    "a call without a name": b'{"type": "tool_call", "id": 1, "name": "", "args": 1}',
+    "a call number below 1": b'{"type": "tool_call", "id": 0, "name": "x", "args": 1}',
+    "a huge message": json.dumps({"type": "error", "code": "X", "message": "x" * 30_000}).encode(),
+    "a result without value": b'{"type": "result"}',
+    "nesting without end": b'{"type": "result", "value": ' + b"[" * 100_000,
+    "an endless number": b'{"type": "result", "value": 1e999999}',
+}
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
+def test_a_frame_that_the_driver_never_sends_ends_the_session(body: bytes):
+    session = running()
+
+    assert session.frame(body) == [Kill()]
+    assert final(session)["error"]["code"] == "GUEST_CRASHED"
+
+
+def test_the_deadline_is_told_before_the_final():
+    session = running(deadline_ms=500)
+    told = session.deadline(100.75)
+
+    assert events(told)[0]["payload"] == {"elapsedMs": 750.0, "budgetMs": 500.0}
+    assert told[-1] == Kill()
+    assert "deadlineMs=500" in final(session)["error"]["message"]
+
+
+def test_the_deadline_may_strike_before_there_is_a_sandbox():
+    session = new(session_ttl_ms=500)
+
+    assert kinds(session.deadline(100.5)) == ["Emit", "Kill"]
+    assert "sessionTtlMs=500" in final(session, None)["error"]["message"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_cancel_ends_a_session_in_any_state(begun: bool):  # noqa: FBT001
+    session = running() if begun else new()
+    if begun:
+        call_id = call(session)
+        assert session.cancel("why") == [StopToolTimer(call_id), Kill()]
+    else:
+        assert session.cancel("why") == [Kill()]
+
+    error = final(session, DIED if begun else None)["error"]
+    assert (error["code"], error["message"]) == ("SESSION_CANCELLED", "why")
+    assert session.state is State.CANCELLED
+
+
+def test_nothing_changes_a_verdict():
+    session = running()
+    frame(session, type="result", value="first")
+
+    assert frame(session, type="error", code="X", message="late") == []
+    assert session.cancel("late") == []
+    assert session.deadline(200.0) == []
+    assert session.fail(Code.INTERNAL_ERROR, "late") == []
+    assert session.tool_timeout("c_1") == []
+    assert final(session)["result"] == "first"
+
+
+@pytest.mark.parametrize(
+    ("exit_", "code", "said"),
+    [
+        (Exit(status=9, cpu_ms=0, peak_memory_bytes=0), "GUEST_CRASHED", "SIGKILL"),
+        (Exit(status=3 << 8, cpu_ms=0, peak_memory_bytes=0), "GUEST_CRASHED", "status 3"),
+        (Exit(status=40, cpu_ms=0, peak_memory_bytes=0), "GUEST_CRASHED", "40"),
+        (Exit(status=9, cpu_ms=0, peak_memory_bytes=0, lost="its zygote ended"), "INTERNAL_ERROR", "zygote ended"),
+        (None, "GUEST_CRASHED", "never came up"),
+    ],
+)
+def test_an_end_without_a_verdict_says_how(exit_: Exit | None, code: str, said: str):
+    error = final(running(), exit_)["error"]
+
+    assert error["code"] == code
+    assert said in error["message"]
+
+
+# Whatever happens, in whatever order.
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+_limits = st.builds(
+    Limits,
+    max_tool_calls=st.integers(1, 4),
+    max_stdout_bytes=st.integers(1, 40),
+    max_result_bytes=st.integers(1, 40),
+    max_tool_result_bytes=st.integers(1, 40),
+    cancel_on_first_error=st.booleans(),
+    deadline_ms=st.sampled_from([0, 5]),
+)
+_exits = st.builds(
+    Exit,
+    status=st.sampled_from([0, 1 << 8, 9, 11, 70 << 8]),
+    cpu_ms=st.floats(0, 1e6),
+    peak_memory_bytes=st.integers(0, 2**40),
+    lost=st.sampled_from(["", "its zygote ended"]),
+)
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Plays the shell, and a sandbox that may do anything."""
+
+    @initialize(limits=_limits, first_seq=st.integers(1, 1000))
+    def accept(self, limits: Limits, first_seq: int) -> None:
+        self.first_seq = first_seq
+        self.session = Session(SessionId("s_1"), limits, now_s=0.0, first_seq=first_seq)
+        self.now_s = 0.0
+        self.lines: list[bytes] = []
+        self.timers: set[str] = set()
+        self.calls: list[str] = []
+        self.begun = self.killed = self.ended = False
+        if first_seq == 1:
+            self.perform(self.session.init("/sessions/s_1/cancel", "2026-01-01T00:00:00Z"))
+
+    def perform(self, told: list[Instruction]) -> None:
+        for item in told:
+            assert not self.ended, "nothing follows the end"
+            if isinstance(item, Emit):
+                check_line(item.line)
+                self.lines.append(item.line)
+            elif isinstance(item, StartToolTimer):
+                assert item.call_id not in self.timers
+                self.timers.add(item.call_id)
+                self.calls.append(item.call_id)
+            elif isinstance(item, StopToolTimer):
+                self.timers.remove(item.call_id)
+            elif isinstance(item, ToGuest):
+                assert self.begun
+                json.dumps(item.message, allow_nan=False)
+            elif isinstance(item, Kill | Let):
+                assert not self.killed, "one verdict, one end"
+                self.killed = True
+            elif isinstance(item, Ended):
+                self.ended = True
+
+    def alive(self) -> bool:
+        return not self.ended
+
+    def guest_runs(self) -> bool:
+        return self.begun and not self.ended
+
+    @precondition(lambda self: not self.begun and not self.ended and not self.killed)
+    @rule()
+    def a_sandbox_is_found(self) -> None:
+        self.begun = True
+        self.perform(self.session.started("code", self.now_s))
+
+    @precondition(guest_runs)
+    @rule(number=st.integers(0, 3), name=st.text(max_size=3), args=_values)
+    def the_guest_calls(self, number: int, name: str, args: Any) -> None:
+        self.perform(frame(self.session, type="tool_call", id=number, name=name, args=args))
+
+    @precondition(guest_runs)
+    @rule(value=_values)
+    def the_guest_returns(self, value: Any) -> None:
+        self.perform(frame(self.session, type="result", value=value))
+
+    @precondition(guest_runs)
+    @rule(code=st.sampled_from([*Code, "NOPE", "", "a b"]), name=st.none() | st.text(max_size=3), line=st.none() | st.integers(0, 9))
+    def the_guest_raises(self, code: str, name: str | None, line: int | None) -> None:
+        self.perform(frame(self.session, type="error", code=code, message="m", name=name, line=line, stack=None))
+
+    @precondition(guest_runs)
+    @rule(body=st.binary(max_size=20))
+    def the_guest_sends_anything(self, body: bytes) -> None:
+        self.perform(self.session.frame(body))
+
+    @precondition(guest_runs)
+    @rule(stream=st.sampled_from(["stdout", "stderr"]), data=st.binary(min_size=1, max_size=12) | st.text(min_size=1, max_size=6).map(str.encode))
+    def the_guest_writes(self, stream: Any, data: bytes) -> None:
+        if self.session.is_cut(stream):
+            self.session.count_dropped(stream, len(data))
+        else:
+            self.perform(self.session.output(stream, data))
+
+    @precondition(alive)
+    @rule(which=st.integers(0, 5), value=_values, outcome=st.sampled_from(["value", "error", "coded", "no JSON"]))
+    def a_result_comes(self, which: int, value: Any, outcome: str) -> None:
+        call_id = self.calls[which] if which < len(self.calls) else "c_unknown"
+        result = answer(call_id, value)
+        if outcome == "no JSON":
+            result = answer(call_id, value=Raw(b"["))
+        elif outcome != "value":
+            error = ToolError(message="no", code="NOPE" if outcome == "coded" else UNSET)
+            result = answer(call_id, value=UNSET, success=False, error=error)
+        waited = call_id in self.timers
+        try:
+            self.perform(self.session.tool_result(result))
+        except RemoteProtocolError:
+            assert not waited or outcome == "no JSON"
+        else:
+            assert waited
+
+    @precondition(alive)
+    @rule(which=st.integers(0, 5))
+    def a_tool_times_out(self, which: int) -> None:
+        if which < len(self.calls) and self.calls[which] in self.timers:
+            self.perform(self.session.tool_timeout(self.calls[which]))
+
+    @precondition(alive)
+    @rule()
+    def a_heartbeat_is_due(self) -> None:
+        self.perform(self.session.heartbeat("2026-01-01T00:00:00.000Z"))
+
+    @precondition(alive)
+    @rule()
+    def the_deadline_strikes(self) -> None:
+        self.now_s += 60.0
+        self.perform(self.session.deadline(self.now_s))
+
+    @precondition(alive)
+    @rule()
+    def somebody_cancels(self) -> None:
+        self.perform(self.session.cancel("enough"))
+
+    @precondition(alive)
+    @rule()
+    def the_worker_gives_up(self) -> None:
+        self.perform(self.session.fail(Code.INTERNAL_ERROR, "we broke"))
+
+    @precondition(lambda self: not self.ended and (self.begun or self.killed))
+    @rule(exit_=_exits)
+    def the_sandbox_dies(self, exit_: Exit) -> None:
+        self.perform(self.session.exited(exit_ if self.begun else None, self.now_s + 1))
+
+    @invariant()
+    def the_stream_is_whole_so_far(self) -> None:
+        if not hasattr(self, "lines"):
+            return
+        numbers = [json.loads(line)["seq"] for line in self.lines]
+        assert numbers == list(range(self.first_seq, self.first_seq + len(numbers)))
+        assert self.session.next_seq == self.first_seq + len(numbers)
+        assert self.session.state.terminal == self.ended
+        assert (self.session.state is State.WAITING_FOR_TOOL) == bool(self.timers)
+        if self.ended:
+            check_stream(self.lines, first_seq=self.first_seq)
+            assert not self.timers, "a timer was left running"
+
+
+TestAnyHistory = AnyHistory.TestCase
+TestAnyHistory.settings = settings(
+    max_examples=150, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
