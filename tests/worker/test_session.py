@@ -65,9 +65,13 @@ def call(session: Session, number: int = 1, name: str = "t") -> str:
     return call_id
 
 
-def answer(call_id: str, value: Any = None, **changes: Any) -> ToolResult:
-    fields = {"session_id": "s_1", "call_id": call_id, "success": True, "value": Raw(json.dumps(value).encode())}
-    return ToolResult(**(fields | changes))
+def answer(call_id: str, value: Any = None) -> ToolResult:
+    raw = value if isinstance(value, Raw) else Raw(json.dumps(value).encode())
+    return ToolResult(session_id="s_1", call_id=call_id, success=True, value=raw)
+
+
+def failure(call_id: str, error: ToolError) -> ToolResult:
+    return ToolResult(session_id="s_1", call_id=call_id, success=False, error=error)
 
 
 def kinds(told: Iterable[Instruction]) -> list[str]:
@@ -161,7 +165,7 @@ def test_a_guest_may_end_with_the_code_of_a_tool_that_failed():
     session = running()
     call_id = call(session)
     error = ToolError(message="gone", code="NOT_FOUND")
-    session.tool_result(answer(call_id, value=UNSET, success=False, error=error))
+    session.tool_result(failure(call_id, error))
     frame(session, type="error", code="NOT_FOUND", message="gone", name="ToolError")
 
     assert final(session)["error"]["code"] == "NOT_FOUND"
@@ -300,7 +304,7 @@ def test_one_call_too_many_is_answered_by_the_worker_itself():
 def test_the_first_error_ends_the_other_calls_if_the_limits_say_so():
     session = running(cancel_on_first_error=True)
     ids = [call(session, number) for number in (1, 2, 3)]
-    told = session.tool_result(answer(ids[1], value=UNSET, success=False, error=ToolError(message="no")))
+    told = session.tool_result(failure(ids[1], ToolError(message="no")))
 
     assert {item.call_id for item in told if isinstance(item, StopToolTimer)} == set(ids)
     assert session.state is State.RUNNING
@@ -506,7 +510,7 @@ class AnyHistory(RuleBasedStateMachine):
             result = answer(call_id, value=Raw(b"["))
         elif outcome != "value":
             error = ToolError(message="no", code="NOPE" if outcome == "coded" else UNSET)
-            result = answer(call_id, value=UNSET, success=False, error=error)
+            result = failure(call_id, error)
         waited = call_id in self.timers
         try:
             self.perform(self.session.tool_result(result))
@@ -547,6 +551,17 @@ class AnyHistory(RuleBasedStateMachine):
     def the_sandbox_dies(self, exit_: Exit) -> None:
         self.perform(self.session.exited(exit_ if self.begun else None, self.now_s + 1))
 
+    @precondition(lambda self: self.ended)
+    @rule()
+    def whatever_comes_late_changes_nothing(self) -> None:
+        session = self.session
+        late = [session.cancel("x"), session.deadline(self.now_s), session.fail(Code.INTERNAL_ERROR, "x")]
+        late += [frame(session, type="result", value=1), *(session.tool_timeout(call_id) for call_id in self.calls)]
+        assert not any(late)
+        for call_id in self.calls:
+            with pytest.raises(RemoteProtocolError):
+                session.tool_result(answer(call_id))
+
     @invariant()
     def the_stream_is_whole_so_far(self) -> None:
         if not hasattr(self, "lines"):
@@ -563,5 +578,5 @@ class AnyHistory(RuleBasedStateMachine):
 
 TestAnyHistory = AnyHistory.TestCase
 TestAnyHistory.settings = settings(
-    max_examples=150, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
