@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 CONFIG = RuntimeConfig(listen=False, pool_size=2)
+PROGRAM = """
+from enclave_worker.api import RuntimeConfig, create_runtime_worker
+worker = create_runtime_worker(RuntimeConfig(pool_size=1))
+worker.start_sync()
+print(worker.execute_sync(None, 'return 6 * 7').result)
+"""
 ENDLESS = "print('up', flush=True)\nwhile True: pass"
 
 
@@ -161,6 +167,9 @@ class TestExecuteSync:
             (("no prefix", "return 1"), "sessionId"),
             ((None, "return 1", {"maxEverything": 1}), "limits.maxEverything"),
             ((None, "#" * 2_000_000), "code"),
+            ((None, 5), "code"),
+            ((7, "return 1"), "sessionId"),
+            ((None, "return 1", 30), "limits"),
         ],
     )
     def test_a_bad_request_names_its_field(self, sync_worker: RuntimeWorker, arguments: Any, field: str) -> None:
@@ -253,16 +262,17 @@ class TestExecuteSync:
         with nothing_leaks():
             live()
 
-    def test_a_program_that_forgets_to_stop_ends_and_so_do_its_sandboxes(self) -> None:
-        program = (
-            "from enclave_worker.api import RuntimeConfig, create_runtime_worker\n"
-            "worker = create_runtime_worker(RuntimeConfig(pool_size=1))\n"
-            "worker.start_sync()\n"
-            "print(worker.execute_sync(None, 'return 6 * 7').result)\n"
-        )
+    @pytest.mark.parametrize("goodbye", ["", "import atexit; atexit.register(worker.stop_sync)"])
+    def test_a_program_that_does_not_stop_before_its_end_ends_and_so_do_its_sandboxes(self, goodbye: str) -> None:
         # The zygote and its sandboxes inherit stderr: it reaches its end only when all of them are gone.
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-        assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", PROGRAM + goodbye],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
 
 
 class TestTools:

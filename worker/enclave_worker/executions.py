@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -38,7 +39,7 @@ from enclave_protocol import events as ev
 from . import tools as tools_
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
     from .sessions import Sessions
 
@@ -104,8 +105,11 @@ def make_execute(session_id: str | None, code: str, limits: Limits | Mapping[str
         limits: all of them, or by their names on the wire those that differ from the worker's defaults.
 
     Raises:
-        RemoteProtocolError: the id has not the form of one.
+        RemoteProtocolError: the id has not the form of one, or something is not what its annotation says.
     """
+    for field, value, kind in (("sessionId", session_id, str | None), ("code", code, str)):
+        if not isinstance(value, kind):
+            raise RemoteProtocolError(f"a {type(value).__name__}", field=field, allowed="a string")
     checked = new_session_id() if session_id is None else parse_session_id(session_id)
     return Execute(session_id=checked, code=code, limits=_named(limits))
 
@@ -175,8 +179,11 @@ def _summed_up(events: list[AnyEvent]) -> ExecutionResult:
 def _named(limits: Limits | Mapping[str, Any] | None) -> dict[str, Any] | msgspec.UnsetType:
     if limits is None:
         return UNSET
-    if not isinstance(limits, Limits):
+    if isinstance(limits, Mapping):
         return dict(limits)
+    if not isinstance(limits, Limits):
+        allowed = "Limits, or a mapping of limits by name"
+        raise RemoteProtocolError(f"a {type(limits).__name__}", field="limits", allowed=allowed)
     # Every field, also those at the wire's defaults: the worker's own defaults may be others.
     values = {field.encode_name: getattr(limits, field.name) for field in msgspec.structs.fields(limits)}
     return {name: value for name, value in values.items() if value is not UNSET}

@@ -348,7 +348,21 @@ class ZygoteProcess:
         self._stopping = True
         self._close()
         # Its parent, the launcher, leaves only when the zygote's namespace is empty.
-        await self.loop.run_in_executor(None, self._process.wait)
+        await self._wait_left()
+
+    async def _wait_left(self) -> None:
+        # Not by a thread that waits: an interpreter that is ending, whose atexit handler stops us, starts no more.
+        if self._process.poll() is not None:
+            return
+        left = asyncio.Event()
+        descriptor = os.pidfd_open(self._process.pid)
+        self.loop.add_reader(descriptor, left.set)
+        try:
+            await left.wait()
+        finally:
+            self.loop.remove_reader(descriptor)
+            os.close(descriptor)
+        self._process.wait()
 
     def _request(self, packet: bytes) -> None:
         if self._stopping:
