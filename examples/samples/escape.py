@@ -12,7 +12,7 @@ def attempt(action):
 
 tried = {
     "read the host's passwords": attempt(lambda: open("/etc/shadow").read()),
-    "list the host's homes": attempt(lambda: os.listdir("/home") + os.listdir("/root")),
+    "list the host's homes": attempt(lambda: os.listdir("/home")),
     "replace the interpreter": attempt(lambda: open(os.path.realpath("/proc/self/exe"), "wb")),
     "reach the internet": attempt(lambda: socket.create_connection(("1.1.1.1", 443), timeout=3)),
     "reach the host's services": attempt(lambda: socket.create_connection(("127.0.0.1", 22), timeout=3)),

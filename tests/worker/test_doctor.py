@@ -89,9 +89,17 @@ def test_few_open_files_are_found_missing() -> None:
 
 def test_a_lost_capability_is_named() -> None:
     # From the bounding set, so that the next program lacks it too.
-    answer = probe_after("capabilities", "kernel.prctl(kernel.PR_CAPBSET_DROP, 21)")
+    answer = probe_after("capabilities", "kernel.prctl(kernel.PR_CAPBSET_DROP, 5)")
 
-    assert (answer["ok"], answer["found"]) == (False, "without SYS_ADMIN")
+    assert (answer["ok"], answer["found"]) == (False, "without KILL")
+
+
+@pytest.mark.parametrize("probe", ["capabilities", "user_namespace", "guest_user_namespace", "proc", "pivot_root"])
+def test_root_that_cannot_do_what_root_does_is_tried_as_an_ordinary_user(probe: str) -> None:
+    answer = probe_after(probe, "kernel.prctl(kernel.PR_CAPBSET_DROP, 21)")
+
+    assert answer["ok"]
+    assert "as root" not in answer["found"]
 
 
 @pytest.mark.parametrize(

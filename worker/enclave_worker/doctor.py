@@ -71,13 +71,13 @@ class _Need:
 
 
 _DOCKER = (
-    "docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN --cap-add SYS_PTRACE --security-opt seccomp=unconfined "
+    "docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN --security-opt seccomp=unconfined "
     "--security-opt apparmor=unconfined --security-opt systempaths=unconfined …"
 )
 _KUBERNETES = (
     "in the pod: hostUsers: false, procMount: Unmasked, appArmorProfile: Unconfined, a seccompProfile that allows "
-    "unshare, mount, umount2, pivot_root, setns and clone, and capabilities.add: [SYS_ADMIN, NET_ADMIN, SYS_PTRACE, "
-    "SETUID, SETGID, SETPCAP, CHOWN, KILL]"
+    "unshare, mount, umount2, pivot_root, setns and clone, and capabilities.add: [SYS_ADMIN, NET_ADMIN, "
+    "SETUID, SETGID, SETPCAP, KILL]"
 )
 _SYSCTLS = (
     "user/max_user_namespaces",
