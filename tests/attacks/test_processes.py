@@ -1,0 +1,174 @@
+"""Other processes: seeing them, signalling them, outliving the session, and making too many."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import NAME_PROCESS, Footprint, children_of, new_name, processes_named
+
+if TYPE_CHECKING:
+    from .conftest import Attack, Target
+
+
+def test_only_the_sandboxes_own_processes_are_seen(attack: Attack):
+    # A pid namespace of its own, and a /proc that belongs to it.
+    outcome = attack("return [os.getpid(), os.getppid(), [n for n in os.listdir('/proc') if n.isdigit()]]")
+
+    assert outcome.result == [1, 0, ["1"]]
+
+
+@pytest.mark.parametrize("number", [0, 9, 15, 19])
+def test_signalling_a_process_of_the_host_finds_none(attack: Attack, number: int):
+    assert attack(f"return attempt(lambda: os.kill({os.getpid()}, {number}))").result == "ESRCH"
+
+
+def test_signalling_everybody_reaches_only_the_sandbox(attack: Attack, target: Target):
+    family = set(children_of(target.pid))
+    # From a child, because kill(-1) spares pid 1 and the caller.
+    outcome = attack("""
+import signal, time
+victim = os.fork()
+if victim == 0:
+    time.sleep(100)
+if os.fork() == 0:
+    os.kill(-1, signal.SIGKILL)
+    os._exit(0)
+return os.waitpid(victim, 0)[1]
+""")
+
+    assert outcome.result == 9
+    assert min(family) in children_of(target.pid), "the launcher lives"
+
+
+@pytest.mark.parametrize("name", ["SIGSTOP", "SIGKILL"])
+def test_stopping_or_killing_itself_is_refused_because_pid_1_would_not_hear_it(attack: Attack, name: str):
+    outcome = attack(f"""
+import signal
+def by_tgkill():
+    signal.raise_signal(signal.{name})
+return [attempt(lambda: os.kill(1, signal.{name})), attempt(by_tgkill)]
+""")
+
+    assert outcome.result == ["EPERM", "EPERM"]
+
+
+def test_stopping_a_child_is_the_guests_own_business(attack: Attack):
+    outcome = attack("""
+import signal, time
+child = os.fork()
+if child == 0:
+    time.sleep(100)
+os.kill(child, signal.SIGSTOP)
+return os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
+""")
+
+    assert outcome.result is True
+
+
+def test_tracing_ones_own_child_is_refused(attack: Attack):
+    outcome = attack("""
+child = os.fork()
+if child == 0:
+    os._exit(0 if _libc.ptrace(0, 0, 0, 0) < 0 else 1)
+return os.waitpid(child, 0)[1]
+""")
+
+    assert outcome.result == 0
+
+
+def test_a_daemon_that_left_session_and_group_dies_with_its_session(attack: Attack):
+    name = new_name()
+    outcome = attack(
+        NAME_PROCESS.format(name=name)
+        + """
+import signal, time
+for _ in range(3):
+    if os.fork() == 0:
+        os.setsid()
+        for number in range(1, 32):
+            try: signal.signal(number, signal.SIG_IGN)
+            except OSError: pass
+        if os.fork() == 0:
+            for fd in range(10):
+                try: os.close(fd)
+                except OSError: pass
+            time.sleep(1000)
+        os._exit(0)
+return 'left'
+"""
+    )
+
+    assert outcome.result == "left"
+    assert processes_named(name) == []
+
+
+def test_a_fork_bomb_stops_at_the_process_limit_and_is_gone_at_the_deadline(attack: Attack):
+    name = new_name()
+    outcome = attack(
+        NAME_PROCESS.format(name=name)
+        + """
+import time
+made = 0
+for _ in range(500):
+    try:
+        if os.fork() == 0:
+            time.sleep(1000)
+    except BlockingIOError:
+        break
+    made += 1
+print(made)
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+""",
+        deadlineMs=1500,
+    )
+
+    assert int(outcome.stdout.splitlines()[0]) < 64
+    assert outcome.code == "DEADLINE_EXCEEDED"
+    assert processes_named(name) == []
+
+
+def test_a_thread_bomb_stops_at_the_same_limit(attack: Attack):
+    outcome = attack("""
+import threading, time
+made = 0
+try:
+    for made in range(500):
+        threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+except RuntimeError:
+    return made
+""")
+
+    assert outcome.result < 64
+
+
+def test_processes_of_one_sandbox_do_not_use_up_anothers_limit(attack: Attack):
+    # NPROC is counted by user and user namespace, and both are the sandbox's own.
+    for _ in range(2):
+        assert attack("""
+pids = []
+for _ in range(40):
+    pid = os.fork()
+    if pid == 0:
+        import time
+        time.sleep(100)
+    pids.append(pid)
+return len(pids)
+""").result == 40
+
+
+def test_attacks_leave_no_process_descriptor_or_mount_behind(attack: Attack, target: Target):
+    attack("return 1")
+    before = target.metric("process_open_fds"), Footprint.now().mounts
+    for _ in range(10):
+        attack("if os.fork() == 0:\n    os.setsid()\n    while True: pass\nos._exit(1)")
+        attack("while True: pass", deadlineMs=30)
+
+    assert (target.metric("process_open_fds"), Footprint.now().mounts) <= (before[0] + 3, before[1])
+    assert len(children_of(target.pid)) <= 2 + 2 + 2, "launcher, zygote, the warm pool, and what is being made"

@@ -1,0 +1,83 @@
+"""The `enclave-runtime` command: one line for what is wrong, and a clean end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import PATIENCE_S, children_of, client_of, watched, worker_process
+
+
+def command(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "enclave_worker.cli", *options],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def test_a_port_in_use_is_one_line_that_says_what_to_do():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = command("--port", str(taken.getsockname()[1]))
+
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "choose another --port" in done.stderr
+
+
+def test_an_address_that_is_not_ours_is_one_line():
+    done = command("--host", "203.0.113.1", "--port", "0")
+
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "--host" in done.stderr
+
+
+@pytest.mark.parametrize("option", [["--max-sessions", "0"], ["--port", "70000"], ["--no-such"]])
+def test_a_wrong_option_is_refused_before_anything_starts(option: list[str]):
+    done = command(*option)
+
+    assert done.returncode == 2
+    assert "Usage" in done.stderr
+
+
+def test_the_first_line_says_where_it_listens():
+    with worker_process() as (_, url):
+        assert re.fullmatch(r"ws://127\.0\.0\.1:\d+/ws", url)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_cleanly_with_its_whole_family(number: signal.Signals):
+    with worker_process("--grace-s", "0", "--max-sessions", "3") as (process, url):
+        async with client_of(url) as client:
+            assert client.hello["maxSessions"] == 3
+            session = await client.start("print('up', flush=True)\nwhile True: pass")
+            await client.until_written(session, "up")
+            with watched(children_of(process.pid)) as wait_gone:
+                process.send_signal(number)
+                run = await client.finish(session)
+                assert process.wait(PATIENCE_S) == 0
+                wait_gone()
+
+    assert run.code == "SESSION_CANCELLED"
+
+
+def test_options_have_environment_variables():
+    done = subprocess.run(
+        [sys.executable, "-m", "enclave_worker.cli"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+        env={"ENCLAVE_PORT": "nonsense"},
+    )
+
+    assert done.returncode == 2
+    assert "ENCLAVE_PORT" in done.stderr or "--port" in done.stderr
