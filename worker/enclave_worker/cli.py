@@ -15,6 +15,7 @@ from enclave_protocol import SandboxError, __version__
 
 from .config import RuntimeConfig
 from .runtime import create_runtime_worker
+from .sessions import MIN_MEMORY_BYTES
 
 _DEFAULTS = RuntimeConfig()
 
@@ -36,6 +37,13 @@ _DEFAULTS = RuntimeConfig()
     show_default=True,
     type=click.IntRange(1000),
     help="Started as root: first host user id of sandboxes.",
+)
+@click.option(
+    "--memory-limit-bytes",
+    default=_DEFAULTS.memory_limit_bytes,
+    show_default=True,
+    type=click.IntRange(MIN_MEMORY_BYTES),
+    help="Address space of each of a guest's processes.",
 )
 @click.option("--worker-id", default="", help="Name in logs and metrics [default: host name and process id].")
 @click.option(

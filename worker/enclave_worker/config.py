@@ -25,6 +25,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a session's limits are when it does not set them."""
     max_code_bytes: int = 1024 * 1024
     """Largest `code`, in UTF-8 bytes."""
+    memory_limit_bytes: int = 512 * 1024 * 1024
+    """Address space of each of a guest's processes; a session's `memoryLimitBytes` can only lower it."""
     send_buffer_bytes: int = 8 * 1024 * 1024
     """Events that may wait for one connection. Beyond it, its guests are no longer read and block on their output."""
     first_uid: int = 200_000

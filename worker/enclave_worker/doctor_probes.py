@@ -32,10 +32,7 @@ NOSUID_NODEV = 2 | 4
 READ_ONLY_NOSUID_NODEV_NOEXEC = 15
 UNPRIVILEGED_UID = 20_000
 DEATH_TIMEOUT_S = 5.0
-# With fewer than the first, a worker treats root as an ordinary user; with them it also uses the second.
-CAP_SYS_ADMIN = 21
-ROOT_CAPABILITIES = {"SETGID": 6, "SETUID": 7, "SETPCAP": 8, "SYS_ADMIN": CAP_SYS_ADMIN}
-FURTHER_CAPABILITIES = {"KILL": 5, "NET_ADMIN": 12}
+CAP_SYS_ADMIN = kernel.ROOT_CAPABILITIES["SYS_ADMIN"]
 LANDLOCK_CREATE_RULESET = 444
 GETPPID = {"x86_64": 110, "aarch64": 173}
 
@@ -62,22 +59,9 @@ def enter_user_namespace() -> None:
     write("/proc/self/gid_map", f"0 {gid} 1")
 
 
-def lacking(capabilities: dict[str, int]) -> list[str]:
-    """Return the names of those that this process does not have."""
-    with open("/proc/self/status") as file:  # noqa: PTH123 - the module is kept small
-        line = next(line for line in file if line.startswith("CapEff:"))
-    effective = int(line.split()[1], 16)
-    return [name for name, bit in capabilities.items() if not effective >> bit & 1]
-
-
-def acts_as_root() -> bool:
-    """Whether a worker would use root's privileges; a container's root often has too few."""
-    return os.geteuid() == 0 and not lacking(ROOT_CAPABILITIES)
-
-
 def be_privileged() -> None:
     """Have the privileges that the zygote has: root's own, or those over a user namespace."""
-    if not acts_as_root():
+    if not kernel.acts_as_root():
         enter_user_namespace()
 
 
@@ -119,7 +103,7 @@ def stage() -> bytes:
 
 def user_namespace() -> str:
     """The launcher's, for an ordinary user."""
-    if acts_as_root():
+    if kernel.acts_as_root():
         in_child(lambda: kernel.unshare(kernel.CLONE_NEWUSER) or "")
         return "as root"
     enter_user_namespace()
@@ -128,7 +112,7 @@ def user_namespace() -> str:
 
 def guest_user_namespace() -> str:
     """The guest's, entered last: without root by a nested one, as root after giving up root."""
-    if acts_as_root():
+    if kernel.acts_as_root():
         kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
         os.setresgid(UNPRIVILEGED_UID, UNPRIVILEGED_UID, UNPRIVILEGED_UID)
         os.setresuid(UNPRIVILEGED_UID, UNPRIVILEGED_UID, UNPRIVILEGED_UID)
@@ -318,10 +302,8 @@ def capabilities() -> str:
     """What root must still be able to do; containers take some away."""
     if os.geteuid() != 0:
         return "not root: none needed"
-    if missing := lacking(ROOT_CAPABILITIES):
+    if missing := kernel.lacking_capabilities():
         return f"as an ordinary user, without {', '.join(missing)}"
-    if missing := lacking(FURTHER_CAPABILITIES):
-        raise Missing(f"without {', '.join(missing)}")
     return "all there"
 
 

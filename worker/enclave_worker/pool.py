@@ -171,6 +171,9 @@ class Pool:
         log.error("sandbox %d: %s", sandbox.number, reason)
         sandbox.kill()
 
+    def on_hangup(self, sandbox: Sandbox) -> None:
+        """It is dying: nothing closes the socket of a sandbox that runs no code."""
+
     def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
         """A sandbox that runs no code writes only if our driver failed."""
         log.error(
@@ -266,6 +269,9 @@ class _Retired:
 
     def on_broken(self, sandbox: Sandbox, reason: str) -> None:
         """Ignore it: the session has its verdict."""
+
+    def on_hangup(self, sandbox: Sandbox) -> None:
+        """Good."""
 
     def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
         """Throw it away: it was written after the session's end."""

@@ -25,6 +25,7 @@ from .sandbox.plan import make_plan
 from .sandbox.spec import bare, interpreter, python_spec
 from .server import WEBSOCKET_PATH, WorkerServer
 from .sessions import Sessions
+from .zygote.kernel import acts_as_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from .sandbox.plan import Privilege
 
 LEVEL = "SECURE"
-_NEEDED_CAPABILITIES = (6, 7, 8, 21)
-"""CAP_SETGID, CAP_SETUID, CAP_SETPCAP and CAP_SYS_ADMIN: with fewer, root is no better than an ordinary user."""
 _DYING_MARGIN = 16
 """Sandboxes that may still be dying while their sessions' slots are taken again."""
 
@@ -181,10 +180,11 @@ class RuntimeWorker(Observable):
         """Serve one channel inside this process, `hello` first, until either end closes it or the worker stops.
 
         Raises:
-            LocalProtocolError: the worker does not run.
+            ConnectionRefusedError: the worker does not run.
         """
-        self.require_running()
-        assert self._embedding is not None, "a running worker has one"
+        if self._embedding is None or self._state is not RuntimeState.RUNNING:
+            await channel.close()
+            raise ConnectionRefusedError(f"the worker is {self._state}")
         await self._embedding.serve(channel)
 
     async def execute(
@@ -315,25 +315,16 @@ def _or_0(part: Sessions | Pools | None, name: str) -> float:
 
 
 def _make_pools(config: RuntimeConfig) -> Pools:
-    privilege = _privilege()
+    privilege: Privilege = "root" if acts_as_root() else "user"
     max_live = config.max_sessions + config.pool_size + _DYING_MARGIN
     first_uid = _first_uid(config.first_uid, 2 * max_live) if privilege == "root" else 0
-    spec = python_spec()
+    spec = python_spec(memory_limit_bytes=config.memory_limit_bytes)
     pools = []
     for number, kind in enumerate((bare(spec), spec)):
         plan = make_plan(kind, privilege=privilege, uid=os.geteuid(), gid=os.getegid())
         uids_from = first_uid + number * max_live  # no two live sandboxes share one, whichever pool made them
         pools.append(Pool(plan, interpreter(), size=config.pool_size, max_live=max_live, first_uid=uids_from))
     return Pools(*pools)
-
-
-def _privilege() -> Privilege:
-    """Find out whether we are root with what root needs; a container's root often is not."""
-    if os.geteuid() != 0:
-        return "user"
-    with open("/proc/self/status") as file:  # noqa: PTH123 - a kernel file
-        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff"))
-    return "root" if all(effective >> bit & 1 for bit in _NEEDED_CAPABILITIES) else "user"
 
 
 def _first_uid(wanted: int, count: int) -> int:

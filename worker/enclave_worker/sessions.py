@@ -57,6 +57,12 @@ LANGUAGES = ("python",)
 PROFILES = ("python",)
 
 
+MIN_MEMORY_BYTES = 64 * 1024 * 1024
+"""Least `memoryLimitBytes`: the interpreter itself takes half of it in address space."""
+_HANGUP_GRACE_S = 0.2
+"""How long the word of a death may come after the end of the guest's socket, which dies a little earlier."""
+
+
 class Sink(Protocol):
     """Where a session's events go."""
 
@@ -194,10 +200,15 @@ class Sessions:
         if message.limits is UNSET:
             return self.config.default_limits
         try:
-            return parse_limits(message.limits, defaults=self.config.default_limits)
+            limits = parse_limits(message.limits, defaults=self.config.default_limits)
         except RemoteProtocolError as error:
             error.session_id = session_id
             raise
+        memory, most = limits.memory_limit_bytes, self.config.memory_limit_bytes
+        if memory is not UNSET and not MIN_MEMORY_BYTES <= memory <= most:
+            allowed = f"{MIN_MEMORY_BYTES} to {most} bytes on this worker"
+            raise _bad(session_id, "limits.memoryLimitBytes", f"{memory} bytes", allowed)
+        return limits
 
 
 class _Run:
@@ -264,6 +275,10 @@ class _Run:
         del sandbox
         if not self.session.decided:
             self._perform(self.session.broken(reason))
+
+    def on_hangup(self, sandbox: Sandbox) -> None:
+        """The guest closed its socket: dead in a moment, or else unable to ever return a result."""
+        self._timers["hangup"] = self._loop.call_later(_HANGUP_GRACE_S, self.on_broken, sandbox, "it was closed")
 
     def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
         """The guest wrote something."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("enclave.worker")
 
 _MAX_MESSAGE_CHARS = 10_000
+_ANY_ARGUMENTS = inspect.signature(lambda *_args, **_kwargs: None)
 
 
 async def answer(sessions: Sessions, call: ToolCall, tools: Tools) -> None:
@@ -46,7 +47,7 @@ async def _run(call: ToolCall, tools: Tools) -> ToolResult:
     if tool is None:
         return _failed(call, Code.UNKNOWN_TOOL, f"no tool {name!r} (tools: {', '.join(sorted(tools)) or 'none'})")
     try:
-        bound = _bind(inspect.signature(tool), call.payload.args)
+        bound = _bind(_signature(tool), call.payload.args)
     except TypeError as error:
         return _failed(call, Code.VALIDATION_ERROR, f"{name}: {error}")
     try:
@@ -54,11 +55,26 @@ async def _run(call: ToolCall, tools: Tools) -> ToolResult:
             value = await tool(*bound.args, **bound.kwargs)
         else:
             value = await _in_thread(lambda: tool(*bound.args, **bound.kwargs))
-    except Exception as error:  # noqa: BLE001 - a tool may raise anything, and the guest is told
+            if inspect.isawaitable(value):  # an async function in disguise, such as an object's __call__
+                value = await value
+    except asyncio.CancelledError:
+        # Either the session ended, and this task was cancelled; or the tool let a cancellation of its own escape.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return _failed(call, Code.EXECUTION_ERROR, "CancelledError")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a tool may raise anything, and the guest is told
         code = getattr(error, "code", None)
         said = f"{type(error).__name__}: {error}".removesuffix(": ")
         return _failed(call, code if isinstance(code, str) and code else Code.EXECUTION_ERROR, said)
     return _succeeded(call, value)
+
+
+def _signature(tool: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(tool)
+    except ValueError:  # some builtins have none: they say themselves what does not fit
+        return _ANY_ARGUMENTS
 
 
 def _bind(signature: inspect.Signature, args: object) -> inspect.BoundArguments:

@@ -71,6 +71,9 @@ class Owner(Protocol):
     def on_broken(self, sandbox: Sandbox, reason: str) -> None:
         """The guest's socket can't be understood, or it lets too much pile up."""
 
+    def on_hangup(self, sandbox: Sandbox) -> None:
+        """The guest closed its end of the control socket. It may have died; if so, `on_exit` is about to follow."""
+
     def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
         """Something was written; the answer says whether more of this stream is wanted (else it is thrown away)."""
 
@@ -224,8 +227,8 @@ class Sandbox:
         except OSError:
             data = b""
         if not data:
-            # The guest closed its end. Its death, if that is what it is, is the zygote's to report.
             self._loop.remove_reader(self._control.fileno())
+            self.owner.on_hangup(self)
             return False
         self._inbox += data
         while not self._closed and (body := self._next_frame()) is not None:

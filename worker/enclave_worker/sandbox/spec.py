@@ -40,6 +40,22 @@ class Rlimit(msgspec.Struct, frozen=True, kw_only=True):
         return int(getattr(resource, f"RLIMIT_{self.name}"))
 
 
+RLIMITS = (
+    # With a core_pattern that is a pipe the kernel ignores 0; only the value 1 keeps the helper from running.
+    Rlimit(name="CORE", soft=1, hard=1),
+    Rlimit(name="NOFILE", soft=256, hard=256),
+    Rlimit(name="NPROC", soft=64, hard=64),
+    Rlimit(name="FSIZE", soft=64 * MIB, hard=64 * MIB),
+    Rlimit(name="STACK", soft=8 * MIB, hard=64 * MIB),
+    Rlimit(name="MEMLOCK", soft=65536, hard=65536),
+    Rlimit(name="MSGQUEUE", soft=65536, hard=65536),
+    Rlimit(name="SIGPENDING", soft=512, hard=512),
+    Rlimit(name="NICE", soft=0, hard=0),
+    Rlimit(name="RTPRIO", soft=0, hard=0),
+)
+"""What every sandbox is limited to beside memory, per process; NPROC counts the whole sandbox."""
+
+
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a guest sees and may use. `plan` turns it into steps."""
 
@@ -70,20 +86,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Whether `lo` is up. It leads nowhere else either way."""
     preload: tuple[str, ...] = ()
     """Modules that the zygote imports, so that importing them costs a guest nothing, and every fork a little."""
-    rlimits: tuple[Rlimit, ...] = (
-        # With a core_pattern that is a pipe the kernel ignores 0; only the value 1 keeps the helper from running.
-        Rlimit(name="CORE", soft=1, hard=1),
-        Rlimit(name="NOFILE", soft=256, hard=256),
-        Rlimit(name="NPROC", soft=64, hard=64),
-        Rlimit(name="FSIZE", soft=64 * MIB, hard=64 * MIB),
-        Rlimit(name="AS", soft=1024 * MIB, hard=1024 * MIB),
-        Rlimit(name="STACK", soft=8 * MIB, hard=64 * MIB),
-        Rlimit(name="MEMLOCK", soft=65536, hard=65536),
-        Rlimit(name="MSGQUEUE", soft=65536, hard=65536),
-        Rlimit(name="SIGPENDING", soft=512, hard=512),
-        Rlimit(name="NICE", soft=0, hard=0),
-        Rlimit(name="RTPRIO", soft=0, hard=0),
-    )
+    rlimits: tuple[Rlimit, ...]
 
 
 PRELOADED = (
@@ -94,8 +97,12 @@ PRELOADED = (
 """What most code that imports anything imports. A fork costs 0.3 ms without them and 0.9 ms with them."""
 
 
-def python_spec() -> SandboxSpec:
-    """Return the sandbox of the `python` profile on this host: its interpreter, its system libraries, nothing else."""
+def python_spec(*, memory_limit_bytes: int) -> SandboxSpec:
+    """Return the sandbox of the `python` profile on this host: its interpreter, its system libraries, nothing else.
+
+    Args:
+        memory_limit_bytes: address space of each of the guest's processes.
+    """
     visible, links = _system_directories()
     directories, files = _interpreter_parts()
     visible += [path for path in directories if not _below(path, visible)]
@@ -106,6 +113,7 @@ def python_spec() -> SandboxSpec:
         hidden=tuple(path for path in _installed_packages() if _below(path, visible)),
         links=tuple(links),
         preload=PRELOADED,
+        rlimits=(*RLIMITS, Rlimit(name="AS", soft=memory_limit_bytes, hard=memory_limit_bytes)),
         files=(
             ("/etc/passwd", "sandbox:x:1000:1000::/workspace:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"),
             ("/etc/group", "sandbox:x:1000:\nnogroup:x:65534:\n"),

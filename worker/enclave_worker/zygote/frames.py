@@ -14,22 +14,25 @@ if TYPE_CHECKING:  # `typing` itself is too large for a zygote
 
 HEADER = struct.Struct(">I")
 
+# Bound here, before there is a guest: one that replaces `len` or `json.dumps` for itself does not break its own driver.
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
+_header = HEADER.pack
+_size = len
+_write = os.write
 
 
-def pack(message: Message) -> bytes:
-    """Return `message` (a dict) as a frame."""
-    body = _encode(message).encode()
-    return HEADER.pack(len(body)) + body
+def encode(value: object) -> bytes:
+    """Return `value` as JSON. Raises whatever an object that is not JSON raises when it is looked at."""
+    return _encode(value).encode()
 
 
 def unpack(buffer: bytearray) -> Message | None:
-    """Take the first whole frame off `buffer` (a bytearray) and return its message, or None if there is none yet."""
-    if len(buffer) < HEADER.size:
+    """Take the first whole frame off `buffer` and return its message, or None if there is none yet."""
+    if _size(buffer) < HEADER.size:
         return None
     end = HEADER.size + HEADER.unpack_from(buffer)[0]
-    if len(buffer) < end:
+    if _size(buffer) < end:
         return None
     body = buffer[HEADER.size : end].decode()
     del buffer[:end]
@@ -37,8 +40,8 @@ def unpack(buffer: bytearray) -> Message | None:
     return message
 
 
-def write(fd: int, message: Message) -> None:
-    """Send `message` as a frame on a bare descriptor."""
-    frame = pack(message)
+def write(fd: int, body: bytes) -> None:
+    """Send JSON text as a frame on a bare descriptor."""
+    frame = _header(_size(body)) + body
     while frame:
-        frame = frame[os.write(fd, frame) :]
+        frame = frame[_write(fd, frame) :]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import _ast
 import builtins
 import io
-import json
 import linecache
 import math
 import os
@@ -58,6 +57,9 @@ class ToolError(Exception):
         self.code = code
 
 
+ToolError.__module__ = "__main__"  # where guests find it, and so how a traceback calls it
+
+
 class Worker:
     """The worker's end of the control socket, as the guest sees it."""
 
@@ -69,9 +71,9 @@ class Worker:
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def send(self, message: Message) -> None:
+    def send(self, body: bytes) -> None:
         """Send one frame; blocks while the worker is busy, which holds up nobody else."""
-        frames.write(self._fd, message)
+        frames.write(self._fd, body)
 
     def receive(self) -> Message | None:
         """Block until the next frame; None at the end of the connection."""
@@ -122,7 +124,8 @@ class Worker:
             raise RuntimeError("call_tool: use `await call_tool(...)` at the top level of the code")
         self._last_call += 1
         call, future = self._last_call, self._loop.create_future()
-        self.send({"type": "tool_call", "id": call, "name": name, "args": named if args is None else args})
+        message = {"type": "tool_call", "id": call, "name": name, "args": named if args is None else args}
+        self.send(frames.encode(message))
         self._pending[call] = future
         return await future
 
@@ -140,7 +143,7 @@ def prepare() -> None:
 def main() -> None:
     """Run one session's code, then wait for the end. Never returns."""
     worker = Worker(CONTROL_FD)
-    worker.send({"type": "ready"})
+    worker.send(b'{"type":"ready"}')
     request = worker.receive()
     if request is None:
         os._exit(0)
@@ -156,15 +159,17 @@ def main() -> None:
         os.read(CONTROL_FD, 65536) or os._exit(0)
 
 
-def _run(worker: Worker, request: Message) -> Message:
+def _run(worker: Worker, request: Message) -> bytes:
     """Compile and run; return the frame that tells how it ended."""
+    if request["memoryLimitBytes"]:
+        resource.setrlimit(resource.RLIMIT_AS, (request["memoryLimitBytes"], request["memoryLimitBytes"]))
     try:
-        if request["memoryLimitBytes"]:
-            resource.setrlimit(resource.RLIMIT_AS, (request["memoryLimitBytes"], request["memoryLimitBytes"]))
         source = request["code"]
         linecache.cache[FILENAME] = (len(source), None, source.splitlines(keepends=True), FILENAME)
         function = _compile(source, _main_module(worker))
-    except (SyntaxError, ValueError, RecursionError, OverflowError, MemoryError) as error:
+    except MemoryError as error:
+        return _failure(error)
+    except (SyntaxError, ValueError, RecursionError, OverflowError) as error:
         return _syntax_error(error)
     if function.__code__.co_flags & _COROUTINE:
         return _run_in_loop(worker, function, request["maxResultBytes"])
@@ -175,7 +180,7 @@ def _run(worker: Worker, request: Message) -> Message:
     return _result(value, request["maxResultBytes"])
 
 
-def _run_in_loop(worker: Worker, function: types.FunctionType, max_result_bytes: int) -> Message:
+def _run_in_loop(worker: Worker, function: types.FunctionType, max_result_bytes: int) -> bytes:
     import asyncio  # noqa: PLC0415 - only guests that await need it
 
     loop = asyncio.new_event_loop()
@@ -184,7 +189,7 @@ def _run_in_loop(worker: Worker, function: types.FunctionType, max_result_bytes:
     return loop.run_until_complete(_run_async(function, max_result_bytes))
 
 
-async def _run_async(function: types.FunctionType, max_result_bytes: int) -> Message:
+async def _run_async(function: types.FunctionType, max_result_bytes: int) -> bytes:
     try:
         value = await function()
     except BaseException as error:  # noqa: BLE001 - whatever the guest raises is how it ended
@@ -258,19 +263,18 @@ def _walk(node: _ast.AST) -> Iterator[_ast.AST]:
                 yield from _walk(child)
 
 
-def _result(value: object, max_bytes: int) -> Message:
+def _result(value: object, max_bytes: int) -> bytes:
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-        size = len(text.encode())
+        text = frames.encode(value)
     except MemoryError as error:
         return _failure(error)
     except Exception as error:  # noqa: BLE001 - a guest's object may raise anything when it is looked at
         where = _unserializable(value, "result") or f"result: {_safe_text(error)}"
         return _error("RESULT_NOT_SERIALIZABLE", f"{where}. Return JSON: dict, list, str, int, float, bool or None")
-    if size > max_bytes:
-        message = f"the result is {size} bytes as JSON, more than maxResultBytes={max_bytes}"
+    if len(text) > max_bytes:
+        message = f"the result is {len(text)} bytes as JSON, more than maxResultBytes={max_bytes}"
         return _error("RESULT_TOO_LARGE", message)
-    return {"type": "result", "value": value}
+    return b'{"type":"result","value":%b}' % text
 
 
 def _unserializable(value: object, path: str, depth: int = 0) -> str | None:
@@ -302,17 +306,17 @@ def _unserializable_leaf(value: object, path: str) -> str | None:
     return None if isinstance(value, (int, type(None))) else f"{path} is a {type(value).__name__}"
 
 
-def _syntax_error(error: Exception) -> Message:
+def _syntax_error(error: Exception) -> bytes:
     line = getattr(error, "lineno", None)
     message = error.msg if isinstance(error, SyntaxError) else _safe_text(error) or "the code is nested too deeply"
     stack = "".join(traceback.format_exception_only(error))
     return _error("SYNTAX_ERROR", message, name=type(error).__name__, line=line, stack=stack)
 
 
-def _failure(error: BaseException) -> Message:
+def _failure(error: BaseException) -> bytes:
     """Return the frame for an exception that the guest let out."""
     if isinstance(error, SystemExit) and not error.code:
-        return {"type": "result", "value": None}
+        return b'{"type":"result","value":null}'
     code = "EXECUTION_ERROR"
     if isinstance(error, ToolError) and isinstance(error.code, str):
         code = error.code
@@ -347,15 +351,17 @@ def _safe_text(error: BaseException) -> str:
 
 def _error(
     code: str, message: str, *, name: str | None = None, line: int | None = None, stack: str | None = None
-) -> Message:
-    return {
-        "type": "error",
-        "code": code,
-        "message": _cut(message, MAX_MESSAGE_CHARS),
-        "name": _cut(name, 200),
-        "line": line,
-        "stack": _cut(stack, MAX_STACK_CHARS),
-    }
+) -> bytes:
+    return frames.encode(
+        {
+            "type": "error",
+            "code": code,
+            "message": _cut(message, MAX_MESSAGE_CHARS),
+            "name": _cut(name, 200),
+            "line": line,
+            "stack": _cut(stack, MAX_STACK_CHARS),
+        }
+    )
 
 
 def _cut(text: str | None, limit: int) -> str | None:

@@ -30,6 +30,9 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 # NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE on, KEEP_CAPS off, all four locked.
 SECUREBITS_LOCKED = 0xEF
 
+ROOT_CAPABILITIES = {"KILL": 5, "SETGID": 6, "SETUID": 7, "SETPCAP": 8, "NET_ADMIN": 12, "SYS_ADMIN": 21}
+"""What a worker that is started as root uses. With fewer, as in many containers, root acts as an ordinary user."""
+
 _ARCH = os.uname().machine
 _NR = {
     "x86_64": {"pivot_root": 155, "keyctl": 250, "capset": 126, "seccomp": 317},
@@ -157,3 +160,15 @@ def raise_loopback() -> None:
         _check(_libc.ioctl(fd, _ulong(_SIOCSIFFLAGS), request), "SIOCSIFFLAGS lo")
     finally:
         os.close(fd)
+
+
+def lacking_capabilities() -> list[str]:
+    """Return the names of those of `ROOT_CAPABILITIES` that this process does not have."""
+    with open("/proc/self/status") as file:
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return [name for name, bit in ROOT_CAPABILITIES.items() if not effective >> bit & 1]
+
+
+def acts_as_root() -> bool:
+    """Whether a worker uses root's privileges."""
+    return os.geteuid() == 0 and not lacking_capabilities()

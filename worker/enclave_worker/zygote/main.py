@@ -168,7 +168,7 @@ class Zygote:
             gc.enable()
             self._run_guest()
         except steps.StepFailed as failure:
-            frames.write(_CONTROL_FD, _failed(failure))
+            frames.write(_CONTROL_FD, frames.encode(_failed(failure)))
         finally:
             os._exit(70)
 
