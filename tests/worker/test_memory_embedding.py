@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from enclave_broker import create_broker
-from enclave_protocol import Final, LocalProtocolError
+from enclave_protocol import Final
 from enclave_protocol.events import Stdout
 from enclave_worker.api import (
     ChannelClosed,
@@ -25,6 +25,8 @@ from tests.worker.leaks import nothing_leaks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from enclave_protocol import AnyEvent
 
 CONFIG = RuntimeConfig(listen=False, pool_size=2)
 ENDLESS = "print('up', flush=True)\nwhile True: pass"
@@ -54,6 +56,12 @@ async def read_until(client: MemoryChannel, kind: str) -> list[dict[str, Any]]:
     while not seen or seen[-1]["type"] != kind:
         seen.append(json.loads(await client.recv()))
     return seen
+
+
+async def result_of(events: AsyncIterator[AnyEvent]) -> object:
+    *_, final = [event async for event in events]
+    assert isinstance(final, Final)
+    return final.payload.result if final.payload.ok else final.payload.error
 
 
 async def test_a_channel_carries_the_same_messages_as_the_port(client: MemoryChannel) -> None:
@@ -127,9 +135,11 @@ async def test_a_client_that_does_not_read_holds_up_neither_other_clients_nor_th
 
 
 async def test_a_worker_that_does_not_run_serves_no_channel() -> None:
-    _, server = create_memory_channel_pair()
-    with pytest.raises(LocalProtocolError, match="worker is stopped"):
+    client, server = create_memory_channel_pair()
+    with pytest.raises(ConnectionRefusedError, match="worker is stopped"):
         await create_runtime_worker(CONFIG).handle(server)
+    with pytest.raises(ChannelClosed):
+        await client.recv()
 
 
 async def test_a_broker_runs_sessions_and_tools_on_embedded_workers() -> None:
@@ -150,6 +160,17 @@ async def test_a_broker_runs_sessions_and_tools_on_embedded_workers() -> None:
         assert json.loads(answer.text.splitlines()[-1])["payload"]["error"]["name"] == "KeyError"
     assert [worker.get_state() for worker in workers] == [RuntimeState.STOPPED] * 2
     assert sum(worker.get_stats().total_executions for worker in workers) == 2
+
+
+async def test_a_broker_survives_an_embedded_worker_that_is_stopped_and_started_under_it() -> None:
+    worker = create_runtime_worker(CONFIG)
+    settings: dict[str, Any] = {"port": 0, "reconnect_min_s": 0.01, "reconnect_max_s": 0.05}
+    async with create_broker(mode="embedded", runtimes=[worker], **settings) as broker:
+        assert await result_of(broker.execute("return 1")) == 1
+        await worker.stop()
+        waiting = asyncio.create_task(result_of(broker.execute("return 2")))
+        await worker.start()
+        assert await waiting == 2
 
 
 def test_embedding_leaks_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -245,6 +246,17 @@ class TestExecuteSync:
         assert error is not None
         assert error.code == "SESSION_CANCELLED"
 
+    def test_an_interrupted_call_ends_its_session(self) -> None:
+        main = threading.get_ident()
+        cancelled = threading.Event()
+        with create_runtime_worker(CONFIG) as worker:
+            worker.on_execute(lambda _: signal.pthread_kill(main, signal.SIGINT))
+            worker.on_cancel(lambda *_: cancelled.set())
+            with pytest.raises(KeyboardInterrupt):
+                worker.execute_sync(None, ENDLESS)
+            cancelled.wait()
+            assert worker.get_stats().active_sessions == 0
+
     def test_a_start_that_fails_says_why_and_leaves_nothing(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             worker = create_runtime_worker(RuntimeConfig(port=taken.getsockname()[1]))
@@ -294,6 +306,15 @@ class TestTools:
     ) -> None:
         assert self.call(sync_worker, args, tool=lambda value: value) == expected
 
+    def test_builtins_and_objects_may_be_tools(self, sync_worker: RuntimeWorker) -> None:
+        class Double:
+            async def __call__(self, n: int) -> int:
+                return 2 * n
+
+        assert self.call(sync_worker, "[3, 1, 2]", tool=max) == 3
+        assert self.call(sync_worker, "{'n': 4}", tool=Double()) == 8
+        assert self.call(sync_worker, "{'n': 4}", tool=max).code == "EXECUTION_ERROR"
+
     def test_no_argument_suits_a_function_without_parameters(self, sync_worker: RuntimeWorker) -> None:
         assert self.call(sync_worker, "None", tool=lambda: "bare") == "bare"
 
@@ -315,12 +336,18 @@ class TestTools:
         assert error.code == "QUOTA"
         assert "Quota: no more today" in error.message
 
-    @pytest.mark.parametrize("raised", [StopIteration("x"), SystemExit(3), ValueError("x")])
+    @pytest.mark.parametrize(
+        "raised", [StopIteration("x"), SystemExit(3), ValueError("x"), asyncio.CancelledError(), TimeoutError()]
+    )
     def test_no_exception_of_a_tool_harms_the_worker(self, sync_worker: RuntimeWorker, raised: BaseException) -> None:
         def fail() -> None:
             raise raised
 
-        assert self.call(sync_worker, "None", tool=fail).code == "EXECUTION_ERROR"
+        async def fail_later() -> None:
+            raise raised
+
+        for tool in (fail, fail_later):
+            assert self.call(sync_worker, "None", tool=tool).code == "EXECUTION_ERROR"
         assert self.call(sync_worker, "None", tool=lambda: "well") == "well"
 
     def test_arguments_that_do_not_fit_say_so(self, sync_worker: RuntimeWorker) -> None:
