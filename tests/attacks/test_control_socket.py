@@ -26,9 +26,9 @@ CRASHES = {
     "an empty frame": "os.write(3, frame(b''))",
     "an event": "os.write(3, frame({'type': 'final', 'ok': True, 'payload': {}}))",
     "a second ready": "os.write(3, frame({'type': 'ready'}))",
-    "an endless nesting": "os.write(3, frame(b'{\"type\":\"result\",\"value\":' + b'[' * 100_000))",
+    "an endless nesting": 'os.write(3, frame(b\'{"type":"result","value":\' + b\'[\' * 100_000))',
     "a call of the wrong type": "os.write(3, frame({'type': 'tool_call', 'id': 'x', 'name': 5, 'args': None}))",
-    "text that is not UTF-8": "os.write(3, frame(b'{\"type\":\"result\",\"value\":\"\\xff\"}'))",
+    "text that is not UTF-8": 'os.write(3, frame(b\'{"type":"result","value":"\\xff"}\'))',
     "two calls of one number": "os.write(3, frame({'type': 'tool_call', 'id': 1, 'name': 'x', 'args': 1}) * 2)",
 }
 
@@ -57,7 +57,9 @@ def test_nothing_after_a_forged_result_counts(attack: Attack):
 
 
 def test_a_forged_error_cannot_claim_our_failures(attack: Attack):
-    outcome = attack(FRAME + "os.write(3, frame({'type': 'error', 'code': 'WORKER_LOST', 'message': 'retry me'}))\nhold()")
+    outcome = attack(
+        FRAME + "os.write(3, frame({'type': 'error', 'code': 'WORKER_LOST', 'message': 'retry me'}))\nhold()"
+    )
 
     assert (outcome.code, outcome.final["error"]["retryable"]) == ("EXECUTION_ERROR", False)
 
@@ -81,7 +83,14 @@ def test_a_flood_of_calls_is_answered_within_bounds(attack: Attack):
     assert "does not read" in outcome.final["error"]["message"]
 
 
-@pytest.mark.parametrize("how", ["os.close(3)", "socket.socket(fileno=3).shutdown(socket.SHUT_WR)", "socket.socket(fileno=3).shutdown(socket.SHUT_RDWR)"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "os.close(3)",
+        "socket.socket(fileno=3).shutdown(socket.SHUT_WR)",
+        "socket.socket(fileno=3).shutdown(socket.SHUT_RDWR)",
+    ],
+)
 def test_closing_the_socket_leaves_the_session_to_its_deadline(attack: Attack, how: str):
     outcome = attack(FRAME + f"{how}\nprint('closed')\nhold()", deadlineMs=300)
 
@@ -119,7 +128,9 @@ return [20, None]
 
 
 def test_two_processes_that_write_the_socket_confuse_only_their_session(attack: Attack):
-    outcome = attack(FRAME + "os.fork()\nfor n in range(10_000): os.write(3, b'\\x00\\x00\\x00')\nhold()", deadlineMs=3000)
+    outcome = attack(
+        FRAME + "os.fork()\nfor n in range(10_000): os.write(3, b'\\x00\\x00\\x00')\nhold()", deadlineMs=3000
+    )
 
     assert outcome.code == "GUEST_CRASHED"
 

@@ -17,7 +17,9 @@ HOST_FILES = ["/etc/shadow", "/etc/hostname", "/root/.bashrc", "/home", "/var/lo
 
 @pytest.mark.parametrize("path", HOST_FILES)
 def test_reading_a_host_path_finds_nothing(attack: Attack, path: str):
-    outcome = attack(f"return attempt(lambda: os.listdir({path!r}) if os.path.isdir({path!r}) else open({path!r}).read())")
+    outcome = attack(
+        f"return attempt(lambda: os.listdir({path!r}) if os.path.isdir({path!r}) else open({path!r}).read())"
+    )
 
     assert outcome.result in {"ENOENT", "EACCES"}
 
@@ -25,7 +27,9 @@ def test_reading_a_host_path_finds_nothing(attack: Attack, path: str):
 def test_reading_the_project_and_its_tests_finds_nothing(attack: Attack):
     here = Path(__file__).resolve()
 
-    outcome = attack(f"return [attempt(lambda: open({str(here)!r}).read()), attempt(lambda: os.listdir({str(here.parents[2])!r}))]")
+    outcome = attack(
+        f"return [attempt(lambda: open({str(here)!r}).read()), attempt(lambda: os.listdir({str(here.parents[2])!r}))]"
+    )
 
     assert outcome.result == ["ENOENT", "ENOENT"]
 
@@ -86,7 +90,9 @@ return found
 
 def test_device_nodes_cannot_be_made(attack: Attack):
     # mknod needs CAP_MKNOD in the first user namespace, and every mount is nodev.
-    outcome = attack("return [attempt(lambda: os.mknod(f'/tmp/{n}', 0o60600, os.makedev(*d))) for n, d in enumerate([(8, 0), (1, 1)])]")
+    outcome = attack(
+        "return [attempt(lambda: os.mknod(f'/tmp/{n}', 0o60600, os.makedev(*d))) for n, d in enumerate([(8, 0), (1, 1)])]"
+    )
 
     assert outcome.result == ["EPERM", "EPERM"]
 

@@ -76,7 +76,9 @@ def test_clone3_looks_absent_so_that_libraries_fall_back(attack: Attack):
 
 def test_high_bits_of_an_argument_do_not_hide_it_from_the_filter(attack: Attack):
     # CVE-2019-10063: the kernel reads an int, so the filter must not compare 64 bits.
-    outcome = attack(f"return [call({NUMBERS['ioctl']}, 0, (1 << 32) | 0x5412, 0), call({NUMBERS['socket']}, (1 << 32) | 16, 3, 0)]")
+    outcome = attack(
+        f"return [call({NUMBERS['ioctl']}, 0, (1 << 32) | 0x5412, 0), call({NUMBERS['socket']}, (1 << 32) | 16, 3, 0)]"
+    )
 
     assert outcome.result == ["EPERM", "EAFNOSUPPORT"]
 
@@ -103,7 +105,9 @@ def test_x32_numbers_are_refused(attack: Attack):
 
 
 def test_every_capability_set_is_empty_and_the_locks_are_on(attack: Attack):
-    outcome = attack("return dict(l.split(':\\t', 1) for l in open('/proc/self/status').read().splitlines() if ':\\t' in l)")
+    outcome = attack(
+        "return dict(l.split(':\\t', 1) for l in open('/proc/self/status').read().splitlines() if ':\\t' in l)"
+    )
 
     status = outcome.result
     assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
@@ -111,13 +115,17 @@ def test_every_capability_set_is_empty_and_the_locks_are_on(attack: Attack):
     assert set(status["Uid"].split()) == set(status["Gid"].split()) == {"1000"}
 
 
-@pytest.mark.parametrize("change", ["os.setuid(0)", "os.setgid(0)", "os.setgroups([0])", "os.chown('/tmp', 0, 0)", "os.setresuid(0, 0, 0)"])
+@pytest.mark.parametrize(
+    "change", ["os.setuid(0)", "os.setgid(0)", "os.setgroups([0])", "os.chown('/tmp', 0, 0)", "os.setresuid(0, 0, 0)"]
+)
 def test_becoming_somebody_else_is_refused(attack: Attack, change: str):
     assert attack(f"return attempt(lambda: {change})").result == "EPERM"
 
 
 def test_undumpability_and_securebits_cannot_be_taken_back(attack: Attack):
-    outcome = attack(f"return [call({NUMBERS['prctl']}, *a) for a in ((4, 1, 0, 0, 0), (28, 0, 0, 0, 0), (1, 0, 0, 0, 0))]")
+    outcome = attack(
+        f"return [call({NUMBERS['prctl']}, *a) for a in ((4, 1, 0, 0, 0), (28, 0, 0, 0, 0), (1, 0, 0, 0, 0))]"
+    )
 
     assert outcome.result == ["EPERM", "EPERM", "EPERM"]
 
@@ -147,7 +155,16 @@ return tried
 
 def test_sysctls_and_kernel_files_of_proc_are_not_there(attack: Attack):
     # proc is mounted with subset=pid: only processes.
-    names = ["sys", "sys/kernel/core_pattern", "sysrq-trigger", "kcore", "keys", "kallsyms", "cmdline", "mounts/../../sys"]
+    names = [
+        "sys",
+        "sys/kernel/core_pattern",
+        "sysrq-trigger",
+        "kcore",
+        "keys",
+        "kallsyms",
+        "cmdline",
+        "mounts/../../sys",
+    ]
     outcome = attack(f"return [attempt(lambda: open('/proc/' + n).read()) for n in {names!r}]")
 
     assert set(outcome.result) <= {"ENOENT", "EACCES"}
@@ -174,7 +191,12 @@ return held
 
     # Nothing, stdout, stderr, the worker's socket; asyncio's own (an epoll and a socket pair) are the guest's.
     kinds = outcome.result
-    assert {fd: kinds[fd] for fd in ("0", "1", "2", "3")} == {"0": "0o20000", "1": "0o10000", "2": "0o10000", "3": "0o140000"}
+    assert {fd: kinds[fd] for fd in ("0", "1", "2", "3")} == {
+        "0": "0o20000",
+        "1": "0o10000",
+        "2": "0o10000",
+        "3": "0o140000",
+    }
     assert len(kinds) <= 7
 
 

@@ -31,7 +31,9 @@ def test_an_address_outside_has_no_route(attack: Attack, address: tuple[str, int
 
 
 def test_datagrams_have_no_route_either(attack: Attack):
-    outcome = attack("return attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('8.8.8.8', 53)))")
+    outcome = attack(
+        "return attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('8.8.8.8', 53)))"
+    )
 
     assert outcome.result == "ENETUNREACH"
 
@@ -76,6 +78,11 @@ return peer.recv(1).decode()
 
 
 def test_a_listener_inside_is_not_reachable_from_another_sandbox(attack: Attack):
-    attack("socket.create_server(('127.0.0.1', 45678))\nimport os\nif os.fork() == 0:\n    import time; time.sleep(100)")
+    attack(
+        "socket.create_server(('127.0.0.1', 45678))\nimport os\nif os.fork() == 0:\n    import time; time.sleep(100)"
+    )
 
-    assert attack("return attempt(lambda: socket.create_connection(('127.0.0.1', 45678), timeout=2))").result == "ECONNREFUSED"
+    assert (
+        attack("return attempt(lambda: socket.create_connection(('127.0.0.1', 45678), timeout=2))").result
+        == "ECONNREFUSED"
+    )

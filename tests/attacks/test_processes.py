@@ -151,7 +151,8 @@ except RuntimeError:
 def test_processes_of_one_sandbox_do_not_use_up_anothers_limit(attack: Attack):
     # NPROC is counted by user and user namespace, and both are the sandbox's own.
     for _ in range(2):
-        assert attack("""
+        assert (
+            attack("""
 pids = []
 for _ in range(40):
     pid = os.fork()
@@ -160,7 +161,9 @@ for _ in range(40):
         time.sleep(100)
     pids.append(pid)
 return len(pids)
-""").result == 40
+""").result
+            == 40
+        )
 
 
 def test_attacks_leave_no_process_descriptor_or_mount_behind(attack: Attack, target: Target):

@@ -94,7 +94,11 @@ return 1
 
 @pytest.mark.parametrize(
     "code",
-    ["f = lambda: f()\nf()", "import sys\nsys.setrecursionlimit(10**6)\ndef f(x): return [*map(f, [x])]\nf(1)", "x = []\nfor _ in range(10**6): x = [x]\nreturn x"],
+    [
+        "f = lambda: f()\nf()",
+        "import sys\nsys.setrecursionlimit(10**6)\ndef f(x): return [*map(f, [x])]\nf(1)",
+        "x = []\nfor _ in range(10**6): x = [x]\nreturn x",
+    ],
     ids=["Python recursion", "C recursion", "a deep result"],
 )
 def test_recursion_without_end_ends_the_guest_only(attack: Attack, code: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import socket
@@ -63,7 +64,8 @@ async def test_a_signal_ends_it_cleanly_with_its_whole_family(number: signal.Sig
             with watched(children_of(process.pid)) as wait_gone:
                 process.send_signal(number)
                 run = await client.finish(session)
-                assert process.wait(PATIENCE_S) == 0
+                # In a thread: the client must be able to say goodbye.
+                assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
                 wait_gone()
 
     assert run.code == "SESSION_CANCELLED"

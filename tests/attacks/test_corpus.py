@@ -1,0 +1,68 @@
+"""The abuse corpus that lies beside the checkout, run against `enclave run`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import children_of, watched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CORPUS = Path(__file__).resolve().parents[3] / "shared" / "attacks"
+FLEET = Path(__file__).with_name("one_fleet.py")
+LONGEST_S = 300
+
+NEEDS_CGROUPS = {
+    "070": "memory_bomb_bytes takes what one process may, 1 GiB of address space; the corpus allows the host 700 MiB, "
+    "which only a memory cgroup can hold without forbidding ordinary programs their address space",
+    "072": "memory_shared_mappings adds up several processes and tmpfs; only a memory cgroup counts them together",
+}
+"""Left out until sandboxes have cgroups, each for this reason."""
+
+
+@pytest.fixture
+def fleet_directory(tmp_path: Path) -> Iterator[Path]:
+    """Where `one_fleet` leaves its process id; the fleet, if one was started, is ended."""
+    yield tmp_path
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        pid = int((tmp_path / "pid").read_text())
+        with watched([pid, *children_of(pid)]) as wait_gone:
+            os.kill(pid, signal.SIGTERM)
+            wait_gone()
+
+
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="the abuse corpus (../shared/attacks) is not beside this checkout")
+@pytest.mark.skipif(os.geteuid() != 0, reason="the abuse corpus plants what only root can")
+def test_the_corpus_of_abuse_gets_nothing(fleet_directory: Path):
+    report = fleet_directory / "report.json"
+    command = [sys.executable, "run_local.py", "-q", "--json", str(report)]
+    command += ["--cmd", shlex.join([sys.executable, "adapters/enclave.py"])]
+    command += ["--only=" + ",".join(f"-{number}" for number in NEEDS_CGROUPS)]
+    environment = {
+        **os.environ,
+        "ENCLAVE": shlex.join([sys.executable, str(FLEET), str(fleet_directory)]),
+        "ENCLAVE_ARGS": "--timeout-ms 5000",
+    }
+
+    done = subprocess.run(
+        command, cwd=CORPUS, env=environment, capture_output=True, text=True, timeout=LONGEST_S, check=False
+    )
+
+    assert report.exists(), done.stderr[-2000:]
+    failed = [
+        f"{case['id']} {case['name']}: {'; '.join(case['problems'] or case['notes'])}"
+        for case in json.loads(report.read_text())["results"]
+        if case["verdict"] not in {"pass", "NOTE"}
+    ]
+    assert not failed, "\n".join(failed)
