@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from enclave_protocol import AnyEvent
 
 CONFIG = RuntimeConfig(listen=False, pool_size=2)
+LOUD = "import os\nwhile True: os.write(1, b'x')"
 ENDLESS = "print('up', flush=True)\nwhile True: pass"
 
 
@@ -126,10 +127,20 @@ async def test_stopping_the_worker_sends_the_last_events_and_then_ends_the_chann
         await client.recv()
 
 
+async def test_stopping_waits_for_a_client_that_still_reads(worker: RuntimeWorker, client: MemoryChannel) -> None:
+    await say(client, type="execute", sessionId="s_1", code=LOUD, limits={"maxStdoutBytes": 100_000_000})
+    for _ in range(20):  # meanwhile the channel fills up
+        await worker.execute(None, "return 1")
+    stopping = asyncio.create_task(worker.stop())
+    seen = await read_until(client, "final")
+    assert [event["seq"] for event in seen if "seq" in event] == list(range(1, len(seen)))
+    await stopping
+
+
 async def test_a_client_that_does_not_read_holds_up_neither_other_clients_nor_the_stop(
     worker: RuntimeWorker, client: MemoryChannel
 ) -> None:
-    await say(client, type="execute", sessionId="s_loud", code="while True: print('x' * 10_000)")
+    await say(client, type="execute", sessionId="s_loud", code=LOUD)
     assert (await worker.execute(None, "return 1")).ok
     await worker.stop()
 
