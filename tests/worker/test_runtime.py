@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 import socket
@@ -101,6 +102,20 @@ class TestLife:
         result = await running
         assert result.error is not None
         assert result.error.code == "SESSION_CANCELLED"
+
+    async def test_stopping_waits_for_a_websocket_client_that_still_reads(self) -> None:
+        worker = create_runtime_worker(RuntimeConfig(port=0, pool_size=2))
+        await worker.start()
+        loud = "import os\nwhile True: os.write(1, b'x' * 50_000)"
+        async with connect(worker.url, max_size=None) as client:
+            limits = {"maxStdoutBytes": 1_000_000_000}
+            await client.send(json.dumps({"type": "execute", "sessionId": "s_1", "code": loud, "limits": limits}))
+            for _ in range(20):  # meanwhile the buffers on the way fill up
+                await worker.execute(None, "return 1")
+            stopping = asyncio.create_task(worker.stop())
+            last = [json.loads(line) async for line in client][-1]
+            await stopping
+        assert last["type"] == "final"
 
     def test_an_async_life_with_a_port_and_broken_off_work_leaks_nothing(self) -> None:
         async def live() -> None:

@@ -7,6 +7,7 @@ one bounded outbox between the sessions and the writer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -32,11 +33,17 @@ from enclave_protocol.events import ErrorPayload
 from .sessions import LANGUAGES, PROFILES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .sessions import Sessions
 
 log = logging.getLogger("enclave.worker")
 
 _REJECTED_FIELDS = frozenset({"sessionId", "callId", "code", "limits", "type", "language", "profile", "payload"})
+
+
+_FLUSH_S = 1.0
+"""How long the last events may take to leave when the worker stops; a reader that does not read loses them."""
 
 
 class PeerLeft(ConnectionError):  # noqa: N818 - the ordinary end, not an error
@@ -175,3 +182,10 @@ class Connection:
             max_sessions=self._sessions.config.max_sessions,
             draining=self._sessions.draining,
         )
+
+
+async def flush(connections: Iterable[Connection]) -> None:
+    """Let what was said on these connections go out, for a bounded time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FLUSH_S):
+            await asyncio.gather(*(connection.wait_flushed() for connection in connections))

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
 from typing import TYPE_CHECKING, Protocol
 
-from .connection import Connection, PeerLeft
+from .connection import Connection, PeerLeft, flush
 
 if TYPE_CHECKING:
     from .sessions import Sessions
-
-_FLUSH_S = 1.0
-"""How long the last events may take to leave when the worker stops; a reader that does not read loses them."""
 
 
 class TextChannel(Protocol):
@@ -75,8 +70,6 @@ class Embedding:
     async def stop(self) -> None:
         """Let what was said go out, then close every channel."""
         served = dict(self._served)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FLUSH_S):
-                await asyncio.gather(*(connection.wait_flushed() for connection in served))
+        await flush(served)
         for channel in served.values():
             await channel.close()

@@ -14,7 +14,7 @@ from websockets.http11 import Request, Response
 
 from enclave_protocol import MAX_MESSAGE_BYTES
 
-from .connection import Connection, PeerLeft
+from .connection import Connection, PeerLeft, flush
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import Server
@@ -60,6 +60,7 @@ class WorkerServer:
         self._worker_id = worker_id
         self._level = level
         self._server: Server | None = None
+        self._connections: set[Connection] = set()
 
     async def start(self, host: str, port: int) -> int:
         """Listen; return the port. Raises OSError when the address can't be had."""
@@ -77,8 +78,9 @@ class WorkerServer:
         raise AssertionError("a server that started has a socket")
 
     async def stop(self) -> None:
-        """Close the port and every connection."""
+        """Let what was said go out; close the port and every connection."""
         if self._server is not None:
+            await flush(self._connections)
             self._server.close()
             await self._server.wait_closed()
 
@@ -86,7 +88,12 @@ class WorkerServer:
         peer = WebSocketPeer(socket)
         log.info("connection from %s opened", peer.name)
         with self._metrics.connections.track_inprogress():
-            await Connection(peer, self._sessions, worker_id=self._worker_id, level=self._level).serve()
+            connection = Connection(peer, self._sessions, worker_id=self._worker_id, level=self._level)
+            self._connections.add(connection)
+            try:
+                await connection.serve()
+            finally:
+                self._connections.discard(connection)
         log.info("connection from %s closed", peer.name)
 
     def _serve_http(self, _: ServerConnection, request: Request) -> Response | None:
