@@ -173,6 +173,18 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def parent_of(pid: int) -> int:
+    """The process that made this one."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def wait_none_named(name: str) -> None:
+    """Wait until no process of this name lives: those that are left must be dying, and can make no others."""
+    with watched(processes_named(name)) as wait_gone:
+        wait_gone()
+    assert processes_named(name) == []
+
+
 def processes_named(name: str) -> list[int]:
     """Every living process of the machine that was named so by `NAME_PROCESS`."""
     found = []
@@ -223,7 +235,7 @@ class Footprint(NamedTuple):
     def now(cls) -> Self:
         pid = os.getpid()
         mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
-        return cls(len(os.listdir("/proc/self/fd")), len(children_of(pid)), threading.active_count(), mounts)
+        return cls(len(list(Path("/proc/self/fd").iterdir())), len(children_of(pid)), threading.active_count(), mounts)
 
 
 # Programs.

@@ -31,7 +31,7 @@ def attempt(action):
 def call(number, *arguments):
     "The same for a bare system call."
     ctypes.set_errno(0)
-    result = _libc.syscall(*[ctypes.c_long(number), *[a if isinstance(a, bytes) else ctypes.c_long(a) for a in arguments]])
+    result = _libc.syscall(*[ctypes.c_long(argument) for argument in (number, *arguments)])
     return f'WORKED: {result}' if result >= 0 else errno.errorcode[ctypes.get_errno()]
 """
 """Put before every attack."""

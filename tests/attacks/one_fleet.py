@@ -18,9 +18,7 @@ _ENCLAVE = [sys.executable, "-m", "enclave_client.cli"]
 
 
 def _start(directory: Path) -> str:
-    inherited = [
-        int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2 and Path(f"/proc/self/fd/{name}").exists()
-    ]
+    inherited = [int(entry.name) for entry in Path("/proc/self/fd").iterdir() if int(entry.name) > 2 and entry.exists()]
     log = directory / "fleet.log"
     with log.open("wb") as file:
         fleet = subprocess.Popen(

@@ -9,21 +9,21 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec import UNSET, Raw
 
 from enclave_protocol import Code, Limits, RemoteProtocolError, SessionId, State, ToolError, ToolResult
 from enclave_worker.session import (
+    Conclude,
     Emit,
     Ended,
     Exit,
     Instruction,
     Kill,
-    Let,
     Session,
     StartToolTimer,
     StopToolTimer,
     ToGuest,
 )
-from msgspec import UNSET, Raw
 from tests.real_client import check_line, check_stream
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def events(told: Iterable[Instruction]) -> list[dict[str, Any]]:
 
 
 def final(session: Session, exit_: Exit | None = DIED) -> dict[str, Any]:
-    told = session.exited(exit_, 101.0)
+    told = session.ended(exit_, 101.0)
     last = events(told)[-1]
     assert last["type"] == "final"
     assert told[-1] == Ended(last["payload"].get("error", {}).get("code", "OK"))
@@ -89,10 +89,10 @@ def test_a_session_starts_by_handing_over_the_code():
     ]
 
 
-def test_a_result_lets_the_guest_leave_and_is_told_only_when_it_is_gone():
+def test_a_result_concludes_and_nothing_is_told_before_the_statistics_are_known():
     session = running()
 
-    assert frame(session, type="result", value={"a": [1, None]}) == [Let()]
+    assert frame(session, type="result", value={"a": [1, None]}) == [Conclude()]
     assert session.state is State.RUNNING
     assert session.decided
 
@@ -125,7 +125,7 @@ def test_an_exception_keeps_its_type_message_line_and_stack():
     session = running()
     message = {"code": "EXECUTION_ERROR", "message": "boom", "name": "ValueError", "line": 3, "stack": "Traceback"}
 
-    assert frame(session, type="error", **message) == [Let()]
+    assert frame(session, type="error", **message) == [Conclude()]
     assert final(session)["error"] == {
         "message": "ValueError: boom",
         "code": "EXECUTION_ERROR",
@@ -193,7 +193,7 @@ def test_half_a_character_at_the_very_end_is_told_as_a_replacement():
     session.output("stdout", b"\xe2\x82")
     frame(session, type="result", value=None)
 
-    told = events(session.exited(DIED, 101.0))
+    told = events(session.ended(DIED, 101.0))
     assert [event["type"] for event in told] == ["stdout", "final"]
     assert told[0]["payload"]["chunk"] == "\ufffd"
 
@@ -216,7 +216,7 @@ def test_a_cap_inside_a_character_leaves_the_character_out():
     session = running(max_stdout_bytes=4)
     told = events(session.output("stdout", "ab€".encode()))
     frame(session, type="result", value=None)
-    told += events(session.exited(DIED, 101.0))
+    told += events(session.ended(DIED, 101.0))
 
     assert "".join(e["payload"]["chunk"] for e in told if e["type"] == "stdout") == "ab"
 
@@ -455,7 +455,7 @@ class AnyHistory(RuleBasedStateMachine):
             elif isinstance(item, ToGuest):
                 assert self.begun
                 json.dumps(item.message, allow_nan=False)
-            elif isinstance(item, Kill | Let):
+            elif isinstance(item, Kill | Conclude):
                 assert not self.killed, "one verdict, one end"
                 self.killed = True
             elif isinstance(item, Ended):
@@ -484,7 +484,11 @@ class AnyHistory(RuleBasedStateMachine):
         self.perform(frame(self.session, type="result", value=value))
 
     @precondition(guest_runs)
-    @rule(code=st.sampled_from([*Code, "NOPE", "", "a b"]), name=st.none() | st.text(max_size=3), line=st.none() | st.integers(0, 9))
+    @rule(
+        code=st.sampled_from([*Code, "NOPE", "", "a b"]),
+        name=st.none() | st.text(max_size=3),
+        line=st.none() | st.integers(0, 9),
+    )
     def the_guest_raises(self, code: str, name: str | None, line: int | None) -> None:
         self.perform(frame(self.session, type="error", code=code, message="m", name=name, line=line, stack=None))
 
@@ -494,7 +498,10 @@ class AnyHistory(RuleBasedStateMachine):
         self.perform(self.session.frame(body))
 
     @precondition(guest_runs)
-    @rule(stream=st.sampled_from(["stdout", "stderr"]), data=st.binary(min_size=1, max_size=12) | st.text(min_size=1, max_size=6).map(str.encode))
+    @rule(
+        stream=st.sampled_from(["stdout", "stderr"]),
+        data=st.binary(min_size=1, max_size=12) | st.text(min_size=1, max_size=6).map(str.encode),
+    )
     def the_guest_writes(self, stream: Any, data: bytes) -> None:
         if self.session.is_cut(stream):
             self.session.count_dropped(stream, len(data))
@@ -549,7 +556,7 @@ class AnyHistory(RuleBasedStateMachine):
     @precondition(lambda self: not self.ended and (self.begun or self.killed))
     @rule(exit_=_exits)
     def the_sandbox_dies(self, exit_: Exit) -> None:
-        self.perform(self.session.exited(exit_ if self.begun else None, self.now_s + 1))
+        self.perform(self.session.ended(exit_ if self.begun else None, self.now_s + 1))
 
     @precondition(lambda self: self.ended)
     @rule()

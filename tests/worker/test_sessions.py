@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import NAME_PROCESS, PATIENCE_S, Client, client_of, new_name, processes_named
+from tests.support import NAME_PROCESS, PATIENCE_S, Client, client_of, new_name, processes_named, wait_none_named
 
 if TYPE_CHECKING:
     from enclave_worker.runtime import RuntimeWorker
@@ -41,7 +41,9 @@ async def test_what_c_code_writes_past_python_streams_too(client: Client):
 
 
 async def test_what_a_subprocess_writes_streams_too(client: Client):
-    run = await client.run("import subprocess\nreturn subprocess.run(['/bin/sh', '-c', 'echo out; echo err >&2']).returncode")
+    run = await client.run(
+        "import subprocess\nreturn subprocess.run(['/bin/sh', '-c', 'echo out; echo err >&2']).returncode"
+    )
 
     assert (run.text("stdout"), run.text("stderr"), run.final["result"]) == ("out\n", "err\n", 0)
 
@@ -130,7 +132,10 @@ async def test_every_session_runs_in_a_sandbox_of_its_own(client: Client):
 
 
 async def test_two_sandboxes_share_no_randomness(client: Client):
-    code = "import os, random, secrets, uuid\nreturn [random.random(), secrets.token_hex(), uuid.uuid4().hex, os.urandom(8).hex()]"
+    code = """
+import os, random, secrets, uuid
+return [random.random(), secrets.token_hex(), uuid.uuid4().hex, os.urandom(8).hex()]
+"""
     first, second = [(await client.run(code)).final["result"] for _ in range(2)]
 
     assert not set(first) & set(second)
@@ -299,11 +304,13 @@ return 'done'
     run = await client.run(NAME_PROCESS.format(name=name) + code)
 
     assert run.final["result"] == "done"
-    assert processes_named(name) == []
+    wait_none_named(name)
 
 
 async def test_a_thread_that_runs_on_after_the_result_does_not_hold_it_back(client: Client):
-    run = await client.run("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\nreturn 1")
+    run = await client.run(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\nreturn 1"
+    )
 
     assert run.final["result"] == 1
 
@@ -319,7 +326,9 @@ async def test_heartbeats_say_that_a_silent_session_lives(client: Client):
 
 
 async def test_the_statistics_are_the_kernels_and_the_workers(client: Client):
-    run = await client.run("x = bytearray(40 << 20)\nfor _ in range(10**6): pass\nprint('four')\nawait call_tool('t')", toolTimeoutMs=1)
+    run = await client.run(
+        "x = bytearray(40 << 20)\nfor _ in range(10**6): pass\nprint('four')\nawait call_tool('t')", toolTimeoutMs=1
+    )
 
     stats = run.final["stats"]
     assert stats["peakMemoryBytes"] > 40 << 20
@@ -378,7 +387,9 @@ async def test_a_failed_tool_raises_and_its_code_ends_an_uncaught_session(client
 
 
 async def test_a_guest_may_catch_a_tools_failure(client: Client):
-    session = await client.start("try:\n    await call_tool('t')\nexcept ToolError as e:\n    return [e.code, e.message]")
+    session = await client.start(
+        "try:\n    await call_tool('t')\nexcept ToolError as e:\n    return [e.code, e.message]"
+    )
     call = await client.until(session, "tool_call")
     error = {"message": "no", "code": "NOPE"}
     await client.send(
@@ -408,7 +419,11 @@ async def test_one_call_too_many_fails_in_the_guest(client: Client):
 
 
 async def test_the_first_tool_error_ends_the_other_calls_when_asked_to(client: Client):
-    code = "import asyncio\nr = await asyncio.gather(call_tool('a'), call_tool('b'), return_exceptions=True)\nreturn [e.code for e in r]"
+    code = """
+import asyncio
+failed = await asyncio.gather(call_tool('a'), call_tool('b'), return_exceptions=True)
+return [error.code for error in failed]
+"""
     session = await client.start(code, cancelOnFirstError=True)
     calls = [await client.until(session, "tool_call") for _ in range(2)]
     error = {"message": "no", "code": "NOPE"}
@@ -469,7 +484,7 @@ async def test_the_events_of_a_brokers_session_are_numbered_on_from_its_own(clie
     await client.send(execute)
     run = await client.finish("s_x", first_seq=7)
 
-    assert [event["type"] for event in run.events] == ["stdout", "final"]
+    assert {event["type"] for event in run.events} == {"stdout", "final"}
     assert run.final["stats"]["queueMs"] == 12.5
 
 

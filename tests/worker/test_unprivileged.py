@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,8 +20,8 @@ SPIN = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\ns
 def url() -> Iterator[str]:
     """A worker that an ordinary user started."""
     with worker_process(as_user=True) as (process, url):
-        with open(f"/proc/{process.pid}/status") as file:
-            status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
         assert "0" not in status["Uid"].split(), "it really is an ordinary user's"
         assert int(status["CapEff"], 16) == 0
         yield url
@@ -104,11 +105,17 @@ async def test_sandboxes_of_one_user_cannot_reach_each_other(url: str, user_clie
     await user_client.until_written(victim, "up")
     host_pid = processes_named(name)[0]
     async with client_of(url) as attacker:
-        run = await attacker.run(
-            "import os\nseen = []\nfor pid in (%d, -1):\n    try:\n        os.kill(pid, 9)\n        seen.append('sent')\n"
-            "    except OSError as e:\n        seen.append(type(e).__name__)\nreturn [seen, os.listdir('/tmp')]"
-            % host_pid
-        )
+        run = await attacker.run(f"""
+import os
+seen = []
+for pid in ({host_pid}, -1):
+    try:
+        os.kill(pid, 9)
+        seen.append('sent')
+    except OSError as error:
+        seen.append(type(error).__name__)
+return [seen, os.listdir('/tmp')]
+""")
     assert run.final["result"] == [["ProcessLookupError", "ProcessLookupError"], []]
     assert processes_named(name) == [host_pid]
 
@@ -117,9 +124,15 @@ async def test_sandboxes_of_one_user_cannot_reach_each_other(url: str, user_clie
 
 
 async def test_a_fork_bomb_in_one_sandbox_leaves_the_others_their_processes(url: str, user_client: Client):
-    bomb = await user_client.start(
-        "import os, time\nprint('up', flush=True)\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)"
-    )
+    bomb = await user_client.start("""
+import os, time
+print('up', flush=True)
+while True:
+    try:
+        os.fork()
+    except OSError:
+        time.sleep(0.01)
+""")
     await user_client.until_written(bomb, "up")
     async with client_of(url) as other:
         run = await other.run("import subprocess\nreturn subprocess.run(['/bin/sh', '-c', 'exit 7']).returncode")

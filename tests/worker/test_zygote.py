@@ -1,0 +1,78 @@
+"""A real zygote, and the pool before it: a step that fails is named, and nothing is started halfway."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from enclave_protocol import SandboxError
+from enclave_worker.config import RuntimeConfig
+from enclave_worker.pool import Pool
+from enclave_worker.sandbox.plan import make_plan
+from enclave_worker.sandbox.spec import bare, interpreter, python_spec
+from enclave_worker.zygote.kernel import acts_as_root
+from tests.support import Client, running
+
+if TYPE_CHECKING:
+    from enclave_worker.runtime import RuntimeWorker
+    from enclave_worker.sandbox.plan import Plan, Step
+
+FAILING: Step = ["a step that fails", "chdir", "/no/such/directory"]
+
+
+def real_plan() -> Plan:
+    spec = bare(python_spec(memory_limit_bytes=RuntimeConfig().memory_limit_bytes))
+    return make_plan(spec, privilege="root" if acts_as_root() else "user", uid=os.geteuid(), gid=os.getegid())
+
+
+def pool_of(plan: Plan) -> Pool:
+    return Pool(plan, interpreter(), size=2, max_live=4, first_uid=200_000)
+
+
+@pytest.mark.usefixtures("no_leaks")
+@pytest.mark.parametrize("where", ["launch", "prepare", "enclose"])
+async def test_a_step_that_fails_is_named_with_its_errno_and_the_worker_does_not_start(where: str):
+    plan = real_plan()
+    getattr(plan, where).insert(0, FAILING)
+
+    with pytest.raises(SandboxError) as caught:
+        await pool_of(plan).start()
+
+    assert caught.value.step == "a step that fails"
+    assert "No such file" in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_leaks")
+@pytest.mark.parametrize("layer", ["user namespace", "no capabilities", "system call filter", "empty bounding set"])
+async def test_a_layer_that_was_left_out_is_found_by_the_self_test(layer: str):
+    plan = real_plan()
+    kept = [step for step in plan.enclose if step[0] != layer]
+    if layer == "user namespace":
+        # Without it there is nothing to map.
+        kept = [step for step in kept if step[0] not in {"deny setgroups", "map group", "map user"}]
+    plan.enclose[:] = kept
+
+    with pytest.raises(SandboxError):
+        await pool_of(plan).start()
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_each_pool_fills_to_its_size_and_no_further():
+    async with running(pool_size=3) as worker:
+        pools = worker._pools
+        assert pools is not None
+        while pools.warm < 6:  # noqa: ASYNC110 - nothing tells when a pool is full
+            await asyncio.sleep(0)
+        assert (pools.warm, pools.live) == (6, 6)
+
+
+async def test_live_sandboxes_never_share_a_number_or_a_user(client: Client, worker: RuntimeWorker):
+    for _ in range(6):
+        await client.until(await client.start("await call_tool('wait')"), "tool_call")
+    sandboxes = [run._sandbox for run in worker.sessions._runs.values()]
+
+    assert len({sandbox.number for sandbox in sandboxes if sandbox}) == 6
+    assert len({sandbox.uid_slot for sandbox in sandboxes if sandbox}) == 6
