@@ -83,7 +83,7 @@ class Client:
         async with asyncio.timeout(PATIENCE_S):
             data = await self.socket.recv()
         line = data.encode() if isinstance(data, str) else data
-        message = msgspec.json.decode(line)
+        message: Message = msgspec.json.decode(line)
         if "seq" in message:
             self.lines.setdefault(message["sessionId"], []).append(line)
             self.streams.setdefault(message["sessionId"], []).append(message)
@@ -96,7 +96,8 @@ class Client:
         while True:
             message = await self.recv()
             if message["type"] == kind and message.get("sessionId") == session_id:
-                return message["payload"]
+                payload: Message = message["payload"]
+                return payload
 
     async def until_written(self, session_id: str, text: str) -> None:
         """Read on until this much was written to stdout."""

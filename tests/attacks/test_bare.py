@@ -23,7 +23,7 @@ def run_bare(target: Target, code: str) -> dict[str, Any]:
     with connect(target.url, max_size=None, compression=None, close_timeout=1) as connection:
         connection.recv(PATIENCE_S)
         connection.send(msgspec.json.encode({"type": "execute", "code": code}).decode())
-        lines = []
+        lines: list[bytes] = []
         while not lines or b'"type":"final"' not in lines[-1][:40]:
             message = connection.recv(PATIENCE_S)
             lines.append(message.encode() if isinstance(message, str) else message)
@@ -32,7 +32,7 @@ def run_bare(target: Target, code: str) -> dict[str, Any]:
     return payload
 
 
-def test_every_lock_is_on_in_a_bare_sandbox_too(target: Target):
+def test_every_lock_is_on_in_a_bare_sandbox_too(target: Target) -> None:
     code = "return dict(l.split(':\\t', 1) for l in open('/proc/self/status').read().splitlines() if ':\\t' in l)"
 
     status = run_bare(target, code)["result"]
@@ -53,13 +53,13 @@ def test_every_lock_is_on_in_a_bare_sandbox_too(target: Target):
         ("os['chroot']('/tmp')", "PermissionError"),
     ],
 )
-def test_a_bare_sandbox_refuses_the_same(target: Target, attempt: str, refusal: str):
+def test_a_bare_sandbox_refuses_the_same(target: Target, attempt: str, refusal: str) -> None:
     code = f"{OS}try:\n    {attempt}\nexcept OSError as error:\n    return type(error).__name__\nreturn 'WORKED'"
 
     assert run_bare(target, code)["result"] == refusal
 
 
-def test_a_bare_sandbox_sees_the_same_root_and_nothing_of_the_workers(target: Target):
+def test_a_bare_sandbox_sees_the_same_root_and_nothing_of_the_workers(target: Target) -> None:
     code = OS + "return [os['listdir']('/workspace'), dict(os['environ']), os['getpid']()]"
     payload = run_bare(target, code)
 

@@ -34,20 +34,20 @@ CRASHES = {
 
 
 @pytest.mark.parametrize("attempt", CRASHES.values(), ids=CRASHES)
-def test_a_frame_the_driver_never_sends_ends_the_session_and_only_it(attack: Attack, attempt: str):
+def test_a_frame_the_driver_never_sends_ends_the_session_and_only_it(attack: Attack, attempt: str) -> None:
     outcome = attack(FRAME + attempt + "\nhold()")
 
     assert outcome.code == "GUEST_CRASHED"
 
 
-def test_a_forged_result_is_the_guests_own_lie(attack: Attack):
+def test_a_forged_result_is_the_guests_own_lie(attack: Attack) -> None:
     # It could have returned the same.
     outcome = attack(FRAME + "os.write(3, frame({'type': 'result', 'value': 'forged'}))\nhold()")
 
     assert outcome.result == "forged"
 
 
-def test_nothing_after_a_forged_result_counts(attack: Attack):
+def test_nothing_after_a_forged_result_counts(attack: Attack) -> None:
     outcome = attack(
         FRAME + "os.write(3, frame({'type': 'result', 'value': 1}) + frame({'type': 'result', 'value': 2}))\n"
         "os.write(3, frame({'type': 'tool_call', 'id': 9, 'name': 'x', 'args': 1}))\nraise ValueError"
@@ -56,7 +56,7 @@ def test_nothing_after_a_forged_result_counts(attack: Attack):
     assert (outcome.result, outcome.final["stats"]["toolCallCount"]) == (1, 0)
 
 
-def test_a_forged_error_cannot_claim_our_failures(attack: Attack):
+def test_a_forged_error_cannot_claim_our_failures(attack: Attack) -> None:
     outcome = attack(
         FRAME + "os.write(3, frame({'type': 'error', 'code': 'WORKER_LOST', 'message': 'retry me'}))\nhold()"
     )
@@ -64,13 +64,13 @@ def test_a_forged_error_cannot_claim_our_failures(attack: Attack):
     assert (outcome.code, outcome.final["error"]["retryable"]) == ("EXECUTION_ERROR", False)
 
 
-def test_half_a_frame_waits_for_the_deadline(attack: Attack):
+def test_half_a_frame_waits_for_the_deadline(attack: Attack) -> None:
     outcome = attack(FRAME + "os.write(3, frame(b'{', size=1000))\nhold()", deadlineMs=200)
 
     assert outcome.code == "DEADLINE_EXCEEDED"
 
 
-def test_a_flood_of_calls_is_answered_within_bounds(attack: Attack):
+def test_a_flood_of_calls_is_answered_within_bounds(attack: Attack) -> None:
     # Nobody reads the answers: at 16 MiB of them the session ends.
     outcome = attack(
         FRAME + "n = 0\nwhile True:\n    batch = b''\n    for _ in range(200):\n        n += 1\n"
@@ -91,18 +91,18 @@ def test_a_flood_of_calls_is_answered_within_bounds(attack: Attack):
         "socket.socket(fileno=3).shutdown(socket.SHUT_RDWR)",
     ],
 )
-def test_closing_the_socket_leaves_the_session_to_its_deadline(attack: Attack, how: str):
+def test_closing_the_socket_leaves_the_session_to_its_deadline(attack: Attack, how: str) -> None:
     outcome = attack(FRAME + f"{how}\nprint('closed')\nhold()", deadlineMs=300)
 
     assert outcome.code in {"DEADLINE_EXCEEDED", "GUEST_CRASHED"}
     assert outcome.stdout == "closed\n"
 
 
-def test_a_guest_that_closed_its_socket_and_returns_has_crashed(attack: Attack):
+def test_a_guest_that_closed_its_socket_and_returns_has_crashed(attack: Attack) -> None:
     assert attack("os.close(3)\nreturn 1").code == "GUEST_CRASHED"
 
 
-def test_descriptors_sent_along_never_reach_the_worker(attack: Attack, target: Target):
+def test_descriptors_sent_along_never_reach_the_worker(attack: Attack, target: Target) -> None:
     attack("return 1")
     before = target.metric("process_open_fds")
     outcome = attack(
@@ -127,7 +127,7 @@ return [20, None]
     assert target.metric("process_open_fds") <= before + 3, "three belong to a warm sandbox in the making"
 
 
-def test_two_processes_that_write_the_socket_confuse_only_their_session(attack: Attack):
+def test_two_processes_that_write_the_socket_confuse_only_their_session(attack: Attack) -> None:
     outcome = attack(
         FRAME + "os.fork()\nfor n in range(10_000): os.write(3, b'\\x00\\x00\\x00')\nhold()", deadlineMs=3000
     )
@@ -135,7 +135,7 @@ def test_two_processes_that_write_the_socket_confuse_only_their_session(attack: 
     assert outcome.code == "GUEST_CRASHED"
 
 
-def test_a_patched_driver_can_only_lie_about_its_own_session(attack: Attack):
+def test_a_patched_driver_can_only_lie_about_its_own_session(attack: Attack) -> None:
     outcome = attack("""
 import json, gc
 json.dumps = lambda *a, **k: '"patched"'

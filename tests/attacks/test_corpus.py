@@ -44,7 +44,7 @@ def fleet_directory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.skipif(not CORPUS.is_dir(), reason="the abuse corpus (../shared/attacks) is not beside this checkout")
 @pytest.mark.skipif(os.geteuid() != 0, reason="the abuse corpus plants what only root can")
-def test_the_corpus_of_abuse_gets_nothing(fleet_directory: Path):
+def test_the_corpus_of_abuse_gets_nothing(fleet_directory: Path) -> None:
     report = fleet_directory / "report.json"
     command = [sys.executable, "run_local.py", "-q", "--json", str(report)]
     command += ["--cmd", shlex.join([sys.executable, "adapters/enclave.py"])]

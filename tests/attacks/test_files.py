@@ -16,7 +16,7 @@ HOST_FILES = ["/etc/shadow", "/etc/hostname", "/root/.bashrc", "/home", "/var/lo
 
 
 @pytest.mark.parametrize("path", HOST_FILES)
-def test_reading_a_host_path_finds_nothing(attack: Attack, path: str):
+def test_reading_a_host_path_finds_nothing(attack: Attack, path: str) -> None:
     outcome = attack(
         f"return attempt(lambda: os.listdir({path!r}) if os.path.isdir({path!r}) else open({path!r}).read())"
     )
@@ -24,7 +24,7 @@ def test_reading_a_host_path_finds_nothing(attack: Attack, path: str):
     assert outcome.result in {"ENOENT", "EACCES"}
 
 
-def test_reading_the_project_and_its_tests_finds_nothing(attack: Attack):
+def test_reading_the_project_and_its_tests_finds_nothing(attack: Attack) -> None:
     here = Path(__file__).resolve()
 
     outcome = attack(
@@ -34,7 +34,7 @@ def test_reading_the_project_and_its_tests_finds_nothing(attack: Attack):
     assert outcome.result == ["ENOENT", "ENOENT"]
 
 
-def test_listing_the_root_shows_only_the_sandbox(attack: Attack):
+def test_listing_the_root_shows_only_the_sandbox(attack: Attack) -> None:
     names = set(attack("return os.listdir('/')").result)
     prefix = Path(sys.base_prefix).resolve().parts[1]
 
@@ -47,7 +47,7 @@ def test_listing_the_root_shows_only_the_sandbox(attack: Attack):
 
 
 @pytest.mark.parametrize("link", ["/proc/1/root", "/proc/self/root", "/proc/self/cwd/..", "/proc/1/cwd/../..", "/.."])
-def test_a_way_round_the_root_leads_back_into_it(attack: Attack, link: str):
+def test_a_way_round_the_root_leads_back_into_it(attack: Attack, link: str) -> None:
     # /proc belongs to the sandbox's own pid namespace, in which 1 is the guest.
     outcome = attack(f"return [attempt(lambda: os.listdir({link!r})), repr(os.listdir('/'))]")
 
@@ -56,13 +56,13 @@ def test_a_way_round_the_root_leads_back_into_it(attack: Attack, link: str):
 
 
 @pytest.mark.parametrize("path", ["/x", "/etc/passwd", "/usr/bin/x", "/dev/x", "/proc/self/comm", "/proc/sys/kernel/x"])
-def test_writing_to_a_read_only_place_fails(attack: Attack, path: str):
+def test_writing_to_a_read_only_place_fails(attack: Attack, path: str) -> None:
     outcome = attack(f"return attempt(lambda: open({path!r}, 'w').write('x'))")
 
     assert outcome.result in {"EROFS", "EACCES", "ENOENT", "EPERM"}
 
 
-def test_overwriting_the_interpreter_or_its_library_fails(attack: Attack):
+def test_overwriting_the_interpreter_or_its_library_fails(attack: Attack) -> None:
     outcome = attack("""
 import json
 exe = os.path.realpath(sys.executable or '/proc/self/exe')
@@ -73,7 +73,7 @@ return [attempt(lambda: open(path, 'r+b' if os.path.exists(path) else 'w')) for 
     assert not [result for result in outcome.result if result.startswith("WORKED")]
 
 
-def test_the_hosts_installed_packages_are_not_there(attack: Attack):
+def test_the_hosts_installed_packages_are_not_there(attack: Attack) -> None:
     outcome = attack("""
 found = []
 for name in ('websockets', 'msgspec', 'enclave_worker', 'enclave_protocol', 'pytest', 'pip'):
@@ -88,7 +88,7 @@ return found
     assert outcome.result == []
 
 
-def test_device_nodes_cannot_be_made(attack: Attack):
+def test_device_nodes_cannot_be_made(attack: Attack) -> None:
     # mknod needs CAP_MKNOD in the first user namespace, and every mount is nodev.
     outcome = attack(
         "return [attempt(lambda: os.mknod(f'/tmp/{d}', 0o60600, os.makedev(*d))) for d in [(8, 0), (1, 1)]]"
@@ -97,7 +97,7 @@ def test_device_nodes_cannot_be_made(attack: Attack):
     assert outcome.result == ["EPERM", "EPERM"]
 
 
-def test_a_setuid_file_gives_nothing(attack: Attack):
+def test_a_setuid_file_gives_nothing(attack: Attack) -> None:
     # No new privileges, nosuid mounts, and one uid in the namespace.
     outcome = attack("""
 import shutil, subprocess
@@ -109,7 +109,7 @@ return subprocess.run(['/tmp/sh', '-c', 'id -u; id -ru'], capture_output=True, t
     assert outcome.result == ["1000", "1000"]
 
 
-def test_filling_the_private_directories_stops_at_their_size(attack: Attack):
+def test_filling_the_private_directories_stops_at_their_size(attack: Attack) -> None:
     outcome = attack("""
 written = {}
 for directory in ('/tmp', '/workspace', '/dev/shm'):
@@ -132,7 +132,7 @@ return written
         assert stop == "ENOSPC"
 
 
-def test_filling_a_directory_with_empty_files_stops_at_its_inodes(attack: Attack):
+def test_filling_a_directory_with_empty_files_stops_at_its_inodes(attack: Attack) -> None:
     outcome = attack("""
 for n in range(20_000):
     try:
@@ -146,7 +146,7 @@ for n in range(20_000):
     assert stop == "ENOSPC"
 
 
-def test_one_session_sees_no_file_of_another(attack: Attack):
+def test_one_session_sees_no_file_of_another(attack: Attack) -> None:
     attack("for d in ('/tmp', '/workspace', '/dev/shm'): open(d + '/mark', 'w').write('mine')")
 
     outcome = attack("return [os.listdir(d) for d in ('/tmp', '/workspace', '/dev/shm')]")
@@ -154,7 +154,7 @@ def test_one_session_sees_no_file_of_another(attack: Attack):
     assert outcome.result == [[], [], []]
 
 
-def test_the_mount_table_names_no_host_path(attack: Attack):
+def test_the_mount_table_names_no_host_path(attack: Attack) -> None:
     outcome = attack("return [attempt(lambda: open(f'/proc/{n}').read()) for n in ('self/mountinfo', 'self/mounts')]")
 
     assert str(Path(__file__).parents[2]) not in repr(outcome.result)

@@ -57,24 +57,24 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED.values(), ids=REFUSED)
-def test_a_dangerous_system_call_is_refused(attack: Attack, name: str):
+def test_a_dangerous_system_call_is_refused(attack: Attack, name: str) -> None:
     number = NUMBERS[name] if name else 3000
 
     assert attack(f"return call({number}, -1, -1, -1, -1, -1, -1)").result in {"EPERM", "ENOSYS"}
 
 
 @pytest.mark.parametrize("flag", [0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000])
-def test_clone_into_a_new_namespace_is_refused(attack: Attack, flag: int):
+def test_clone_into_a_new_namespace_is_refused(attack: Attack, flag: int) -> None:
     # Without SIGCHLD in the flags a child that was made after all would be seen as a result of 0 or more.
     assert attack(f"return call({NUMBERS['clone']}, {flag}, 0, 0, 0, 0)").result == "EPERM"
 
 
-def test_clone3_looks_absent_so_that_libraries_fall_back(attack: Attack):
+def test_clone3_looks_absent_so_that_libraries_fall_back(attack: Attack) -> None:
     # Its flags lie in memory, where no filter can look.
     assert attack(f"return call({NUMBERS['clone3']}, 0, 0)").result == "ENOSYS"
 
 
-def test_high_bits_of_an_argument_do_not_hide_it_from_the_filter(attack: Attack):
+def test_high_bits_of_an_argument_do_not_hide_it_from_the_filter(attack: Attack) -> None:
     # CVE-2019-10063: the kernel reads an int, so the filter must not compare 64 bits.
     outcome = attack(
         f"return [call({NUMBERS['ioctl']}, 0, (1 << 32) | 0x5412, 0), call({NUMBERS['socket']}, (1 << 32) | 16, 3, 0)]"
@@ -84,7 +84,7 @@ def test_high_bits_of_an_argument_do_not_hide_it_from_the_filter(attack: Attack)
 
 
 @pytest.mark.skipif(not X86_64, reason="32-bit and x32 entry exist on x86-64 only")
-def test_32_bit_entry_kills_the_caller(attack: Attack):
+def test_32_bit_entry_kills_the_caller(attack: Attack) -> None:
     # Under the other convention the same numbers mean other calls.
     outcome = attack("""
 import mmap
@@ -98,13 +98,13 @@ return ctypes.CFUNCTYPE(ctypes.c_int)(address)()
 
 
 @pytest.mark.skipif(not X86_64, reason="32-bit and x32 entry exist on x86-64 only")
-def test_x32_numbers_are_refused(attack: Attack):
+def test_x32_numbers_are_refused(attack: Attack) -> None:
     outcome = attack("return call(0x40000000 | 39)")
 
     assert outcome.code == "GUEST_CRASHED" or outcome.result in {"ENOSYS", "EPERM"}
 
 
-def test_every_capability_set_is_empty_and_the_locks_are_on(attack: Attack):
+def test_every_capability_set_is_empty_and_the_locks_are_on(attack: Attack) -> None:
     outcome = attack(
         "return dict(l.split(':\\t', 1) for l in open('/proc/self/status').read().splitlines() if ':\\t' in l)"
     )
@@ -118,11 +118,11 @@ def test_every_capability_set_is_empty_and_the_locks_are_on(attack: Attack):
 @pytest.mark.parametrize(
     "change", ["os.setuid(0)", "os.setgid(0)", "os.setgroups([0])", "os.chown('/tmp', 0, 0)", "os.setresuid(0, 0, 0)"]
 )
-def test_becoming_somebody_else_is_refused(attack: Attack, change: str):
+def test_becoming_somebody_else_is_refused(attack: Attack, change: str) -> None:
     assert attack(f"return attempt(lambda: {change})").result == "EPERM"
 
 
-def test_undumpability_and_securebits_cannot_be_taken_back(attack: Attack):
+def test_undumpability_and_securebits_cannot_be_taken_back(attack: Attack) -> None:
     outcome = attack(
         f"return [call({NUMBERS['prctl']}, *a) for a in ((4, 1, 0, 0, 0), (28, 0, 0, 0, 0), (1, 0, 0, 0, 0))]"
     )
@@ -130,14 +130,14 @@ def test_undumpability_and_securebits_cannot_be_taken_back(attack: Attack):
     assert outcome.result == ["EPERM", "EPERM", "EPERM"]
 
 
-def test_no_core_dump_is_asked_for(attack: Attack):
+def test_no_core_dump_is_asked_for(attack: Attack) -> None:
     # 1, not 0: for a core_pattern that is a pipe the kernel takes 0 for no limit of its business.
     outcome = attack("import resource\nreturn resource.getrlimit(resource.RLIMIT_CORE)")
 
     assert max(outcome.result) <= 1
 
 
-def test_raising_a_limit_is_refused(attack: Attack):
+def test_raising_a_limit_is_refused(attack: Attack) -> None:
     outcome = attack("""
 import resource
 tried = []
@@ -153,7 +153,7 @@ return tried
     assert outcome.result == ["refused"] * 5
 
 
-def test_sysctls_and_kernel_files_of_proc_are_not_there(attack: Attack):
+def test_sysctls_and_kernel_files_of_proc_are_not_there(attack: Attack) -> None:
     # proc is mounted with subset=pid: only processes.
     names = [
         "sys",
@@ -170,14 +170,14 @@ def test_sysctls_and_kernel_files_of_proc_are_not_there(attack: Attack):
     assert set(outcome.result) <= {"ENOENT", "EACCES"}
 
 
-def test_the_environment_is_the_sandboxes_own(attack: Attack):
+def test_the_environment_is_the_sandboxes_own(attack: Attack) -> None:
     outcome = attack("return [dict(os.environ), attempt(lambda: open('/proc/self/environ').read())]")
 
     assert "secret" not in repr(outcome.result)
     assert not [name for name in outcome.result[0] if name.startswith("ENCLAVE")]
 
 
-def test_no_descriptor_of_the_worker_is_inherited(attack: Attack):
+def test_no_descriptor_of_the_worker_is_inherited(attack: Attack) -> None:
     outcome = attack("""
 import stat
 held = {}
@@ -200,5 +200,5 @@ return held
     assert len(kinds) <= 7
 
 
-def test_the_host_name_and_the_namespaces_are_not_the_hosts(attack: Attack):
+def test_the_host_name_and_the_namespaces_are_not_the_hosts(attack: Attack) -> None:
     assert attack("return os.uname().nodename").result == "sandbox"

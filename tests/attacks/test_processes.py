@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .conftest import Attack, Target
 
 
-def test_only_the_sandboxes_own_processes_are_seen(attack: Attack):
+def test_only_the_sandboxes_own_processes_are_seen(attack: Attack) -> None:
     # A pid namespace of its own, and a /proc that belongs to it.
     outcome = attack("return [os.getpid(), os.getppid(), [n for n in os.listdir('/proc') if n.isdigit()]]")
 
@@ -21,11 +21,11 @@ def test_only_the_sandboxes_own_processes_are_seen(attack: Attack):
 
 
 @pytest.mark.parametrize("number", [0, 9, 15, 19])
-def test_signalling_a_process_of_the_host_finds_none(attack: Attack, number: int):
+def test_signalling_a_process_of_the_host_finds_none(attack: Attack, number: int) -> None:
     assert attack(f"return attempt(lambda: os.kill({os.getpid()}, {number}))").result == "ESRCH"
 
 
-def test_signalling_everybody_reaches_only_the_sandbox(attack: Attack, target: Target):
+def test_signalling_everybody_reaches_only_the_sandbox(attack: Attack, target: Target) -> None:
     family = set(children_of(target.pid))
     # From a child, because kill(-1) spares pid 1 and the caller.
     outcome = attack("""
@@ -44,7 +44,7 @@ return os.waitpid(victim, 0)[1]
 
 
 @pytest.mark.parametrize("name", ["SIGSTOP", "SIGKILL"])
-def test_stopping_or_killing_itself_is_refused_because_pid_1_would_not_hear_it(attack: Attack, name: str):
+def test_stopping_or_killing_itself_is_refused_because_pid_1_would_not_hear_it(attack: Attack, name: str) -> None:
     outcome = attack(f"""
 import signal
 def by_tgkill():
@@ -55,7 +55,7 @@ return [attempt(lambda: os.kill(1, signal.{name})), attempt(by_tgkill)]
     assert outcome.result == ["EPERM", "EPERM"]
 
 
-def test_stopping_a_child_is_the_guests_own_business(attack: Attack):
+def test_stopping_a_child_is_the_guests_own_business(attack: Attack) -> None:
     outcome = attack("""
 import signal, time
 child = os.fork()
@@ -68,7 +68,7 @@ return os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
     assert outcome.result is True
 
 
-def test_tracing_ones_own_child_is_refused(attack: Attack):
+def test_tracing_ones_own_child_is_refused(attack: Attack) -> None:
     outcome = attack("""
 child = os.fork()
 if child == 0:
@@ -79,7 +79,7 @@ return os.waitpid(child, 0)[1]
     assert outcome.result == 0
 
 
-def test_a_daemon_that_left_session_and_group_dies_with_its_session(attack: Attack):
+def test_a_daemon_that_left_session_and_group_dies_with_its_session(attack: Attack) -> None:
     name = new_name()
     outcome = attack(
         NAME_PROCESS.format(name=name)
@@ -105,7 +105,7 @@ return 'left'
     wait_none_named(name)
 
 
-def test_a_fork_bomb_stops_at_the_process_limit_and_is_gone_at_the_deadline(attack: Attack):
+def test_a_fork_bomb_stops_at_the_process_limit_and_is_gone_at_the_deadline(attack: Attack) -> None:
     name = new_name()
     outcome = attack(
         NAME_PROCESS.format(name=name)
@@ -134,7 +134,7 @@ while True:
     assert processes_named(name) == []
 
 
-def test_a_thread_bomb_stops_at_the_same_limit(attack: Attack):
+def test_a_thread_bomb_stops_at_the_same_limit(attack: Attack) -> None:
     outcome = attack("""
 import threading, time
 made = 0
@@ -148,7 +148,7 @@ except RuntimeError:
     assert outcome.result < 64
 
 
-def test_processes_of_one_sandbox_do_not_use_up_anothers_limit(attack: Attack):
+def test_processes_of_one_sandbox_do_not_use_up_anothers_limit(attack: Attack) -> None:
     # NPROC is counted by user and user namespace, and both are the sandbox's own.
     for _ in range(2):
         assert (
@@ -166,7 +166,7 @@ return len(pids)
         )
 
 
-def test_attacks_leave_no_process_descriptor_or_mount_behind(attack: Attack, target: Target):
+def test_attacks_leave_no_process_descriptor_or_mount_behind(attack: Attack, target: Target) -> None:
     attack("return 1")
     before = target.metric("process_open_fds"), Footprint.now().mounts
     for _ in range(10):

@@ -24,7 +24,7 @@ def command(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_port_in_use_is_one_line_that_says_what_to_do():
+def test_a_port_in_use_is_one_line_that_says_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = command("--port", str(taken.getsockname()[1]))
 
@@ -33,7 +33,7 @@ def test_a_port_in_use_is_one_line_that_says_what_to_do():
     assert "choose another --port" in done.stderr
 
 
-def test_an_address_that_is_not_ours_is_one_line():
+def test_an_address_that_is_not_ours_is_one_line() -> None:
     done = command("--host", "203.0.113.1", "--port", "0")
 
     assert done.returncode == 1
@@ -42,20 +42,20 @@ def test_an_address_that_is_not_ours_is_one_line():
 
 
 @pytest.mark.parametrize("option", [["--max-sessions", "0"], ["--port", "70000"], ["--no-such"]])
-def test_a_wrong_option_is_refused_before_anything_starts(option: list[str]):
+def test_a_wrong_option_is_refused_before_anything_starts(option: list[str]) -> None:
     done = command(*option)
 
     assert done.returncode == 2
     assert "Usage" in done.stderr
 
 
-def test_the_first_line_says_where_it_listens():
+def test_the_first_line_says_where_it_listens() -> None:
     with worker_process() as (_, url):
         assert re.fullmatch(r"ws://127\.0\.0\.1:\d+/ws", url)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_it_cleanly_with_its_whole_family(number: signal.Signals):
+async def test_a_signal_ends_it_cleanly_with_its_whole_family(number: signal.Signals) -> None:
     with worker_process("--grace-s", "0", "--max-sessions", "3") as (process, url):
         async with client_of(url) as client:
             assert client.hello["maxSessions"] == 3
@@ -71,7 +71,7 @@ async def test_a_signal_ends_it_cleanly_with_its_whole_family(number: signal.Sig
     assert run.code == "SESSION_CANCELLED"
 
 
-def test_options_have_environment_variables():
+def test_options_have_environment_variables() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "enclave_worker.cli"],
         capture_output=True,

@@ -49,7 +49,7 @@ def machine(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def test_every_known_call_gets_what_the_policy_says(machine: str):
+def test_every_known_call_gets_what_the_policy_says(machine: str) -> None:
     denied = {name for names in DENIED.values() for name in names.split()}
     for name, number in ARCHITECTURES[machine].numbers.items():
         if name in seccomp._BY_ARGUMENT:
@@ -58,22 +58,22 @@ def test_every_known_call_gets_what_the_policy_says(machine: str):
         assert answer(machine, number) == expected, name
 
 
-def test_every_number_without_a_name_is_absent(machine: str):
+def test_every_number_without_a_name_is_absent(machine: str) -> None:
     known = set(ARCHITECTURES[machine].numbers.values())
     for number in {*range(1000), 2**30 - 1} - known:
         assert answer(machine, number) == REFUSE["ENOSYS"], number
 
 
-def test_another_architectures_entry_kills(machine: str):
+def test_another_architectures_entry_kills(machine: str) -> None:
     assert answer(machine, 0, audit=0x40000003) == KILL
 
 
-def test_x32_numbers_never_pass():
+def test_x32_numbers_never_pass() -> None:
     for number in ARCHITECTURES["x86_64"].numbers.values():
         assert answer("x86_64", 0x40000000 | number) in {KILL, REFUSE["ENOSYS"], REFUSE["EPERM"]}
 
 
-def test_clone_may_make_threads_and_processes_but_no_namespace(machine: str):
+def test_clone_may_make_threads_and_processes_but_no_namespace(machine: str) -> None:
     clone = ARCHITECTURES[machine].numbers["clone"]
     assert answer(machine, clone, 17) == ALLOW
     assert answer(machine, clone, 0x3D0F00) == ALLOW
@@ -81,7 +81,7 @@ def test_clone_may_make_threads_and_processes_but_no_namespace(machine: str):
         assert answer(machine, clone, 17 | flag) == REFUSE["EPERM"], hex(flag)
 
 
-def test_sockets_are_unix_and_internet_only(machine: str):
+def test_sockets_are_unix_and_internet_only(machine: str) -> None:
     for name in ("socket", "socketpair"):
         number = ARCHITECTURES[machine].numbers[name]
         allowed = {family for family in range(64) if answer(machine, number, family) == ALLOW}
@@ -90,18 +90,18 @@ def test_sockets_are_unix_and_internet_only(machine: str):
 
 
 @pytest.mark.parametrize("request_number", [0x5412, 0x541C, 0x5412 | 1 << 32])
-def test_typing_into_a_terminal_is_refused(machine: str, request_number: int):
+def test_typing_into_a_terminal_is_refused(machine: str, request_number: int) -> None:
     ioctl = ARCHITECTURES[machine].numbers["ioctl"]
     assert answer(machine, ioctl, 0, request_number) == REFUSE["EPERM"]
     assert answer(machine, ioctl, 0, 0x5401) == ALLOW
 
 
-def test_prctl_keeps_what_holds_the_locks(machine: str):
+def test_prctl_keeps_what_holds_the_locks(machine: str) -> None:
     prctl = ARCHITECTURES[machine].numbers["prctl"]
     assert {option for option in range(80) if answer(machine, prctl, option) != ALLOW} == set(seccomp.PRCTL_DENIED)
 
 
-def test_only_what_pid_1_would_not_hear_is_kept_from_it(machine: str):
+def test_only_what_pid_1_would_not_hear_is_kept_from_it(machine: str) -> None:
     numbers = ARCHITECTURES[machine].numbers
     for signal_number in range(65):
         unheard = signal_number in {9, 19}
@@ -111,10 +111,10 @@ def test_only_what_pid_1_would_not_hear_is_kept_from_it(machine: str):
         assert answer(machine, numbers["tkill"], 5, signal_number) == ALLOW
 
 
-def test_the_program_fits_the_kernels_limit(machine: str):
+def test_the_program_fits_the_kernels_limit(machine: str) -> None:
     assert len(compile_filter(machine)) // 8 <= 4096
 
 
-def test_an_unknown_machine_is_refused():
+def test_an_unknown_machine_is_refused() -> None:
     with pytest.raises(KeyError):
         compile_filter("vax")

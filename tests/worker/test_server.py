@@ -54,14 +54,14 @@ async def metric(worker: RuntimeWorker, sample: str) -> float:
 # Greeting.
 
 
-async def test_a_worker_greets_with_what_it_is_and_has(client: Client, worker: RuntimeWorker):
+async def test_a_worker_greets_with_what_it_is_and_has(client: Client, worker: RuntimeWorker) -> None:
     assert client.hello["type"] == "hello"
     assert client.hello["workerId"] == worker.worker_id
     assert (client.hello["maxSessions"], client.hello["active"], client.hello["draining"]) == (20, 0, False)
     assert (client.hello["languages"], client.hello["level"]) == (["python"], "SECURE")
 
 
-async def test_a_ping_is_answered_with_its_own_timestamp_and_the_load(client: Client):
+async def test_a_ping_is_answered_with_its_own_timestamp_and_the_load(client: Client) -> None:
     session = await client.start("await call_tool('wait')")
     await client.until(session, "tool_call")
 
@@ -101,7 +101,7 @@ BAD: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize(("message", "field"), BAD.values(), ids=BAD)
 async def test_bad_input_is_refused_by_name_counted_and_touches_nothing(
     client: Client, worker: RuntimeWorker, message: Any, field: str
-):
+) -> None:
     await client.start("await call_tool('wait')\nreturn 'untouched'", session_id="s_live")
     call = await client.until("s_live", "tool_call")
 
@@ -118,13 +118,13 @@ async def test_bad_input_is_refused_by_name_counted_and_touches_nothing(
     assert worker.get_stats().total_executions == 1
 
 
-async def test_a_refusal_says_whose_message_it_was(client: Client):
+async def test_a_refusal_says_whose_message_it_was(client: Client) -> None:
     refused = await client.rejection({"type": "execute", "sessionId": "s_mine", "code": 5})
 
     assert refused["sessionId"] == "s_mine"
 
 
-async def test_an_id_is_free_again_when_its_session_has_ended(client: Client):
+async def test_an_id_is_free_again_when_its_session_has_ended(client: Client) -> None:
     for value in (1, 2):
         session = await client.start(f"return {value}", session_id="s_again")
         assert (await client.finish(session)).final["result"] == value
@@ -135,7 +135,7 @@ async def test_an_id_is_free_again_when_its_session_has_ended(client: Client):
 
 
 @pytest.mark.usefixtures("no_leaks")
-async def test_a_session_above_max_sessions_gets_one_final_and_a_freed_slot_is_given_again():
+async def test_a_session_above_max_sessions_gets_one_final_and_a_freed_slot_is_given_again() -> None:
     async with running(max_sessions=2, pool_size=1) as worker, client_of(worker.url) as client:
         live = [await client.start("await call_tool('wait')") for _ in range(2)]
         for session in live:
@@ -152,7 +152,7 @@ async def test_a_session_above_max_sessions_gets_one_final_and_a_freed_slot_is_g
         assert await metric(worker, "enclave_sessions_refused_total") == 1
 
 
-async def test_a_burst_beyond_the_pool_is_slower_not_an_error(client: Client):
+async def test_a_burst_beyond_the_pool_is_slower_not_an_error(client: Client) -> None:
     sessions = [await client.start("return 1") for _ in range(20)]
 
     assert [(await client.finish(session)).final["result"] for session in sessions] == [1] * 20
@@ -161,7 +161,7 @@ async def test_a_burst_beyond_the_pool_is_slower_not_an_error(client: Client):
 # Connections.
 
 
-async def test_a_connection_that_closes_ends_its_sessions_and_no_others(client: Client, worker: RuntimeWorker):
+async def test_a_connection_that_closes_ends_its_sessions_and_no_others(client: Client, worker: RuntimeWorker) -> None:
     name = new_name()
     mine = await client.start("return await call_tool('wait')")
     call = await client.until(mine, "tool_call")
@@ -178,7 +178,7 @@ async def test_a_connection_that_closes_ends_its_sessions_and_no_others(client: 
 
 
 @pytest.mark.usefixtures("no_leaks")
-async def test_a_reader_that_stops_pauses_its_own_guest_and_nobody_else():
+async def test_a_reader_that_stops_pauses_its_own_guest_and_nobody_else() -> None:
     flood = "import os\nfor n in range(400): os.write(1, b'x' * 65536)\nreturn 'all written'"
     async with (
         running(send_buffer_bytes=256 * 1024) as worker,
@@ -186,7 +186,7 @@ async def test_a_reader_that_stops_pauses_its_own_guest_and_nobody_else():
         client_of(worker.url) as quick,
     ):
         session = await slow.start(flood, maxStdoutBytes=100 << 20)
-        sink = None
+        sink: Any = None
         while sink is None or not sink.congested:
             # The slow client reads nothing; the quick one sees the worker go on.
             assert (await quick.run("return 1")).final["result"] == 1
@@ -199,7 +199,7 @@ async def test_a_reader_that_stops_pauses_its_own_guest_and_nobody_else():
 
 
 @pytest.mark.usefixtures("no_leaks")
-async def test_an_answer_flood_without_reading_is_bounded():
+async def test_an_answer_flood_without_reading_is_bounded() -> None:
     async with (
         running(send_buffer_bytes=64 * 1024) as worker,
         client_of(worker.url) as client,
@@ -216,7 +216,7 @@ async def test_an_answer_flood_without_reading_is_bounded():
 # HTTP.
 
 
-async def test_health_readiness_metrics_and_the_unknown_path(worker: RuntimeWorker):
+async def test_health_readiness_metrics_and_the_unknown_path(worker: RuntimeWorker) -> None:
     assert await get(worker, "/healthz") == (200, "ok\n")
     status, text = await get(worker, "/readyz")
     assert (status, text.startswith("ready")) == (200, True)
@@ -225,7 +225,7 @@ async def test_health_readiness_metrics_and_the_unknown_path(worker: RuntimeWork
     assert (await get(worker, "/nothing"))[0] == 404
 
 
-async def test_metrics_count_outcomes(client: Client, worker: RuntimeWorker):
+async def test_metrics_count_outcomes(client: Client, worker: RuntimeWorker) -> None:
     await client.run("return 1")
     await client.run("1 / 0")
     await client.run("while True: pass", deadlineMs=50)
@@ -239,7 +239,7 @@ async def test_metrics_count_outcomes(client: Client, worker: RuntimeWorker):
 
 
 @pytest.mark.usefixtures("no_leaks")
-async def test_stop_ends_live_sessions_and_leaves_nothing():
+async def test_stop_ends_live_sessions_and_leaves_nothing() -> None:
     name = new_name()
     async with running() as worker, client_of(worker.url) as client:
         session = await client.start(NAME_PROCESS.format(name=name) + "print('up', flush=True)\nwhile True: pass")
@@ -253,7 +253,7 @@ async def test_stop_ends_live_sessions_and_leaves_nothing():
 
 
 @pytest.mark.usefixtures("no_leaks")
-async def test_a_drain_lets_live_sessions_finish_and_takes_no_more():
+async def test_a_drain_lets_live_sessions_finish_and_takes_no_more() -> None:
     async with running() as worker, client_of(worker.url) as client:
         session = await client.start("return await call_tool('wait')")
         call = await client.until(session, "tool_call")
@@ -271,7 +271,7 @@ async def test_a_drain_lets_live_sessions_finish_and_takes_no_more():
     assert run.final["result"] == "finished"
 
 
-async def test_a_dead_zygote_ends_its_sessions_and_is_replaced(client: Client):
+async def test_a_dead_zygote_ends_its_sessions_and_is_replaced(client: Client) -> None:
     name = new_name()
     session = await client.start(NAME_PROCESS.format(name=name) + "print('up', flush=True)\nwhile True: pass")
     await client.until_written(session, "up")
@@ -288,7 +288,7 @@ async def test_a_dead_zygote_ends_its_sessions_and_is_replaced(client: Client):
 
 
 @pytest.mark.parametrize("as_user", [False, True], ids=["as started", "as an ordinary user"])
-async def test_a_worker_killed_outright_leaves_no_process_behind(as_user: bool):  # noqa: FBT001
+async def test_a_worker_killed_outright_leaves_no_process_behind(as_user: bool) -> None:  # noqa: FBT001
     before = Footprint.now().mounts
     name = new_name()
     with worker_process(as_user=as_user) as (process, url):
@@ -306,13 +306,13 @@ async def test_a_worker_killed_outright_leaves_no_process_behind(as_user: bool):
 
 
 @pytest.mark.usefixtures("no_leaks")
-async def test_ten_starts_and_stops_leave_nothing():
+async def test_ten_starts_and_stops_leave_nothing() -> None:
     for _ in range(10):
         async with running(pool_size=2) as worker, client_of(worker.url) as client:
             assert (await client.run("return 1")).final["ok"]
 
 
-async def test_hundreds_of_sessions_leave_nothing_in_a_running_worker(client: Client, worker: RuntimeWorker):
+async def test_hundreds_of_sessions_leave_nothing_in_a_running_worker(client: Client, worker: RuntimeWorker) -> None:
     async def round_of(count: int) -> None:
         for session in [await client.start("print(1)\nreturn 1") for _ in range(count)]:
             await client.finish(session)

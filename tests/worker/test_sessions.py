@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Output.
 
 
-async def test_a_print_without_newline_arrives_while_the_guest_still_runs(client: Client):
+async def test_a_print_without_newline_arrives_while_the_guest_still_runs(client: Client) -> None:
     session = await client.start("print('half', end='')\nawait call_tool('wait')")
 
     assert (await client.until(session, "stdout"))["chunk"] == "half"
@@ -27,20 +27,20 @@ async def test_a_print_without_newline_arrives_while_the_guest_still_runs(client
     assert (await client.finish(session)).final["ok"]
 
 
-async def test_stderr_is_a_stream_of_its_own(client: Client):
+async def test_stderr_is_a_stream_of_its_own(client: Client) -> None:
     run = await client.run("import sys\nprint('out')\nprint('err', file=sys.stderr)")
 
     assert (run.text("stdout"), run.text("stderr")) == ("out\n", "err\n")
     assert (run.final["stats"]["stdoutBytes"], run.final["stats"]["stderrBytes"]) == (4, 4)
 
 
-async def test_what_c_code_writes_past_python_streams_too(client: Client):
+async def test_what_c_code_writes_past_python_streams_too(client: Client) -> None:
     run = await client.run("import ctypes\nlibc = ctypes.CDLL(None)\nlibc.puts(b'from C')\nlibc.fflush(None)")
 
     assert run.text("stdout") == "from C\n"
 
 
-async def test_what_a_subprocess_writes_streams_too(client: Client):
+async def test_what_a_subprocess_writes_streams_too(client: Client) -> None:
     run = await client.run(
         "import subprocess\nreturn subprocess.run(['/bin/sh', '-c', 'echo out; echo err >&2']).returncode"
     )
@@ -48,7 +48,7 @@ async def test_what_a_subprocess_writes_streams_too(client: Client):
     assert (run.text("stdout"), run.text("stderr"), run.final["result"]) == ("out\n", "err\n", 0)
 
 
-async def test_a_character_written_in_two_halves_arrives_whole(client: Client):
+async def test_a_character_written_in_two_halves_arrives_whole(client: Client) -> None:
     code = """
 import os
 os.write(1, b'caf\\xc3')
@@ -62,19 +62,19 @@ os.write(1, b'\\xa9')
     assert (await client.finish(session)).text("stdout") == "café"
 
 
-async def test_characters_across_a_read_boundary_are_never_cut(client: Client):
+async def test_characters_across_a_read_boundary_are_never_cut(client: Client) -> None:
     run = await client.run("print('x' + '€' * 70_000)")
 
     assert run.text("stdout") == "x" + "€" * 70_000 + "\n"
 
 
-async def test_bytes_that_are_no_text_become_replacement_characters(client: Client):
+async def test_bytes_that_are_no_text_become_replacement_characters(client: Client) -> None:
     run = await client.run("import os\nos.write(1, b'a\\xffb\\xe2\\x82')")
 
     assert run.text("stdout") == "a\ufffdb\ufffd"
 
 
-async def test_output_comes_before_the_tool_call_that_followed_it(client: Client):
+async def test_output_comes_before_the_tool_call_that_followed_it(client: Client) -> None:
     session = await client.start("import os\nos.write(2, b'first')\nprint('second')\nawait call_tool('t')")
     call = await client.until(session, "tool_call")
     await client.answer(session, call["callId"], None)
@@ -84,7 +84,7 @@ async def test_output_comes_before_the_tool_call_that_followed_it(client: Client
     assert kinds.index("tool_call") > max(kinds.index("stdout"), kinds.index("stderr"))
 
 
-async def test_output_beyond_its_cap_is_cut_and_marked_and_the_guest_goes_on(client: Client):
+async def test_output_beyond_its_cap_is_cut_and_marked_and_the_guest_goes_on(client: Client) -> None:
     run = await client.run("print('x' * 100_000)\nreturn 'done'", maxStdoutBytes=1000)
 
     assert run.final["result"] == "done"
@@ -95,7 +95,7 @@ async def test_output_beyond_its_cap_is_cut_and_marked_and_the_guest_goes_on(cli
     assert mark["data"] == {"limit": "maxStdoutBytes", "stream": "stdout", "maxStdoutBytes": 1000}
 
 
-async def test_the_cap_holds_for_each_stream_by_itself(client: Client):
+async def test_the_cap_holds_for_each_stream_by_itself(client: Client) -> None:
     run = await client.run("import sys\nprint('x' * 2000)\nprint('short', file=sys.stderr)", maxStdoutBytes=1000)
 
     assert run.text("stderr") == "short\n"
@@ -110,20 +110,20 @@ async def test_the_cap_holds_for_each_stream_by_itself(client: Client):
     [None, True, 0, -1.5, "", "ünï☃", [], {}, [1, [2, [None]]], {"a": {"b": [1.25, "x"]}}, 2**70, 1e308],
     ids=repr,
 )
-async def test_any_json_value_is_a_result(client: Client, value: Any):
+async def test_any_json_value_is_a_result(client: Client, value: Any) -> None:
     run = await client.run(f"return {value!r}")
 
     assert run.final["ok"] is True
     assert run.final["result"] == value
 
 
-async def test_code_that_returns_nothing_has_the_result_null(client: Client):
+async def test_code_that_returns_nothing_has_the_result_null(client: Client) -> None:
     run = await client.run("x = 1")
 
     assert (run.final["ok"], run.final["result"]) == (True, None)
 
 
-async def test_every_session_runs_in_a_sandbox_of_its_own(client: Client):
+async def test_every_session_runs_in_a_sandbox_of_its_own(client: Client) -> None:
     await client.run("open('/workspace/mark', 'w').write('x')\nimport sys\nsys.mark = 1")
 
     run = await client.run("import os, sys\nreturn [os.listdir('/workspace'), hasattr(sys, 'mark')]")
@@ -131,7 +131,7 @@ async def test_every_session_runs_in_a_sandbox_of_its_own(client: Client):
     assert run.final["result"] == [[], False]
 
 
-async def test_two_sandboxes_share_no_randomness(client: Client):
+async def test_two_sandboxes_share_no_randomness(client: Client) -> None:
     code = """
 import os, random, secrets, uuid
 return [random.random(), secrets.token_hex(), uuid.uuid4().hex, os.urandom(8).hex()]
@@ -142,13 +142,13 @@ return [random.random(), secrets.token_hex(), uuid.uuid4().hex, os.urandom(8).he
 
 
 @pytest.mark.parametrize("size", [60_000, 150_000, 215_000, 1_000_000])
-async def test_a_large_result_is_never_lost_to_its_senders_exit(client: Client, size: int):
+async def test_a_large_result_is_never_lost_to_its_senders_exit(client: Client, size: int) -> None:
     for _ in range(5):
         run = await client.run(f"return 'x' * {size}")
         assert run.final.get("result") == "x" * size, run.final
 
 
-async def test_a_result_above_its_limit_is_refused_with_both_sizes(client: Client):
+async def test_a_result_above_its_limit_is_refused_with_both_sizes(client: Client) -> None:
     run = await client.run("return 'x' * 2000", maxResultBytes=1000)
 
     assert run.code == "RESULT_TOO_LARGE"
@@ -169,7 +169,7 @@ async def test_a_result_above_its_limit_is_refused_with_both_sizes(client: Clien
         ("object()", "result is a object"),
     ],
 )
-async def test_a_result_that_is_not_json_says_which_part(client: Client, expression: str, said: str):
+async def test_a_result_that_is_not_json_says_which_part(client: Client, expression: str, said: str) -> None:
     run = await client.run(f"return {expression}")
 
     assert run.code == "RESULT_NOT_SERIALIZABLE"
@@ -179,7 +179,7 @@ async def test_a_result_that_is_not_json_says_which_part(client: Client, express
 # Failures.
 
 
-async def test_an_exception_comes_with_type_message_and_the_guests_own_lines(client: Client):
+async def test_an_exception_comes_with_type_message_and_the_guests_own_lines(client: Client) -> None:
     run = await client.run("def f():\n    return 1 / 0\n\nprint('before')\nf()")
 
     error = run.final["error"]
@@ -191,7 +191,7 @@ async def test_an_exception_comes_with_type_message_and_the_guests_own_lines(cli
     assert run.text("stdout") == "before\n"
 
 
-async def test_a_chained_exception_shows_both(client: Client):
+async def test_a_chained_exception_shows_both(client: Client) -> None:
     run = await client.run("try:\n    {}['k']\nexcept KeyError as e:\n    raise ValueError('second') from e")
 
     assert "KeyError: 'k'" in run.final["error"]["stack"]
@@ -202,7 +202,7 @@ async def test_a_chained_exception_shows_both(client: Client):
     ("code", "line"),
     [("x = 1\ny = = 2", 2), ("if True:\nx", 2), ("return 1\nyield 2", 2), ("'''", 1), ("x = '\\x00", 1)],
 )
-async def test_a_syntax_error_names_its_line(client: Client, code: str, line: int):
+async def test_a_syntax_error_names_its_line(client: Client, code: str, line: int) -> None:
     run = await client.run(code)
 
     assert (run.code, run.final["error"]["line"]) == ("SYNTAX_ERROR", line)
@@ -216,7 +216,7 @@ async def test_a_syntax_error_names_its_line(client: Client, code: str, line: in
         ("import os\nos.abort()", "SIG"),
     ],
 )
-async def test_a_guest_that_dies_by_itself_crashed_and_it_says_how(client: Client, code: str, expected: str):
+async def test_a_guest_that_dies_by_itself_crashed_and_it_says_how(client: Client, code: str, expected: str) -> None:
     run = await client.run(f"print('before', flush=True)\n{code}")
 
     assert run.code == "GUEST_CRASHED"
@@ -225,13 +225,13 @@ async def test_a_guest_that_dies_by_itself_crashed_and_it_says_how(client: Clien
 
 
 @pytest.mark.parametrize("kind", ["KeyboardInterrupt()", "GeneratorExit()", "SystemExit(3)", "BaseException('x')"])
-async def test_exceptions_that_escape_except_exception_end_only_the_session(client: Client, kind: str):
+async def test_exceptions_that_escape_except_exception_end_only_the_session(client: Client, kind: str) -> None:
     run = await client.run(f"raise {kind}")
 
     assert (run.code, run.final["error"]["name"]) == ("EXECUTION_ERROR", kind.partition("(")[0])
 
 
-async def test_a_clean_exit_is_a_success_without_result(client: Client):
+async def test_a_clean_exit_is_a_success_without_result(client: Client) -> None:
     run = await client.run("import sys\nprint('x')\nsys.exit()")
 
     assert (run.final["ok"], run.final["result"], run.text("stdout")) == (True, None, "x\n")
@@ -265,7 +265,7 @@ sum(range(10**12))""",
 
 
 @pytest.mark.parametrize("spin", SPINS.values(), ids=SPINS)
-async def test_the_deadline_ends_whatever_the_guest_does_and_leaves_nothing(client: Client, spin: str):
+async def test_the_deadline_ends_whatever_the_guest_does_and_leaves_nothing(client: Client, spin: str) -> None:
     name = new_name()
     run = await client.run(NAME_PROCESS.format(name=name) + spin, deadlineMs=300)
 
@@ -275,7 +275,7 @@ async def test_the_deadline_ends_whatever_the_guest_does_and_leaves_nothing(clie
 
 
 @pytest.mark.parametrize("spin", [SPINS["every signal blocked"], SPINS["a thread and children"]])
-async def test_cancel_ends_whatever_the_guest_does_and_leaves_nothing(client: Client, spin: str):
+async def test_cancel_ends_whatever_the_guest_does_and_leaves_nothing(client: Client, spin: str) -> None:
     name = new_name()
     session = await client.start(NAME_PROCESS.format(name=name) + "print('up', flush=True)\n" + spin)
     await client.until_written(session, "up")
@@ -289,7 +289,7 @@ async def test_cancel_ends_whatever_the_guest_does_and_leaves_nothing(client: Cl
     assert processes_named(name) == []
 
 
-async def test_a_child_that_outlives_the_result_dies_with_the_session(client: Client):
+async def test_a_child_that_outlives_the_result_dies_with_the_session(client: Client) -> None:
     name = new_name()
     code = """
 import os, time
@@ -307,7 +307,7 @@ return 'done'
     wait_none_named(name)
 
 
-async def test_a_thread_that_runs_on_after_the_result_does_not_hold_it_back(client: Client):
+async def test_a_thread_that_runs_on_after_the_result_does_not_hold_it_back(client: Client) -> None:
     run = await client.run(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\nreturn 1"
     )
@@ -315,7 +315,7 @@ async def test_a_thread_that_runs_on_after_the_result_does_not_hold_it_back(clie
     assert run.final["result"] == 1
 
 
-async def test_heartbeats_say_that_a_silent_session_lives(client: Client):
+async def test_heartbeats_say_that_a_silent_session_lives(client: Client) -> None:
     session = await client.start("await call_tool('wait')", heartbeatIntervalMs=20)
     call = await client.until(session, "tool_call")
     for _ in range(3):
@@ -325,7 +325,7 @@ async def test_heartbeats_say_that_a_silent_session_lives(client: Client):
     assert (await client.finish(session)).final["ok"]
 
 
-async def test_the_statistics_are_the_kernels_and_the_workers(client: Client):
+async def test_the_statistics_are_the_kernels_and_the_workers(client: Client) -> None:
     run = await client.run(
         "x = bytearray(40 << 20)\nfor _ in range(10**6): pass\nprint('four')\nawait call_tool('t')", toolTimeoutMs=1
     )
@@ -339,7 +339,7 @@ async def test_the_statistics_are_the_kernels_and_the_workers(client: Client):
 # Tools.
 
 
-async def test_a_tools_result_reaches_the_guest(client: Client):
+async def test_a_tools_result_reaches_the_guest(client: Client) -> None:
     session = await client.start("return await call_tool('add', {'a': 1, 'b': [2]})")
     call = await client.until(session, "tool_call")
     assert (call["toolName"], call["args"]) == ("add", {"a": 1, "b": [2]})
@@ -351,7 +351,7 @@ async def test_a_tools_result_reaches_the_guest(client: Client):
     assert run.final["stats"]["toolCallCount"] == 1
 
 
-async def test_both_spellings_and_both_ways_to_give_arguments_work(client: Client):
+async def test_both_spellings_and_both_ways_to_give_arguments_work(client: Client) -> None:
     session = await client.start("return [await callTool('a', x=1), await call_tool('b'), await call_tool('c', [1])]")
     seen = []
     for _ in range(3):
@@ -364,7 +364,7 @@ async def test_both_spellings_and_both_ways_to_give_arguments_work(client: Clien
     assert run.final["result"] == ["a", "b", "c"]
 
 
-async def test_gathered_calls_wait_together_and_may_be_answered_in_any_order(client: Client):
+async def test_gathered_calls_wait_together_and_may_be_answered_in_any_order(client: Client) -> None:
     session = await client.start("import asyncio\nreturn await asyncio.gather(*(call_tool('t', n) for n in range(5)))")
     calls = [await client.until(session, "tool_call") for _ in range(5)]
     for call in reversed(calls):
@@ -373,7 +373,7 @@ async def test_gathered_calls_wait_together_and_may_be_answered_in_any_order(cli
     assert (await client.finish(session)).final["result"] == [0, 10, 20, 30, 40]
 
 
-async def test_a_failed_tool_raises_and_its_code_ends_an_uncaught_session(client: Client):
+async def test_a_failed_tool_raises_and_its_code_ends_an_uncaught_session(client: Client) -> None:
     session = await client.start("await call_tool('t')")
     call = await client.until(session, "tool_call")
     error = {"message": "no such city", "code": "NOT_FOUND"}
@@ -386,7 +386,7 @@ async def test_a_failed_tool_raises_and_its_code_ends_an_uncaught_session(client
     assert "no such city" in run.final["error"]["message"]
 
 
-async def test_a_guest_may_catch_a_tools_failure(client: Client):
+async def test_a_guest_may_catch_a_tools_failure(client: Client) -> None:
     session = await client.start(
         "try:\n    await call_tool('t')\nexcept ToolError as e:\n    return [e.code, e.message]"
     )
@@ -399,7 +399,7 @@ async def test_a_guest_may_catch_a_tools_failure(client: Client):
     assert (await client.finish(session)).final["result"] == ["NOPE", "no"]
 
 
-async def test_a_tool_that_never_answers_times_out(client: Client):
+async def test_a_tool_that_never_answers_times_out(client: Client) -> None:
     run = await client.run("await call_tool('slow')", toolTimeoutMs=30)
 
     assert run.code == "TOOL_TIMEOUT"
@@ -407,7 +407,7 @@ async def test_a_tool_that_never_answers_times_out(client: Client):
     assert run.final["error"]["retryable"] is True
 
 
-async def test_one_call_too_many_fails_in_the_guest(client: Client):
+async def test_one_call_too_many_fails_in_the_guest(client: Client) -> None:
     session = await client.start("return [await call_tool('t') for _ in range(3)]", maxToolCalls=2)
     for _ in range(2):
         call = await client.until(session, "tool_call")
@@ -418,7 +418,7 @@ async def test_one_call_too_many_fails_in_the_guest(client: Client):
     assert len(run.of_type("tool_call")) == 2
 
 
-async def test_the_first_tool_error_ends_the_other_calls_when_asked_to(client: Client):
+async def test_the_first_tool_error_ends_the_other_calls_when_asked_to(client: Client) -> None:
     code = """
 import asyncio
 failed = await asyncio.gather(call_tool('a'), call_tool('b'), return_exceptions=True)
@@ -434,7 +434,7 @@ return [error.code for error in failed]
     assert (await client.finish(session)).final["result"] == ["NOPE", "NOPE"]
 
 
-async def test_a_tool_result_above_its_limit_reaches_the_guest_as_an_error(client: Client):
+async def test_a_tool_result_above_its_limit_reaches_the_guest_as_an_error(client: Client) -> None:
     session = await client.start("await call_tool('t')", maxToolResultBytes=100)
     call = await client.until(session, "tool_call")
     await client.answer(session, call["callId"], "x" * 200)
@@ -444,7 +444,7 @@ async def test_a_tool_result_above_its_limit_reaches_the_guest_as_an_error(clien
     assert "maxToolResultBytes" in run.final["error"]["message"]
 
 
-async def test_a_tool_result_of_megabytes_arrives_whole(client: Client):
+async def test_a_tool_result_of_megabytes_arrives_whole(client: Client) -> None:
     session = await client.start("return len(await call_tool('t'))")
     call = await client.until(session, "tool_call")
     await client.answer(session, call["callId"], "x" * 4_000_000)
@@ -452,7 +452,7 @@ async def test_a_tool_result_of_megabytes_arrives_whole(client: Client):
     assert (await client.finish(session)).final["result"] == 4_000_000
 
 
-async def test_a_second_result_for_a_call_is_refused_and_the_session_goes_on(client: Client):
+async def test_a_second_result_for_a_call_is_refused_and_the_session_goes_on(client: Client) -> None:
     session = await client.start("await call_tool('t')\nreturn await call_tool('u')")
     first = await client.until(session, "tool_call")
     await client.answer(session, first["callId"], 1)
@@ -466,7 +466,7 @@ async def test_a_second_result_for_a_call_is_refused_and_the_session_goes_on(cli
     assert (await client.finish(session)).final["result"] == "fine"
 
 
-async def test_sessions_at_once_do_not_touch_each_other(client: Client, worker: RuntimeWorker):
+async def test_sessions_at_once_do_not_touch_each_other(client: Client, worker: RuntimeWorker) -> None:
     sessions = [await client.start(f"print({n})\nreturn await call_tool('t', {n})") for n in range(16)]
     for session in sessions:
         while not (calls := [e for e in client.events(session) if e["type"] == "tool_call"]):
@@ -479,7 +479,7 @@ async def test_sessions_at_once_do_not_touch_each_other(client: Client, worker: 
     assert worker.get_stats().successful_executions == 16
 
 
-async def test_the_events_of_a_brokers_session_are_numbered_on_from_its_own(client: Client):
+async def test_the_events_of_a_brokers_session_are_numbered_on_from_its_own(client: Client) -> None:
     execute = {"type": "execute", "sessionId": "s_x", "code": "print(1)", "firstSeq": 7, "queueMs": 12.5}
     await client.send(execute)
     run = await client.finish("s_x", first_seq=7)
@@ -488,7 +488,7 @@ async def test_the_events_of_a_brokers_session_are_numbered_on_from_its_own(clie
     assert run.final["stats"]["queueMs"] == 12.5
 
 
-async def test_a_session_without_an_id_is_given_one(client: Client):
+async def test_a_session_without_an_id_is_given_one(client: Client) -> None:
     await client.send(json.dumps({"type": "execute", "code": "return 1"}))
     first = await client.recv()
     run = await client.finish(first["sessionId"])
@@ -498,7 +498,7 @@ async def test_a_session_without_an_id_is_given_one(client: Client):
     assert run.final["result"] == 1
 
 
-async def test_concurrent_clients_each_see_only_their_own(worker: RuntimeWorker):
+async def test_concurrent_clients_each_see_only_their_own(worker: RuntimeWorker) -> None:
     async def one(number: int) -> None:
         async with client_of(worker.url) as client:
             runs = [await client.run(f"return [{number}, {turn}]") for turn in range(3)]

@@ -34,7 +34,7 @@ async def user_client(url: str) -> AsyncIterator[Client]:
         yield client
 
 
-async def test_it_runs_code_with_output_a_tool_and_a_result(user_client: Client):
+async def test_it_runs_code_with_output_a_tool_and_a_result(user_client: Client) -> None:
     session = await user_client.start("print('hi', end='')\nreturn await call_tool('add', {'a': 1})")
     call = await user_client.until(session, "tool_call")
     await user_client.answer(session, call["callId"], 3)
@@ -43,7 +43,7 @@ async def test_it_runs_code_with_output_a_tool_and_a_result(user_client: Client)
     assert (run.text("stdout"), run.final["result"]) == ("hi", 3)
 
 
-async def test_every_lock_is_on(user_client: Client):
+async def test_every_lock_is_on(user_client: Client) -> None:
     run = await user_client.run(
         "return dict(l.split(':\\t', 1) for l in open('/proc/self/status').read().splitlines() if ':\\t' in l)"
     )
@@ -66,7 +66,7 @@ async def test_every_lock_is_on(user_client: Client):
         ("__import__('socket').socket(16, 3)", {"OSError"}),
     ],
 )
-async def test_it_isolates_as_root_started_does(user_client: Client, attempt: str, refusal: set[str]):
+async def test_it_isolates_as_root_started_does(user_client: Client, attempt: str, refusal: set[str]) -> None:
     run = await user_client.run(
         f"try:\n    {attempt}\nexcept OSError as error:\n    return type(error).__name__\nreturn 'WORKED'"
     )
@@ -74,7 +74,7 @@ async def test_it_isolates_as_root_started_does(user_client: Client, attempt: st
     assert run.final["result"] in refusal
 
 
-async def test_nested_namespaces_are_refused(user_client: Client):
+async def test_nested_namespaces_are_refused(user_client: Client) -> None:
     code = (
         "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nreturn [libc.unshare(0x10000000), ctypes.get_errno()]"
     )
@@ -82,7 +82,7 @@ async def test_nested_namespaces_are_refused(user_client: Client):
     assert (await user_client.run(code)).final["result"] == [-1, 1]
 
 
-async def test_the_deadline_and_cancel_end_whatever_the_guest_does(user_client: Client):
+async def test_the_deadline_and_cancel_end_whatever_the_guest_does(user_client: Client) -> None:
     name = new_name()
     code = NAME_PROCESS.format(name=name) + "import os\nos.fork()\nprint('up', flush=True)\n" + SPIN
     timed = await user_client.run(code, deadlineMs=300)
@@ -96,7 +96,7 @@ async def test_the_deadline_and_cancel_end_whatever_the_guest_does(user_client: 
     assert processes_named(name) == []
 
 
-async def test_sandboxes_of_one_user_cannot_reach_each_other(url: str, user_client: Client):
+async def test_sandboxes_of_one_user_cannot_reach_each_other(url: str, user_client: Client) -> None:
     # Both run as the same host user: what keeps them apart is the pid and user namespace alone.
     name = new_name()
     victim = await user_client.start(
@@ -123,7 +123,7 @@ return [seen, os.listdir('/tmp')]
     assert (await user_client.finish(victim)).code == "SESSION_CANCELLED"
 
 
-async def test_a_fork_bomb_in_one_sandbox_leaves_the_others_their_processes(url: str, user_client: Client):
+async def test_a_fork_bomb_in_one_sandbox_leaves_the_others_their_processes(url: str, user_client: Client) -> None:
     bomb = await user_client.start("""
 import os, time
 print('up', flush=True)

@@ -34,7 +34,7 @@ def pool_of(plan: Plan) -> Pool:
 
 @pytest.mark.usefixtures("no_leaks")
 @pytest.mark.parametrize("where", ["launch", "prepare", "enclose"])
-async def test_a_step_that_fails_is_named_with_its_errno_and_the_worker_does_not_start(where: str):
+async def test_a_step_that_fails_is_named_with_its_errno_and_the_worker_does_not_start(where: str) -> None:
     plan = real_plan()
     getattr(plan, where).insert(0, FAILING)
 
@@ -47,7 +47,7 @@ async def test_a_step_that_fails_is_named_with_its_errno_and_the_worker_does_not
 
 @pytest.mark.usefixtures("no_leaks")
 @pytest.mark.parametrize("layer", ["user namespace", "no capabilities", "system call filter", "empty bounding set"])
-async def test_a_layer_that_was_left_out_is_found_by_the_self_test(layer: str):
+async def test_a_layer_that_was_left_out_is_found_by_the_self_test(layer: str) -> None:
     plan = real_plan()
     kept = [step for step in plan.enclose if step[0] != layer]
     if layer == "user namespace":
@@ -60,7 +60,7 @@ async def test_a_layer_that_was_left_out_is_found_by_the_self_test(layer: str):
 
 
 @pytest.mark.usefixtures("no_leaks")
-async def test_each_pool_fills_to_its_size_and_no_further():
+async def test_each_pool_fills_to_its_size_and_no_further() -> None:
     async with running(pool_size=3) as worker:
         pools = worker._pools
         assert pools is not None
@@ -69,7 +69,7 @@ async def test_each_pool_fills_to_its_size_and_no_further():
         assert (pools.warm, pools.live) == (6, 6)
 
 
-async def test_live_sandboxes_never_share_a_number_or_a_user(client: Client, worker: RuntimeWorker):
+async def test_live_sandboxes_never_share_a_number_or_a_user(client: Client, worker: RuntimeWorker) -> None:
     for _ in range(6):
         await client.until(await client.start("await call_tool('wait')"), "tool_call")
     sandboxes = [run._sandbox for run in worker.sessions._runs.values()]
