@@ -158,6 +158,7 @@ class Pool:
         if notice.type != "ready":
             self._failed(SandboxError(notice.step, notice.errno, notice.reason))
             return
+        sandbox.process.proven = True
         if self._first is not None and not self._first.done():
             self._first.set_result(None)
         if self._takers:

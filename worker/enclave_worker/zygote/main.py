@@ -13,7 +13,7 @@ Each sandbox is pid 1 of a pid namespace of its own, below the zygote's. So the 
 its first process, and every sandbox with the zygote: nothing depends on a list of processes, and a guest can't opt
 out. The zygote ends when its socket does, which is when the worker is gone, however it went; PDEATHSIG backs that up.
 
-The socket carries JSON, one message a packet. To the zygote: the plan, `{"op": "spawn", "id", "uid"}`,
+The socket carries JSON, one message a packet. To the zygote: the plan, `{"op": "spawn", "id", "uid", "check"}`,
 `{"op": "kill", "id"}`. From it: `prepared`; `spawned` with four descriptors (control socket, stdout, stderr, a pidfd),
 which only the worker holds from then on; `exited` with the wait status and the kernel's count of CPU time and memory;
 and `failed` with the name of the step and the errno, before it exits. A sandbox that fails a step says so on its own
@@ -59,7 +59,6 @@ class Zygote:
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._outside = _namespaces()
-        self._served = 0
         self._filter = base64.b64decode(plan["seccomp_base64"])
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -134,8 +133,7 @@ class Zygote:
         kernel.unshare(kernel.CLONE_NEWPID)
         pid = os.fork()
         if not pid:
-            self._become_sandbox(uid, theirs.detach(), out_writer, err_writer, check=not self._served)
-        self._served += 1
+            self._become_sandbox(uid, theirs.detach(), out_writer, err_writer, check=request["check"])
         self._ids[pid] = sandbox_id
         self._pids[sandbox_id] = pid
         pidfd = os.pidfd_open(pid)
@@ -183,7 +181,7 @@ def _namespaces() -> dict[str, str]:
 def _self_test(outside: dict[str, str]) -> None:
     """Ask the kernel what holds; raises StepFailed for what does not.
 
-    Done in the first sandbox of every zygote, while only our own code has run in it.
+    Done in a zygote's sandboxes until one has passed, while only our own code has run in them.
     """
     with open("/proc/self/status") as file:
         status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
