@@ -2,6 +2,7 @@
 # Choose an interpreter with `make demo PYTHON=python3.12`.
 
 PYTHON ?= python3
+SESSIONS ?= 2000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --root-user-action=ignore
@@ -13,7 +14,7 @@ help:
 	@echo "make demo    start a broker and two workers, run samples in sandboxes, stop everything"
 	@echo "make test    run all tests"
 	@echo "make lint    check style and types"
-	@echo "make bench   measure"
+	@echo "make bench   measure; SESSIONS=10000 for a longer run, JSON=FILE to keep the figures"
 	@echo "make clean   remove what the above have made"
 
 demo: $(VENV)/.installed
@@ -28,7 +29,7 @@ lint: $(VENV)/.test $(VENV)/.lint
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	@$(BIN)/python -m enclave_client.bench
+	@$(BIN)/python -m enclave_client.bench --sessions $(SESSIONS) $(if $(JSON),--json $(JSON))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

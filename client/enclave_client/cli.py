@@ -10,6 +10,7 @@ COMMANDS = {
     "up": "Start a whole fleet on this machine.",
     "run": "Run code in a sandbox, live.",
     "doctor": "Say whether sandboxes can run here, and what to mend.",
+    "bench": "Measure a fleet on this machine.",
 }
 
 

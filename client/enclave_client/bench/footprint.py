@@ -1,0 +1,131 @@
+"""What the processes of a fleet hold and use, read from /proc.
+
+A worker's tree is worker ─▶ launcher ─▶ zygote ─▶ sandboxes, one launcher for each kind of sandbox; a process of
+it cannot leave the tree, because each zygote is pid 1 of a namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def children(pid: int) -> list[int]:
+    """Return a process's children; none if it is gone."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below one."""
+    return [found for child in children(pid) for found in (child, *descendants(child))]
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """Return the CPU time that these processes, and the children they have waited for, have used."""
+    return sum(sum(_cpu_ticks(pid)) for pid in pids) / _TICKS_PER_S
+
+
+def own_cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used, without any child."""
+    return sum(_cpu_ticks(pid)[:2]) / _TICKS_PER_S
+
+
+def resident_mb(pid: int) -> float:
+    """Return the resident memory of a process, shared pages in full (RSS)."""
+    return _field_kib(Path(f"/proc/{pid}/status"), "VmRSS:") / 1024
+
+
+def proportional_mb(pid: int) -> float:
+    """Return the memory of a process, each shared page divided by those who share it (PSS)."""
+    return _field_kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") / 1024
+
+
+def warm_sandboxes(worker: int) -> list[list[int]]:
+    """Return the sandboxes of each of a worker's zygotes."""
+    return [children(zygote) for launcher in children(worker) for zygote in children(launcher)]
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fleet holds: must be the same before and after any number of sessions."""
+
+    processes: int
+    broker_fds: int
+    worker_fds: int
+    zygote_fds: int
+    mounts: int
+    """In the mount namespaces of this process, the programs and their zygotes."""
+    cgroups: int
+    """Directories at and below the fleet's own cgroups."""
+
+
+def held(broker: int, workers: list[int]) -> Held:
+    """Count what the fleet holds now."""
+    launchers = [launcher for worker in workers for launcher in children(worker)]
+    zygotes = [zygote for launcher in launchers for zygote in children(launcher)]
+    programs = [broker, *workers]
+    return Held(
+        processes=len(programs) + sum(len(descendants(pid)) for pid in programs),
+        broker_fds=_descriptors([broker]),
+        worker_fds=_descriptors(workers),
+        zygote_fds=_descriptors([*launchers, *zygotes]),
+        mounts=sum(_mounts(pid) for pid in (os.getpid(), *programs, *launchers, *zygotes)),
+        cgroups=_cgroups(programs),
+    )
+
+
+def _cpu_ticks(pid: int) -> list[int]:
+    """Return user and system time, own and waited-for children's; nothing if the process is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+    return [int(field) for field in fields[11:15]]
+
+
+def _field_kib(path: Path, name: str) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    return 0
+
+
+def _descriptors(pids: list[int]) -> int:
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)  # noqa: PTH208 - pathlib would stat each
+
+
+def _mounts(pid: int) -> int:
+    return len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
+
+
+def _cgroups(pids: list[int]) -> int:
+    found: set[Path] = set()
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            found |= _directories(_hierarchy(controllers) / path.lstrip("/"))
+    return len(found)
+
+
+def _hierarchy(controllers: str) -> Path:
+    """Return where a cgroup hierarchy is mounted; without controllers it is v2, alone or beside v1."""
+    if controllers:
+        return _CGROUPS / controllers.removeprefix("name=")
+    return _CGROUPS if (_CGROUPS / "cgroup.controllers").exists() else _CGROUPS / "unified"
+
+
+def _directories(top: Path) -> set[Path]:
+    return {Path(directory) for directory, _, _ in os.walk(top)}

@@ -1,0 +1,97 @@
+"""One run: start the fleet, measure everything, count what is held before and after, stop the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from enclave_client.fleet import Fleet, FleetSpec, running_fleet
+
+from . import footprint, phases
+from .load import MAX_FAILURES_KEPT, MIXED, Load
+from .report import Report, describe_machine, ending, line, machine_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .figures import Figure
+    from .phases import Plan
+
+WARM_UP_SESSIONS = 100
+SETTLE_S = 10.0
+"""How long the fleet may take to let go of what the last sessions held."""
+_SETTLE_POLL_S = 0.1
+_SETTLED_POLLS = 10
+"""A fleet whose counts stay the same for so many polls has let go of all it will let go of."""
+
+
+async def run(plan: Plan, workers: int, say: Callable[[str], None]) -> Report:
+    """Measure; tell each line to `say` as soon as it is known. Raises FleetError."""
+    log: list[str] = []
+    report = Report(
+        machine=describe_machine(),
+        settings=msgspec.to_builtins(plan) | {"workers": workers},
+        figures=[],
+        failures=[],
+        failed=0,
+        leaks={},
+    )
+    say(machine_line(report.machine))
+    # As many slots as there are sessions in flight, in each worker: a queue would be measured too.
+    spec = FleetSpec(workers=workers, tools=("enclave_client.bench.echo_tool",))
+    async with running_fleet(spec, lambda name, text: log.append(f"{name}: {text}")) as fleet:
+        await _measure(fleet, plan, report, say)
+    report.failures += log[:MAX_FAILURES_KEPT] if report.failed else []
+    say(ending(report))
+    return report
+
+
+async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str], None]) -> None:
+    load = Load(fleet.url)
+
+    def add(figures: list[Figure]) -> None:
+        report.figures += figures
+        for figure in figures:
+            say(line(figure))
+
+    add(phases.memory(fleet))
+    await load.in_flight(MIXED * (WARM_UP_SESSIONS // len(MIXED)), phases.IN_FLIGHT)
+    before = await _settled(fleet, None)
+    try:
+        add(await phases.latency(load, plan))
+        add(await phases.latency(load, plan, think_s=phases.THINK_S))
+        add(await phases.throughput(load, fleet, plan))
+        add(await phases.tool_calls(load, plan))
+        add(await phases.cancels(load, plan))
+        add(await phases.endurance(load, plan))
+    except OSError as error:  # a timeout is one
+        load.fail(f"{type(error).__name__} {error}; the rest was not measured")
+    after = await _settled(fleet, before)
+    say(f"held before {load.sessions} sessions: {_held(before)}\nheld after:  {_held(after)}")
+    report.failed, report.failures = load.failed, load.failures
+    report.leaks = leaks(before, after)
+
+
+async def _settled(fleet: Fleet, before: footprint.Held | None) -> footprint.Held:
+    """Return what the fleet holds once that is the same as before, or has not changed for a while."""
+    broker, workers = phases.pids(fleet)
+    deadline = time.monotonic() + SETTLE_S
+    last, unchanged = footprint.held(broker, workers), 0
+    while time.monotonic() < deadline and unchanged < _SETTLED_POLLS and last != before:
+        await asyncio.sleep(_SETTLE_POLL_S)
+        now = footprint.held(broker, workers)
+        last, unchanged = now, unchanged + 1 if now == last else 0
+    return last
+
+
+def leaks(before: footprint.Held, after: footprint.Held) -> dict[str, int]:
+    """Return what is held more often than before, and by how much."""
+    was, now = msgspec.to_builtins(before), msgspec.to_builtins(after)
+    return {name: now[name] - was[name] for name in was if now[name] > was[name]}
+
+
+def _held(held: footprint.Held) -> str:
+    return ", ".join(f"{name} {count}" for name, count in msgspec.to_builtins(held).items())

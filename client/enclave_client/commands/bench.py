@@ -1,0 +1,60 @@
+"""`enclave bench`: measure a fleet on this machine, beside what it is compared with."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+import uvloop
+
+from enclave_client.fleet import MAX_WORKERS, FleetError
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+
+@click.command(name="bench")
+@click.option(
+    "--sessions",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    envvar="ENCLAVE_SESSIONS",
+    help="Sessions of the long run that must neither fail nor leak.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    envvar="ENCLAVE_ROUNDS",
+    help="Blocks of each measurement; fewer are faster and less sure.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=1,
+    show_default=True,
+    envvar="ENCLAVE_WORKERS",
+    help="How many workers to start.",
+)
+@click.option("--json", "file", type=click.File("wb"), envvar="ENCLAVE_JSON", help="Write everything measured there.")
+def command(sessions: int, rounds: int, workers: int, file: BinaryIO | None) -> None:
+    """Measure a fleet on this machine.
+
+    Starts a broker and a worker, and prints each figure beside what it is compared with in the same run. Exits with 0
+    unless a session failed or something leaked: a target that was missed is only shown.
+    """
+    from enclave_client.bench.phases import Plan  # noqa: PLC0415 - only this command pays for it
+    from enclave_client.bench.run import run  # noqa: PLC0415
+
+    try:
+        report = uvloop.run(run(Plan(rounds=rounds, sessions=sessions), workers, click.echo))
+    except FleetError as error:
+        click.echo(f"{error.detail}\nenclave: {error}".lstrip(), err=True)
+        sys.exit(1)
+    if file is not None:
+        file.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    sys.exit(0 if report.ok else 1)

@@ -1,0 +1,104 @@
+"""`enclave bench` measures a real fleet. What the figures are is nobody's promise here: only that they are there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from enclave_client.bench import report
+from enclave_client.bench.figures import Figure, at_least, at_most, percentile
+from enclave_client.bench.footprint import Held
+from enclave_client.bench.load import Load
+from enclave_client.bench.run import leaks
+from tests.client.fake_broker import FakeBroker, Stream
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FIGURES = {
+    "broker_rss",
+    "worker_rss",
+    "warm_sandbox_pss",
+    "one_at_a_time_p50",
+    "one_at_a_time_p99",
+    "after_a_pause_p50",
+    "after_a_pause_p99",
+    "in_flight_rate",
+    "in_flight_cpu",
+    "tool_call_p50",
+    "cancel_p50",
+    "cancel_p99",
+    "long_run_rate",
+}
+HELD = Held(processes=1, broker_fds=2, worker_fds=3, zygote_fds=4, mounts=5, cgroups=6)
+
+
+async def test_a_tiny_run_measures_everything_and_finds_no_failure_and_no_leak(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    command = [sys.executable, "-P", "-m", "enclave_client.cli", "bench", "--rounds", "1", "--sessions", "20"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ENCLAVE_")}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, "--json", str(file), stdout=pipe, stderr=pipe, env=env)
+
+    out, err = await process.communicate()
+
+    assert (process.returncode, err) == (0, b""), out.decode()
+    assert out.decode().endswith("failed: 0\nleaked: nothing\n")
+    told: dict[str, Any] = json.loads(file.read_bytes())
+    assert {figure["name"] for figure in told["figures"]} == FIGURES
+    assert all(figure["value"] > 0 and figure["unit"] for figure in told["figures"])
+    assert (told["failed"], told["failures"], told["leaks"]) == (0, [], {})
+    assert told["settings"] == {"rounds": 1, "sessions": 20, "workers": 1}
+    assert {"kernel", "cpu", "cores", "python"} <= told["machine"].keys()
+
+
+def test_a_percentile_is_one_of_the_samples() -> None:
+    samples = [float(number) for number in range(100, 0, -1)]
+
+    assert [percentile(samples, percent) for percent in (0, 1, 50, 99, 100)] == [1, 1, 50, 99, 100]
+    assert percentile([7.0], 99) == 7.0
+    with pytest.raises(ValueError, match="no samples"):
+        percentile([], 50)
+
+
+def test_a_missed_target_is_shown_and_is_no_failure() -> None:
+    slow = at_most("p50", "p50", 3.0, "ms", 2.0, compared_with="a snail: 9 ms")
+    fast = at_least("rate", "rate", 400.0, "sessions/s", 300.0)
+    told = report.Report(machine={}, settings={}, figures=[slow, fast], failures=[], failed=0, leaks={})
+
+    assert report.line(slow).splitlines()[0].endswith("at most 2 ms                  MISSED")
+    assert report.line(slow).splitlines()[1] == "    a snail: 9 ms"
+    assert report.line(fast).endswith(" met")
+    assert report.line(Figure(name="n", title="no target", value=1.5, unit="ms")).endswith("1.50 ms")
+    assert told.ok
+
+
+def test_a_leak_or_a_failed_session_is_a_failure_and_says_what() -> None:
+    more = Held(processes=2, broker_fds=2, worker_fds=3, zygote_fds=9, mounts=4, cgroups=6)
+    empty: dict[str, Any] = {"machine": {}, "settings": {}, "figures": []}
+    leaking = report.Report(**empty, failures=[], failed=0, leaks=leaks(HELD, more))
+    failing = report.Report(**empty, failures=["no answer"], failed=3, leaks=leaks(HELD, HELD))
+
+    assert (leaking.ok, failing.ok) == (False, False)
+    assert report.ending(leaking) == "failed: 0\nleaked: processes +1, zygote_fds +5"
+    assert report.ending(failing) == "failed: 3\n  no answer\nleaked: nothing"
+
+
+async def test_a_session_with_another_ending_or_none_counts_as_failed_and_the_rest_goes_on() -> None:
+    async def script(broker: FakeBroker, stream: Stream) -> None:
+        broker.cut = len(broker.requests) == 1
+        if not broker.cut:
+            await stream.event(1, "final", ok=False, error={"message": "no luck", "code": "INTERNAL_ERROR"})
+
+    async with FakeBroker(script).serving() as broker:
+        load = Load(broker.url)
+        await load.in_flight(["return 1 + 1"] * 2, 1)
+
+    assert (load.sessions, load.failed) == (2, 2)
+    assert load.failures[0].startswith("Connection")
+    assert "INTERNAL_ERROR" in load.failures[1]
