@@ -1,28 +1,44 @@
 """Write the generated parts of the documentation anew, from the code: `python docs/generate.py`.
 
-A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. A test fails when one is out of
-date. The descriptions in the tables are the docstrings that stand below the fields in the source.
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`, in any page of this directory. A
+test fails when one is out of date. The descriptions in the tables are the docstrings that stand below the fields in the
+source, the help texts of the options, and the metrics' own.
 """
 # ruff: noqa: INP001 - a script, not a package
 
 from __future__ import annotations
 
 import ast
+import difflib
+import importlib
 import inspect
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import click
 import msgspec
 
+import enclave_broker.cli
+import enclave_broker.metrics
+import enclave_client.cli
+import enclave_worker.cli
 from enclave_protocol import AnyEvent, Code, Limits, State
 from enclave_protocol.limits import ALIASES
 from enclave_protocol.session import TRANSITIONS
+from enclave_worker.config import RuntimeConfig
+from enclave_worker.runtime import create_runtime_worker
+from enclave_worker.sandbox import seccomp
+from enclave_worker.sandbox.plan import make_plan
+from enclave_worker.sandbox.spec import SandboxSpec, python_spec
+from enclave_worker.zygote import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-PAGE = Path(__file__).with_name("protocol.md")
+    from enclave_worker.sandbox.plan import Plan, Step
+
+PAGES = sorted(Path(__file__).parent.glob("*.md"))
 
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 
@@ -76,7 +92,7 @@ def outcomes() -> str:
 def _described(cls: type) -> dict[str, str]:
     """Name of each field of a class, and the docstring below it."""
     body = ast.parse(inspect.getsource(cls)).body[0]
-    assert isinstance(body, ast.ClassDef), "the source of a class is a class"  # noqa: S101 - for the type checker
+    assert isinstance(body, ast.ClassDef), "the source of a class is a class"
     found: dict[str, str] = {}
     for field, text in zip(body.body, body.body[1:], strict=False):
         target = field.targets[0] if isinstance(field, ast.Assign) else getattr(field, "target", None)
@@ -90,8 +106,156 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-PARTS: dict[str, Callable[[], str]] = {"states": states, "events": events, "limits": limits, "outcomes": outcomes}
+def spec() -> SandboxSpec:
+    """The `python` profile's sandbox on a Debian with Python in /usr/local, so that every host writes the same page."""
+    here = python_spec(memory_limit_bytes=RuntimeConfig().memory_limit_bytes)
+    library = "/usr/local/lib/python3.11"
+    return msgspec.structs.replace(
+        here,
+        machine="x86_64",
+        visible=("/usr/bin", "/usr/lib", "/usr/share/zoneinfo", library),
+        visible_files=("/usr/local/bin/python3.11", "/usr/local/lib/libpython3.11.so.1.0"),
+        hidden=(f"{library}/site-packages", "/usr/lib/python3/dist-packages"),
+        links=(("usr/bin", "/bin"), ("usr/lib", "/lib")),
+    )
+
+
+def _plans() -> tuple[Plan, Plan]:
+    return make_plan(spec(), privilege="root", uid=0, gid=0), make_plan(spec(), privilege="user", uid=1234, gid=1234)
+
+
+def launch_steps() -> str:
+    """What the zygote's parent does."""
+    root, user = _plans()
+    return _steps(root.launch, user.launch)
+
+
+def prepare_steps() -> str:
+    """What the zygote does."""
+    root, user = _plans()
+    return _steps(root.prepare, user.prepare)
+
+
+def enclose_steps() -> str:
+    """What every sandbox does."""
+    root, user = _plans()
+    return _steps(root.enclose, user.enclose)
+
+
+def _steps(as_root: list[Step], as_user: list[Step]) -> str:
+    """One table of two lists of steps, which says of each step who performs it."""
+    rows: list[tuple[str, ...]] = []
+    texts = [[_step_row(step) for step in steps] for steps in (as_root, as_user)]
+    for kind, i, j, k, n in difflib.SequenceMatcher(None, texts[0], texts[1], autojunk=False).get_opcodes():
+        if kind == "equal":
+            rows += [(*row, "both") for row in texts[0][i:j]]
+        else:
+            rows += [(*row, "root") for row in texts[0][i:j]] + [(*row, "ordinary user") for row in texts[1][k:n]]
+    return _table(("", "step", "how", "who"), ((str(number), *row) for number, row in enumerate(rows, 1)))
+
+
+_NAMESPACE_FLAGS = {name: value for name, value in vars(kernel).items() if name.startswith("CLONE_NEW")}
+
+
+def _step_row(step: Step) -> tuple[str, str]:
+    name, operation, *arguments = step
+    if operation == "unshare":
+        flags = arguments[0]
+        assert isinstance(flags, int), "unshare takes flags"
+        details = [flag for flag, value in _NAMESPACE_FLAGS.items() if flags & value]
+    elif operation == "rlimit":
+        details = [f"soft {arguments[1]}, hard {arguments[2]}"]
+    else:
+        details = [argument for argument in arguments if isinstance(argument, str)]
+    shown = " ".join(detail.replace("\n", "\\n").replace("|", "\\|") for detail in details if detail)
+    return str(name), f"{operation} `{shown}`" if shown and operation != "seccomp" else str(operation)
+
+
+def rlimits() -> str:
+    """Every resource limit of a sandbox."""
+    rows = [(f"`RLIMIT_{limit.name}`", f"{limit.soft}", f"{limit.hard}") for limit in spec().rlimits]
+    return _table(("limit", "soft", "hard"), rows)
+
+
+def syscalls() -> str:
+    """The calls that the filter refuses whatever their arguments."""
+    rows = []
+    for reason, names in seccomp.DENIED.items():
+        calls = [f"`{name}`{'*' if name in seccomp.PROBED else ''}" for name in names.split()]
+        rows.append((reason, ", ".join(calls)))
+    return _table(("why", "calls"), rows)
+
+
+_ARGUMENT_RULES = {
+    "clone": "no `CLONE_NEW*` flag: `EPERM`",
+    "ioctl": "not `TIOCSTI` nor `TIOCLINUX`, which type into a terminal: `EPERM`",
+    "kill": "not `SIGKILL` nor `SIGSTOP` to process 1: `EPERM`",
+    "personality": "only plain Linux, and asking: `EPERM`",
+    "prctl": "not the parent-death signal, dumpability, securebits, memory maps, syscall dispatch: `EPERM`",
+    "socket": "only `AF_UNIX`, `AF_INET` and `AF_INET6`: `EAFNOSUPPORT`",
+    "socketpair": "as `socket`",
+    "tgkill": "as `kill`",
+    "tkill": "as `kill`",
+}
+
+
+def argument_rules() -> str:
+    """The calls of which the filter reads an argument; raises KeyError for one without a description here."""
+    rules = seccomp._BY_ARGUMENT  # noqa: SLF001 - the page's subject
+    return _table(("call", "allowed"), ((f"`{name}`", _ARGUMENT_RULES[name]) for name in sorted(rules)))
+
+
+def options() -> str:
+    """Every option of every command, from click."""
+    parts = [("enclave-runtime", enclave_worker.cli.main), ("enclave-broker", enclave_broker.cli.main)]
+    for name in enclave_client.cli.COMMANDS:
+        module = importlib.import_module(f"enclave_client.commands.{name}")
+        parts.append((f"enclave {name}", module.command))
+    return "\n\n".join(_options_of(name, command) for name, command in parts)
+
+
+def _options_of(name: str, command: click.Command) -> str:
+    prefix = command.context_settings.get("auto_envvar_prefix")
+    options = [p for p in command.params if isinstance(p, click.Option) and p.name != "version"]
+    rows = [_option_row(option, prefix) for option in options]
+    arguments = [f" {p.make_metavar(click.Context(command))}" for p in command.params if isinstance(p, click.Argument)]
+    heading = f"### `{name}{''.join(arguments)}`\n\n{(command.help or '').splitlines()[0]}"
+    return f"{heading}\n\n" + (_table(("option", "variable", "default", "meaning"), rows) if rows else "No options.")
+
+
+def _option_row(option: click.Option, prefix: str | None) -> tuple[str, ...]:
+    variable = option.envvar or (f"{prefix}_{(option.name or '').upper()}" if prefix else "")
+    default = "" if option.is_flag or not isinstance(option.default, int | float | str) else str(option.default)
+    return f"`{option.opts[0]}`", f"`{variable}`", f"`{default}`" if default else "", (option.help or "").strip()
+
+
+def worker_metrics() -> str:
+    """What a worker counts."""
+    return _metrics(create_runtime_worker().metrics.registry)
+
+
+def broker_metrics() -> str:
+    """What the broker counts."""
+    return _metrics(enclave_broker.metrics.Metrics().registry)
+
+
+def _metrics(registry: Any) -> str:
+    rows = []
+    for metric in registry._collector_to_names:  # noqa: SLF001 - with their labels
+        kind, labels = metric._type, ", ".join(f"`{label}`" for label in metric._labelnames)  # noqa: SLF001
+        name = f"{metric._name}_total" if kind == "counter" else metric._name  # noqa: SLF001
+        rows.append((f"`{name}`", kind, labels, metric._documentation.rstrip(".")))  # noqa: SLF001
+    return _table(("metric", "kind", "labels", "meaning"), sorted(rows))
+
+
+_FUNCTIONS = (
+    *(states, events, limits, outcomes),
+    *(launch_steps, prepare_steps, enclose_steps, rlimits, syscalls, argument_rules),
+    *(options, worker_metrics, broker_metrics),
+)
+PARTS: dict[str, Callable[[], str]] = {function.__name__: function for function in _FUNCTIONS}
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(render(page.read_text()))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -21,30 +19,12 @@ from enclave_protocol import (
 from enclave_protocol.limits import KNOWN
 from enclave_protocol.messages import Execute, Hello, Message, Pong
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
 DOCS = Path(__file__).parents[2] / "docs"
-
-
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def page() -> str:
     return (DOCS / "protocol.md").read_text()
-
-
-def test_the_generated_parts_are_up_to_date(generate: ModuleType, page: str) -> None:
-    assert set(re.findall(r"<!-- generated: (\w+) -->", page)) == set(generate.PARTS)
-    assert generate.render(page) == page, "run: python docs/generate.py"
 
 
 def test_everything_of_the_lists_is_on_the_page_with_a_meaning(page: str) -> None:

@@ -1,0 +1,65 @@
+"""Every example in the README and in `docs/` does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, RUN, Block, blocks
+
+BLOCKS = [block for block in blocks() if block.language in RUN]
+RUNNABLE = [block for block in BLOCKS if not block.why_not and not block.file_name]
+
+
+def test_every_page_is_read_to_its_end() -> None:
+    fences = sum(page.read_text(encoding="utf-8").count(f"```{name}\n") for page in PAGES for name in RUN)
+    assert len(BLOCKS) == fences > 10
+
+
+def test_a_block_that_is_not_run_says_why_and_there_are_few() -> None:
+    excused = [block for block in BLOCKS if block.why_not is not None]
+    assert all(len(block.why_not or "") > 20 for block in excused)
+    assert len(excused) <= 6
+
+
+@pytest.mark.parametrize("block", [block for block in RUNNABLE if block.language == "python"], ids=str)
+def test_a_program_prints_what_its_page_says(block: Block, tmp_path: Path) -> None:
+    assert block.printed is not None, "a program is followed by what it prints, in a text block"
+    # Its sandboxes inherit its stderr, so the end of that is also the end of them.
+    done = run([sys.executable, "-W", "error", "-c", block.text], tmp_path)
+    assert (done.stdout, done.returncode) == (block.printed, 0), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize("block", [block for block in RUNNABLE if block.language == "console"], ids=str)
+def test_commands_print_what_their_page_says(block: Block, tmp_path: Path) -> None:
+    assert block.commands
+    for name, text in block.files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    for command, printed in block.commands:
+        done = run(["bash", "-c", command], tmp_path)
+        pattern = re.escape(printed).replace("…", ".*")
+        assert re.fullmatch(pattern, done.stdout + done.stderr), f"{command}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("block", [block for block in RUNNABLE if block.language == "bash"], ids=str)
+def test_a_script_ends_well(block: Block, tmp_path: Path) -> None:
+    done = run(["bash", "-euc", block.text], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command where `.venv/bin` is what it is for a reader, and nothing is configured."""
+    programs = directory / ".venv" / "bin"
+    programs.parent.mkdir(exist_ok=True)
+    if not programs.exists():
+        programs.symlink_to(Path(sys.executable).parent)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ENCLAVE_")}
+    env["PATH"] = f"{programs}:{env['PATH']}"
+    return subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=60, check=False)
