@@ -10,7 +10,7 @@ from typing import BinaryIO, Protocol
 import msgspec
 from msgspec import UNSET
 
-from enclave_protocol import FinalPayload, RemoteProtocolError, decode_event, peek
+from enclave_protocol import FinalError, FinalPayload, RemoteProtocolError, decode_event, encode, is_retryable, peek
 from enclave_protocol.events import Final, Log, Stderr, Stdout
 
 from .api import StreamBrokenError
@@ -23,6 +23,9 @@ class Printer(Protocol):
 
     def line(self, raw: bytes) -> None:
         """Show one event line."""
+
+    def refused(self, session_id: str, code: str, message: str) -> None:
+        """The broker took no session: there is no stream, and so no line."""
 
     def finish(self) -> int:
         """Return the exit code.
@@ -46,6 +49,12 @@ class RawPrinter:
         self._out.flush()
         if raw.strip() and peek_type(raw) == "final":
             self._final = decode_final(raw)
+
+    def refused(self, session_id: str, code: str, message: str) -> None:
+        """Write a `final` in the broker's stead: whoever reads lines can rely on one, whatever happened."""
+        payload = FinalPayload(ok=False, error=FinalError(message=message, code=code, retryable=is_retryable(code)))
+        self._out.write(encode(Final(session_id=session_id, seq=1, payload=payload)) + b"\n")
+        self._out.flush()
 
     def finish(self) -> int:
         """Return 0 if the session ended well, else say why not and return 1."""
@@ -71,6 +80,9 @@ class EventPrinter:
             self._final = decode_final(raw)
         elif kind in {"stdout", "stderr", "log"}:
             self._show(raw)
+
+    def refused(self, session_id: str, code: str, message: str) -> None:
+        """Nothing to show: the reason is told with the exit code."""
 
     def finish(self) -> int:
         """Print the result and return 0, or say why there is none and return 1."""

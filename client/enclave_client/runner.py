@@ -90,6 +90,9 @@ async def _stream(client: BrokerClient, request: dict[str, Any], printer: Printe
         with contextlib.suppress(BrokerError):
             await client.cancel(request["sessionId"], "nobody reads its output any more")
         raise
+    except BrokerRefusedError as error:
+        printer.refused(request["sessionId"], error.code, error.message)
+        raise
     return printer.finish()
 
 

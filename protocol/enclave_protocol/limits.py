@@ -12,6 +12,10 @@ from .errors import RemoteProtocolError
 Positive = Annotated[int, Meta(gt=0, le=2**53 - 1)]
 NotNegative = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 
+MAX_VALUE_BYTES = 15 * 1024 * 1024
+"""Largest result or tool result that can be asked for: it must fit one frame (`codec.MAX_MESSAGE_BYTES`)."""
+ValueBytes = Annotated[int, Meta(gt=0, le=MAX_VALUE_BYTES)]
+
 MAX_CODE_BYTES = 1024 * 1024
 """Largest `code`, in UTF-8 bytes. A program is larger only when it carries data, which belongs in a tool."""
 
@@ -33,9 +37,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_def
     """Tool calls in one session; the next one fails with `MAX_TOOL_CALLS_EXCEEDED`."""
     max_stdout_bytes: Positive = 262_144
     """Bytes of stdout that are passed on, and as many of stderr. The rest is cut and marked; nothing is killed."""
-    max_result_bytes: Positive = 5_242_880
+    max_result_bytes: ValueBytes = 5_242_880
     """Largest result, as JSON text. A larger one ends the session with `RESULT_TOO_LARGE`."""
-    max_tool_result_bytes: Positive = 5_242_880
+    max_tool_result_bytes: ValueBytes = 5_242_880
     """Largest value a tool may return, as JSON text. A larger one reaches the guest as an error."""
     tool_timeout_ms: Positive = 30_000
     """Longest wait for one tool call. The smaller of this and `perToolDeadlineMs` holds: `TOOL_TIMEOUT`."""
@@ -117,4 +121,6 @@ def split_path(message: str) -> tuple[str, str]:
 def _allowed(field: str) -> str:
     if field == "cancelOnFirstError":
         return "true or false"
+    if field in {"maxResultBytes", "maxToolResultBytes"}:
+        return f"a whole number from 1 to {MAX_VALUE_BYTES}"
     return "a whole number, 0 or more" if field in {"deadlineMs", "heartbeatIntervalMs"} else "a whole number above 0"

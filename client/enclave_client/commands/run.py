@@ -17,6 +17,10 @@ USAGE = 2
 """Exit code for a wrong command line, and for a broker that cannot be reached or started."""
 
 
+DEFAULT_TIMEOUT_MS = 15_000
+"""The SECURE level's: somebody waits at a terminal, and an endless loop should not keep him for a minute."""
+
+
 @click.command(name="run")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
 @click.option("--broker", metavar="URL", envvar="ENCLAVE_BROKER", help="Where to run it.  [default: a private fleet]")
@@ -31,7 +35,12 @@ USAGE = 2
 )
 @click.option("--language", metavar="NAME", envvar="ENCLAVE_LANGUAGE", help="What the code is.  [default: python]")
 @click.option(
-    "--timeout-ms", type=click.IntRange(min=1), envvar="ENCLAVE_TIMEOUT_MS", help="Wall deadline of the code."
+    "--timeout-ms",
+    type=click.IntRange(min=0),
+    default=DEFAULT_TIMEOUT_MS,
+    show_default=True,
+    envvar="ENCLAVE_TIMEOUT_MS",
+    help="Wall deadline of the code; 0 leaves it to the session's time to live.",
 )
 @click.option(
     "--tools",
@@ -46,7 +55,7 @@ def command(  # noqa: PLR0917 - click passes by name
     events: bool,  # noqa: FBT001
     limit_texts: tuple[str, ...],
     language: str | None,
-    timeout_ms: int | None,
+    timeout_ms: int,
     tools: tuple[str, ...],
 ) -> None:
     """Run the code in FILE (- for standard input) in a fresh sandbox.
@@ -89,7 +98,7 @@ def read_code(file: str) -> str:
         raise click.UsageError(f"cannot read {file}: {error.strerror}") from error
 
 
-def read_limits(texts: Iterable[str], timeout_ms: int | None) -> dict[str, Any]:
+def read_limits(texts: Iterable[str], timeout_ms: int) -> dict[str, Any]:
     """Read `name=value` texts into the `limits` of a request.
 
     Raises:
@@ -101,7 +110,7 @@ def read_limits(texts: Iterable[str], timeout_ms: int | None) -> dict[str, Any]:
         if not found:
             raise click.UsageError(f"--limits {text}: write NAME=VALUE, such as maxToolCalls=5")
         limits[name] = _limit_value(value)
-    if timeout_ms is not None:
+    if timeout_ms and not limits.keys() & {"deadlineMs", "timeout"}:
         limits["deadlineMs"] = timeout_ms
     try:
         parse_limits(limits)
