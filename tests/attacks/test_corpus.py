@@ -30,6 +30,11 @@ NEEDS_CGROUPS = {
 }
 """Left out until sandboxes have cgroups, each for this reason."""
 
+NO_STREAM = {
+    "146": "huge_source is refused for its size before there is a session: no event, the reason on standard error"
+}
+"""Nothing failed, but there is no `final` from which the corpus could read a status, for this reason."""
+
 
 @pytest.fixture
 def fleet_directory(tmp_path: Path) -> Iterator[Path]:
@@ -52,7 +57,7 @@ def test_the_corpus_of_abuse_gets_nothing(fleet_directory: Path) -> None:
     environment = {
         **os.environ,
         "ENCLAVE": shlex.join([sys.executable, str(FLEET), str(fleet_directory)]),
-        "ENCLAVE_ARGS": "--timeout-ms 5000",
+        "ENCLAVE_ARGS": "--timeout-ms 4000",
     }
 
     done = subprocess.run(
@@ -63,6 +68,6 @@ def test_the_corpus_of_abuse_gets_nothing(fleet_directory: Path) -> None:
     failed = [
         f"{case['id']} {case['name']}: {'; '.join(case['problems'] or case['notes'])}"
         for case in json.loads(report.read_text())["results"]
-        if case["verdict"] not in {"pass", "NOTE"}
+        if case["verdict"] not in {"pass", "NOTE"} and not (case["verdict"] == "????" and case["id"] in NO_STREAM)
     ]
     assert not failed, "\n".join(failed)
