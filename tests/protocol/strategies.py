@@ -66,7 +66,7 @@ def _integer(info: types.IntType) -> st.SearchStrategy[int]:
 
 def _float(info: types.FloatType) -> st.SearchStrategy[float]:
     low = info.ge if info.ge is not None else info.gt
-    return st.floats(low, 1e300, exclude_min=info.gt is not None, allow_nan=False)
+    return st.floats(low, 1e300, exclude_min=info.gt is not None, allow_nan=False, allow_infinity=False)
 
 
 def _string(info: types.StrType) -> st.SearchStrategy[str]:
