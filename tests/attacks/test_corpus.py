@@ -57,7 +57,7 @@ def test_the_corpus_of_abuse_gets_nothing(fleet_directory: Path) -> None:
     environment = {
         **os.environ,
         "ENCLAVE": shlex.join([sys.executable, str(FLEET), str(fleet_directory)]),
-        "ENCLAVE_ARGS": "--timeout-ms 4000",
+        "ENCLAVE_ARGS": "--timeout-ms 3000",
     }
 
     done = subprocess.run(
