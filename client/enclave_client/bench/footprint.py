@@ -2,6 +2,8 @@
 
 A worker's tree is worker ─▶ launcher ─▶ zygote ─▶ sandboxes, one launcher for each kind of sandbox; a process of
 it cannot leave the tree, because each zygote is pid 1 of a namespace.
+
+The kernel shows the memory of an ordinary user's sandboxes to root only.
 """
 
 from __future__ import annotations
@@ -54,9 +56,12 @@ def proportional_mb(pid: int) -> float:
     return _field_kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") / 1024
 
 
-def warm_sandboxes(worker: int) -> list[list[int]]:
-    """Return the sandboxes of each of a worker's zygotes."""
-    return [children(zygote) for launcher in children(worker) for zygote in children(launcher)]
+def warm_sandboxes_mb(worker: int) -> list[list[float]]:
+    """Return the proportional memory of the sandboxes of each of a worker's zygotes; empty if we may not look."""
+    zygotes = [zygote for launcher in children(worker) for zygote in children(launcher)]
+    with contextlib.suppress(PermissionError):
+        return [[proportional_mb(pid) for pid in children(zygote)] for zygote in zygotes]
+    return []
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):

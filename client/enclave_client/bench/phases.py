@@ -169,26 +169,21 @@ def _cpu_s(fleet: Fleet) -> dict[str, float]:
 
 
 def memory(fleet: Fleet) -> list[Figure]:
-    """Measure what a fleet that does nothing holds."""
+    """Measure what a fleet that does nothing holds; of its sandboxes only root can know."""
     broker, workers = pids(fleet)
-    kinds = [
-        [footprint.proportional_mb(pid) for pid in kind] for pid in workers for kind in footprint.warm_sandboxes(pid)
-    ]
-    medians = sorted(statistics.median(kind) for kind in kinds if kind)
     largest = max(footprint.resident_mb(pid) for pid in workers)
-    kinds_mb = " and ".join(f"{median:.2f}" for median in medians)
-    return [
+    figures = [
         at_most("broker_rss", "idle broker, RSS", footprint.resident_mb(broker), "MB", MAX_PROGRAM_MB),
         at_most("worker_rss", "idle worker, RSS", largest, "MB", MAX_PROGRAM_MB),
-        at_most(
-            "warm_sandbox_pss",
-            "warm sandbox, PSS",
-            medians[-1] if medians else 0.0,
-            "MB",
-            MAX_SANDBOX_MB,
-            compared_with=f"the larger of its kinds, of {kinds_mb} MB (medians); {sum(map(len, kinds))} were warm",
-        ),
     ]
+    kinds = [kind for pid in workers for kind in footprint.warm_sandboxes_mb(pid) if kind]
+    medians = sorted(statistics.median(kind) for kind in kinds)
+    if medians:
+        kinds_mb = " and ".join(f"{median:.2f}" for median in medians)
+        beside = f"the larger of its kinds, of {kinds_mb} MB (medians); {sum(map(len, kinds))} were warm"
+        title = "warm sandbox, PSS"
+        figures.append(at_most("warm_sandbox_pss", title, medians[-1], "MB", MAX_SANDBOX_MB, compared_with=beside))
+    return figures
 
 
 async def tool_calls(load: Load, plan: Plan) -> list[Figure]:
