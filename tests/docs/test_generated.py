@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from enclave_worker.zygote.kernel import ROOT_CAPABILITIES
 from tests.docs.pages import PAGES, ROOT
 
 if TYPE_CHECKING:
@@ -81,3 +82,9 @@ def test_the_lines_of_the_troubleshooting_table_are_lines_that_the_programs_writ
         for piece in said.split("…"):
             words = piece.strip(" ':;")
             assert words in sources or words in system_says, said
+
+
+def test_the_page_names_the_capabilities_that_root_needs() -> None:
+    page = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
+    sentence = page[page.index("*Root* means") :].partition(";")[0]
+    assert {name.removeprefix("CAP_") for name in re.findall(r"`(CAP_\w+)`", sentence)} == set(ROOT_CAPABILITIES)
