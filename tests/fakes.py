@@ -96,6 +96,8 @@ class FakeWorker:
         self.draining = False
         self.active_elsewhere = 0
         self.silent = False
+        self.reads = True
+        """Whether it takes messages off the connections that it accepts from now on."""
         self.hello: dict[str, Any] | None = {}
         """Fields that replace the usual hello's; None says nothing at all."""
         self.sessions: dict[str, FakeSession] = {}
@@ -146,7 +148,8 @@ class FakeWorker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.stop()
+        # One that does not read does not see its peer leave either.
+        await (self.stop() if self.reads else self.kill())
 
     async def _serve(self, connection: ServerConnection) -> None:
         self._open.add(connection)
@@ -156,6 +159,9 @@ class FakeWorker:
             async with asyncio.TaskGroup() as group:
                 if self.hello is not None:
                     await connection.send(json.dumps(self._hello() | self.hello))
+                if not self.reads:
+                    connection.transport.pause_reading()
+                    await connection.wait_closed()
                 async for text in connection:
                     await self._handle(json.loads(text), connection, mine, group)
                 raise ConnectionResetError  # noqa: TRY301 - ends the scripts

@@ -70,6 +70,7 @@ class Link:
         self.name = name
         self.up = False
         self.hello: Hello | None = None
+        self._transport: Transport | None = None
         self._dial = dial
         self._handler = handler
         self._config = config
@@ -88,11 +89,13 @@ class Link:
         return f"<Link {self.name} {'up' if self.up else 'down'} outgoing={self._outgoing_bytes}>"
 
     def send(self, message: bytes) -> None:
-        """Buffer a message for the worker. Without a connection it is dropped: `link_down` ended its session.
+        """Send a message, or buffer it. Without a connection it is dropped: `link_down` ended its session.
 
         A worker that leaves more than `link_buffer_bytes` unread is taken for dead.
         """
         if not self.up or self._overflowed.is_set():
+            return
+        if not self._outgoing and self._transport is not None and self._transport.send_now(message):
             return
         self._outgoing.append(message)
         self._outgoing_bytes += len(message)
@@ -131,6 +134,7 @@ class Link:
     async def _serve(self, transport: Transport, hello: Hello) -> str:
         reason = "the broker is stopping"
         self._reset(hello)
+        self._transport = transport
         log.info("worker %s (%s) up: %d slots, level %s", self.name, hello.worker_id, hello.max_sessions, hello.level)
         self._handler.link_up(self, hello)
         try:
@@ -142,6 +146,7 @@ class Link:
             reason = str(downs.exceptions[0])
         finally:
             self.up = False
+            self._transport = None
             self._outgoing.clear()
             self._handler.link_down(self, reason)
             await transport.close()

@@ -186,10 +186,14 @@ async def test_a_peer_that_is_no_worker_is_not_used(hello: dict[str, Any] | None
 
 
 async def test_a_worker_that_does_not_read_is_dead_and_its_buffer_bounded() -> None:
-    async with fleet(FakeWorker(waits_for_cancel), link_buffer_bytes=1000, dead_after_s=60) as running:
-        error = error_of(await events_of(running, "x" * 2000))
-        assert error["code"] == "WORKER_LOST"
-        assert "unread" in error["message"]
+    deaf = FakeWorker(waits_for_cancel)
+    deaf.reads = False
+    async with fleet(deaf, link_buffer_bytes=1_000_000, dead_after_s=60) as running:
+        code = "#" * 1_000_000
+        sessions = await asyncio.gather(*(events_of(running, code) for _ in range(20)))
+        errors = [error_of(events) for events in sessions]
+        assert {error["code"] for error in errors} == {"WORKER_LOST"}
+        assert "unread" in errors[0]["message"]
 
 
 async def test_sessions_are_spread_over_workers() -> None:

@@ -56,6 +56,9 @@ class Peer(Protocol):
     name: str
     """For logs and handlers: `address:port`, or `memory:number`."""
 
+    def send_now(self, line: bytes) -> bool:
+        """Send one JSON value as text if that takes no waiting; False says that nothing was sent."""
+
     async def send(self, line: bytes) -> None:
         """Send one JSON value as text."""
 
@@ -103,7 +106,9 @@ class Connection:
         await self._flushed.wait()
 
     def deliver(self, line: bytes) -> None:
-        """Queue one line. Never blocks; `congested` says when it should not go on."""
+        """Send one line, or queue it. Never blocks; `congested` says when it should not go on."""
+        if not self._outbox and self._peer.send_now(line):
+            return
         self._outbox.append(line)
         self._outbox_bytes += len(line)
         self._filled.set()

@@ -31,6 +31,10 @@ class ChannelPeer:
         self.name = name
         self._channel = channel
 
+    def send_now(self, line: bytes) -> bool:
+        """A channel may always have to wait."""
+        return False
+
     async def send(self, line: bytes) -> None:
         """Send one line."""
         try:

@@ -44,6 +44,9 @@ from enclave_protocol import (
 from enclave_protocol import events as ev
 
 MAX_FRAME_OVERHEAD_BYTES = 65536
+_SPARE_FRAMES = 100
+"""How much deeper in its stack than we are a reader of a guest's value may be: how deep a value may be nested depends
+on it, and one that we can read but not pass on, or the broker not read, must be its sender's failure alone."""
 _ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _GUEST_CODES = frozenset(
     {
@@ -185,6 +188,7 @@ class Session:
         self._start_ms = 0.0
         self._outputs = {"stdout": self._output("stdout"), "stderr": self._output("stderr")}
         self._calls: dict[str, int] = {}  # callId -> the guest's number, while the call waits
+        self._numbers: set[int] = set()  # the same numbers, to look up
         self._answered: set[str] = set()
         self._tool_codes: set[str] = set()  # what failed tools told the guest: codes it may end with
         self._tool_call_count = 0
@@ -228,13 +232,12 @@ class Session:
             return []
         try:
             message = _guest_frames.decode(body)
+            if isinstance(message, GuestError):
+                return self._guest_error(message)
+            value = _encode_again(message.args if isinstance(message, GuestToolCall) else message.value)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             return self.broken(str(error))
-        if isinstance(message, GuestToolCall):
-            return self._tool_call(message)
-        if isinstance(message, GuestResult):
-            return self._result(message)
-        return self._guest_error(message)
+        return self._tool_call(message, value) if isinstance(message, GuestToolCall) else self._result(value)
 
     def broken(self, reason: str) -> list[Instruction]:
         """The guest's socket carried something that its driver never sends."""
@@ -278,10 +281,10 @@ class Session:
         if result.error is not UNSET:
             return self._answer_error(result.call_id, result.error)
         try:
-            decoded = msgspec.json.decode(value)
+            value = _encode_again(msgspec.json.decode(value))
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise self._refuse(f"not JSON: {error}", "any JSON value", field="value") from error
-        return self._answer(result.call_id, {"ok": True, "value": decoded})
+        return self._answer(result.call_id, {"ok": True, "value": msgspec.Raw(value)})
 
     def tool_timeout(self, call_id: str) -> list[Instruction]:
         """No result came in time: the guest gets an error instead."""
@@ -347,8 +350,8 @@ class Session:
     def _refuse(self, reason: str, allowed: str, *, field: str = "callId") -> RemoteProtocolError:
         return RemoteProtocolError(reason, field=field, allowed=allowed, session_id=self.session_id)
 
-    def _tool_call(self, call: GuestToolCall) -> list[Instruction]:
-        if call.id in self._calls.values():
+    def _tool_call(self, call: GuestToolCall, args: bytes) -> list[Instruction]:
+        if call.id in self._numbers:
             return self.broken(f"tool call {call.id} was made twice")
         self._tool_call_count += 1
         if self._tool_call_count > self.limits.max_tool_calls:
@@ -360,7 +363,9 @@ class Session:
             self.state = transition(self.state, Trigger.TOOL_CALL)
         call_id = new_call_id()
         self._calls[call_id] = call.id
-        event = self._emit(ev.ToolCall, ev.ToolCallPayload(call_id=call_id, tool_name=call.name, args=call.args))
+        self._numbers.add(call.id)
+        payload = ev.ToolCallPayload(call_id=call_id, tool_name=call.name, args=msgspec.Raw(args))
+        event = self._emit(ev.ToolCall, payload)
         return [event, StartToolTimer(call_id, self.limits.tool_wait_ms)]
 
     def _answer_error(self, call_id: str, error: ToolError) -> list[Instruction]:
@@ -375,15 +380,14 @@ class Session:
 
     def _answer(self, call_id: str, outcome: dict[str, Any]) -> list[Instruction]:
         number = self._calls.pop(call_id)
+        self._numbers.discard(number)
         self._answered.add(call_id)
         if not self._calls:
             self.state = transition(self.state, Trigger.TOOL_RESULT)
         applied = self._emit(ev.ToolResultApplied, ev.ToolResultAppliedPayload(call_id=call_id))
         return [StopToolTimer(call_id), ToGuest({"type": "tool_result", "id": number, **outcome}), applied]
 
-    def _result(self, result: GuestResult) -> list[Instruction]:
-        # Encoded again: what the guest sent may be odd JSON, what leaves here is ours.
-        value = msgspec.json.encode(result.value)
+    def _result(self, value: bytes) -> list[Instruction]:
         if len(value) > self.limits.max_result_bytes:
             message = (
                 f"the result is {len(value)} bytes as JSON, more than maxResultBytes={self.limits.max_result_bytes}"
@@ -418,6 +422,7 @@ class Session:
         if self._calls:
             # Calls the guest never waited for end with it: back to running, from where every end is legal.
             self._calls.clear()
+            self._numbers.clear()
             self.state = transition(self.state, Trigger.TOOL_RESULT)
         return [*stop, how]
 
@@ -434,6 +439,11 @@ class Session:
             start_ms=round(self._start_ms, 3),
             truncated=out.cut or err.cut,
         )
+
+
+def _encode_again(value: object, spare_frames: int = _SPARE_FRAMES) -> bytes:
+    """Return a decoded value as JSON of ours: what was sent may be odd. Raises RecursionError for deep nesting."""
+    return _encode_again(value, spare_frames - 1) if spare_frames else msgspec.json.encode(value)
 
 
 def _final_error(code: Code, message: str) -> FinalError:

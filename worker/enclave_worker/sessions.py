@@ -332,9 +332,10 @@ class _Run:
     def _conclude(self) -> None:
         sandbox, self._sandbox = self._sandbox, None
         assert sandbox is not None, "only a guest's own frame concludes a session"
-        used = sandbox.usage()
-        sandbox.home.retire(sandbox)
-        self._finish(used)
+        try:
+            self._finish(sandbox.usage())
+        finally:
+            sandbox.home.retire(sandbox)  # after the `final` is on its way: nobody waits for a kill
 
     def _finish(self, exit_: Exit | None) -> None:
         for timer in self._timers.values():

@@ -41,6 +41,9 @@ _BOOT = (
     "del sys.path[0]; main(int(sys.argv[2]))"
 )
 _READ_BYTES = 65536
+_SMALL_READ_BYTES = 4096
+_MAX_CONTROL_READS = 256
+"""More than the small reads in the largest socket buffer an ordinary process can ask for."""
 _MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """What may wait for a guest that does not read; more breaks it."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -155,15 +158,12 @@ class Sandbox:
         """Ask the kernel what the sandbox has used so far: its first process and the children that one waited for."""
         try:
             own_s = time.clock_gettime(_cpu_clock(self._pid))
-            with open(f"/proc/{self._pid}/stat", "rb") as file:  # noqa: PTH123 - on the hot path
-                fields = file.read().rpartition(b")")[2].split()
-            children_s = (int(fields[13]) + int(fields[14])) / _TICKS_PER_S
-            with open(f"/proc/{self._pid}/status", "rb") as file:  # noqa: PTH123 - on the hot path
-                _, _, rest = file.read().partition(b"VmHWM:")
-            peak_kib = int(rest.split(None, 1)[0]) if rest else 0
+            fields = _read(f"/proc/{self._pid}/stat").rpartition(b")")[2].split()
+            peak = _read(f"/proc/{self._pid}/status").partition(b"VmHWM:")[2].split(None, 1)
         except OSError:
             return Exit(status=0, cpu_ms=0.0, peak_memory_bytes=0)  # it just died; nobody knows any more
-        return Exit(status=0, cpu_ms=(own_s + children_s) * 1000, peak_memory_bytes=peak_kib * 1024)
+        children_s = (int(fields[13]) + int(fields[14])) / _TICKS_PER_S
+        return Exit(status=0, cpu_ms=(own_s + children_s) * 1000, peak_memory_bytes=int(peak[0]) * 1024 if peak else 0)
 
     def pause(self) -> None:
         """Stop reading from the guest: it blocks once its pipes are full."""
@@ -184,7 +184,7 @@ class Sandbox:
         """The zygote reaped it: hand over what is still in the pipes, let go of them, and tell the owner."""
         if self._control is not None and not self._closed:
             # All of it: a large result may still lie in the socket.
-            for _ in range(_MAX_DRAIN_READS):
+            for _ in range(_MAX_CONTROL_READS):
                 if not self._read_control():
                     break
             self.drain()
@@ -221,7 +221,7 @@ class Sandbox:
         assert self._control is not None
         try:
             # Plain recv: a descriptor that a guest passes along is dropped by the kernel, never ours.
-            data = self._control.recv(_READ_BYTES)
+            data = self._control.recv(self._wanted_bytes())
         except BlockingIOError:
             return False
         except OSError:
@@ -231,10 +231,23 @@ class Sandbox:
             self.owner.on_hangup(self)
             return False
         self._inbox += data
-        while not self._closed and (body := self._next_frame()) is not None:
-            self.drain()  # what was printed before the frame was sent comes before it
+        body = self._next_frame()
+        if body is not None:
+            # What was printed before a frame was sent comes before it. Once for all frames of this read: the pipes hold
+            # it by now, and a guest that floods all three descriptors must not keep us here.
+            self.drain()
+        while body is not None:
             self.owner.on_frame(self, body)
+            body = None if self._closed else self._next_frame()
         return True
+
+    def _wanted_bytes(self) -> int:
+        """How much to read: the rest of the frame under way, or little, so that a flood of small ones shares the loop."""
+        inbox, header = self._inbox, frames.HEADER
+        if len(inbox) < header.size:
+            return _SMALL_READ_BYTES
+        (size,) = header.unpack_from(inbox)
+        return min(_READ_BYTES, max(_SMALL_READ_BYTES, header.size + size - len(inbox)))
 
     def _next_frame(self) -> bytes | None:
         inbox, header = self._inbox, frames.HEADER
@@ -438,8 +451,16 @@ class ZygoteProcess:
 
 def _pid_of(pidfd: int) -> int:
     """Return the number of a pidfd's process as we see it; the zygote sees another one."""
-    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:  # noqa: PTH123 - on the hot path
-        return int(file.read().partition(b"Pid:")[2].split(None, 1)[0])
+    return int(_read(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0])
+
+
+def _read(path: str) -> bytes:
+    """Read a small file of the kernel's: one look, no buffer, three calls."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 def _cpu_clock(pid: int) -> int:
