@@ -230,7 +230,7 @@ async def test_stopping_the_worker_ends_the_stream_with_its_final(executor: Sess
     await executor.worker.stop()
     *_, last = [event async for event in events]
     assert isinstance(last, Final)
-    assert code_of(last) == "SESSION_CANCELLED"
+    assert code_of(last) == "WORKER_LOST"
 
 
 def test_streams_read_left_and_broken_off_leak_nothing() -> None:

@@ -122,7 +122,7 @@ async def test_stopping_the_worker_sends_the_last_events_and_then_ends_the_chann
     await read_until(client, "stdout")
     await worker.stop()
     *_, final = await read_until(client, "final")
-    assert final["payload"]["error"]["code"] == "SESSION_CANCELLED"
+    assert final["payload"]["error"]["code"] == "WORKER_LOST"
     with pytest.raises(ChannelClosed):
         await client.recv()
 

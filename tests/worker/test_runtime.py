@@ -101,7 +101,7 @@ class TestLife:
         await worker.stop()
         result = await running
         assert result.error is not None
-        assert result.error.code == "SESSION_CANCELLED"
+        assert result.error.code == "WORKER_LOST"
 
     async def test_stopping_waits_for_a_websocket_client_that_still_reads(self) -> None:
         worker = create_runtime_worker(RuntimeConfig(port=0, pool_size=2))
@@ -259,7 +259,7 @@ class TestExecuteSync:
             worker.stop_sync()
             error = blocked.result().error
         assert error is not None
-        assert error.code == "SESSION_CANCELLED"
+        assert error.code == "WORKER_LOST"
 
     def test_an_interrupted_call_ends_its_session(self) -> None:
         main = threading.get_ident()

@@ -247,7 +247,7 @@ async def test_stop_ends_live_sessions_and_leaves_nothing() -> None:
         await worker.stop()
         run = await client.finish(session)
 
-    assert run.code == "SESSION_CANCELLED"
+    assert run.code == "WORKER_LOST"
     assert processes_named(name) == []
     assert worker.get_state() is RuntimeState.STOPPED
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -235,10 +236,14 @@ def test_a_tool_call_starts_a_timer_and_its_result_stops_it() -> None:
 
     told = session.tool_result(answer(call_id, {"x": 1}))
 
-    assert told[:2] == [
-        StopToolTimer(call_id),
-        ToGuest({"type": "tool_result", "id": 7, "ok": True, "value": {"x": 1}}),
-    ]
+    assert told[0] == StopToolTimer(call_id)
+    assert isinstance(told[1], ToGuest)
+    assert json.loads(msgspec.json.encode(told[1].message)) == {
+        "type": "tool_result",
+        "id": 7,
+        "ok": True,
+        "value": {"x": 1},
+    }
     assert [e["type"] for e in events(told)] == ["tool_result_applied"]
     assert str(session.state) == "running"
 
@@ -301,6 +306,17 @@ def test_one_call_too_many_is_answered_by_the_worker_itself() -> None:
     assert (told.message["id"], told.message["code"]) == (2, "MAX_TOOL_CALLS_EXCEEDED")
 
 
+def test_arguments_that_grow_beyond_a_frame_when_encoded_are_refused_to_the_guest() -> None:
+    session = running()
+    numbers = b",".join([b"1e15"] * 1_000_000)  # 5 MB as the guest writes it, 19 MB as anybody else would
+    (told,) = session.frame(b'{"type":"tool_call","id":1,"name":"t","args":[' + numbers + b"]}")
+
+    assert isinstance(told, ToGuest)
+    assert told.message["code"] == "VALIDATION_ERROR"
+    assert "more than 15728640" in told.message["message"]
+    assert str(session.state) == "running"
+
+
 def test_the_first_error_ends_the_other_calls_if_the_limits_say_so() -> None:
     session = running(cancel_on_first_error=True)
     ids = [call(session, number) for number in (1, 2, 3)]
@@ -348,6 +364,16 @@ def test_the_deadline_is_told_before_the_final() -> None:
     assert events(told)[0]["payload"] == {"elapsedMs": 750.0, "budgetMs": 500.0}
     assert told[-1] == Kill()
     assert "deadlineMs=500" in final(session)["error"]["message"]
+
+
+def test_time_in_a_queue_is_taken_from_the_time_to_live_but_not_from_the_deadline() -> None:
+    def budget(**limits: Any) -> float:
+        return Session(SessionId("s_1"), Limits(**limits), now_s=0.0, queue_ms=800.0).budget_ms
+
+    assert budget(session_ttl_ms=1000) == 200
+    assert budget(session_ttl_ms=1000, deadline_ms=100) == 100
+    assert budget(session_ttl_ms=1000, deadline_ms=900) == 200
+    assert budget(session_ttl_ms=500) == 1, "a session that is late already ends at once, not never"
 
 
 def test_the_deadline_may_strike_before_there_is_a_sandbox() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from enclave_worker.pool import Pool
 from enclave_worker.sandbox.plan import make_plan
 from enclave_worker.sandbox.spec import bare, interpreter, python_spec
 from enclave_worker.zygote.kernel import acts_as_root
-from tests.support import Client, running
+from tests.support import Client, children_of, client_of, running
 
 if TYPE_CHECKING:
     from enclave_worker.runtime import RuntimeWorker
@@ -76,3 +77,16 @@ async def test_live_sandboxes_never_share_a_number_or_a_user(client: Client, wor
 
     assert len({sandbox.number for sandbox in sandboxes if sandbox}) == 6
     assert len({sandbox.uid_slot for sandbox in sandboxes if sandbox}) == 6
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_zygote_that_somebody_stopped_holds_up_neither_a_final_nor_the_worker() -> None:
+    async with running() as worker:
+        zygotes = [zygote for launcher in children_of(os.getpid()) for zygote in children_of(launcher)]
+        async with client_of(worker.url) as client:
+            session_id = await client.start("while True: pass", deadlineMs=200)
+            await client.until(session_id, "session_init")
+            for zygote in zygotes:
+                os.kill(zygote, signal.SIGSTOP)
+            run = await client.finish(session_id)
+    assert run.code == "DEADLINE_EXCEEDED"

@@ -14,7 +14,7 @@ import uvloop
 from enclave_protocol import SandboxError, __version__
 
 from .config import RuntimeConfig
-from .runtime import create_runtime_worker
+from .runtime import RuntimeWorker, create_runtime_worker
 from .sessions import MIN_MEMORY_BYTES
 
 _DEFAULTS = RuntimeConfig()
@@ -29,7 +29,11 @@ _DEFAULTS = RuntimeConfig()
     "--max-sessions", default=_DEFAULTS.max_sessions, show_default=True, type=click.IntRange(1, 10000), help="Slots."
 )
 @click.option(
-    "--pool-size", default=_DEFAULTS.pool_size, show_default=True, type=click.IntRange(1, 10000), help="Warm sandboxes."
+    "--pool-size",
+    default=_DEFAULTS.pool_size,
+    show_default=True,
+    type=click.IntRange(1, 10000),
+    help="Warm sandboxes of each of the two kinds.",
 )
 @click.option(
     "--first-uid",
@@ -51,7 +55,7 @@ _DEFAULTS = RuntimeConfig()
     default=10.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="On SIGTERM: seconds for live sessions to finish.",
+    help="On SIGTERM: seconds for live sessions to finish; a second SIGTERM ends them.",
 )
 @click.option("--debug", is_flag=True, help="Log every session's start and end.")
 @click.version_option(__version__)
@@ -67,9 +71,13 @@ def main(**options: object) -> None:
 
 async def _run(config: RuntimeConfig, grace_s: float) -> None:
     worker = create_runtime_worker(config)
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, signalled)
     try:
         await worker.start()
     except SandboxError as error:
@@ -80,7 +88,15 @@ async def _run(config: RuntimeConfig, grace_s: float) -> None:
         _exit(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {hint}")
     print(f"enclave-runtime listening on {worker.url}", flush=True)  # noqa: T201 - the one line a script waits for
     await stop.wait()
-    await worker.stop(grace_s=grace_s)
+    async with asyncio.TaskGroup() as group:
+        impatient = group.create_task(_end_sessions(worker, hurry))
+        await worker.stop(grace_s=grace_s)
+        impatient.cancel()
+
+
+async def _end_sessions(worker: RuntimeWorker, hurry: asyncio.Event) -> None:
+    await hurry.wait()
+    await worker.sessions.end_all("the worker was told twice to stop")
 
 
 def _exit(message: str) -> None:

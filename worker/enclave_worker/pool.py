@@ -62,6 +62,7 @@ class Pool:
         self._max_live = max_live
         self._first_uid = first_uid
         self._zygote: ZygoteProcess | None = None
+        self._dead: ZygoteProcess | None = None  # until it is reaped
         self._warm: deque[Sandbox] = deque()
         self._starting: dict[Sandbox, asyncio.TimerHandle] = {}
         self._takers: deque[Taker] = deque()
@@ -113,8 +114,9 @@ class Pool:
         if self._restart is not None:
             self._restart.cancel()
             await asyncio.gather(self._restart, return_exceptions=True)
-        if self._zygote is not None:
-            await self._zygote.stop()
+        for zygote in (self._zygote, self._dead):
+            if zygote is not None:
+                await zygote.stop()
         self._warm.clear()
 
     def take(self, taker: Taker) -> None:
@@ -190,7 +192,8 @@ class Pool:
         timeout = self._starting.pop(sandbox, None)
         if timeout is not None:
             timeout.cancel()
-            if not exit_.lost or self._first is not None:  # a lost zygote is replaced; it says nothing about the host
+            # A zygote that was lost, or is told to stop, says nothing about the host.
+            if (sandbox.process is self._zygote and not self._stopping) or self._first is not None:
                 reason = exit_.lost or f"it ended with wait status {exit_.status}"
                 self._failed(SandboxError("start a sandbox", 0, reason))
         elif sandbox in self._warm:
@@ -218,6 +221,9 @@ class Pool:
         self._starting[sandbox] = zygote.loop.call_later(_START_TIMEOUT_S, self._stuck, sandbox)
 
     def _stuck(self, sandbox: Sandbox) -> None:
+        if not sandbox.is_open:
+            sandbox.process.unresponsive(f"it has not forked a sandbox for {_START_TIMEOUT_S:g} s")
+            return
         log.error("sandbox %d is not ready after %g s; killed", sandbox.number, _START_TIMEOUT_S)
         sandbox.kill()
 
@@ -240,14 +246,15 @@ class Pool:
 
     def _on_zygote_death(self, reason: str) -> None:
         log.error("the zygote ended: %s; its sandboxes are gone, starting another", reason)
-        dead, self._zygote = self._zygote, None
+        self._dead, self._zygote = self._zygote, None
         self._warm.clear()
         if not self._stopping:
-            self._restart = asyncio.get_running_loop().create_task(self._replace(dead))
+            self._restart = asyncio.get_running_loop().create_task(self._replace())
 
-    async def _replace(self, dead: ZygoteProcess | None) -> None:
-        if dead is not None:
-            await dead.stop()
+    async def _replace(self) -> None:
+        if self._dead is not None:
+            await self._dead.stop()
+            self._dead = None
         for attempt in itertools.count():
             await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
             try:

@@ -94,6 +94,7 @@ class RuntimeWorker(Observable):
         self._server: WorkerServer | None = None
         self._embedding: Embedding | None = None
         self._thread: LoopThread | None = None
+        self._stopped = asyncio.Event()
         self._started_s = 0.0
         self._watch()
 
@@ -166,7 +167,11 @@ class RuntimeWorker(Observable):
         """Refuse new sessions, give live ones `grace_s` seconds, end the rest, and let go of everything."""
         if self._state is RuntimeState.STOPPED:
             return
+        if self._state is RuntimeState.STOPPING:
+            await self._stopped.wait()  # somebody else is at it
+            return
         self._enter(RuntimeState.STOPPING)
+        self._stopped = asyncio.Event()
         self.sessions.draining = True
         try:
             async with asyncio.timeout(grace_s):
@@ -175,6 +180,7 @@ class RuntimeWorker(Observable):
             await self.sessions.end_all("the worker stops")
         await self._stop_parts()
         self._enter(RuntimeState.STOPPED)
+        self._stopped.set()
 
     async def handle(self, channel: TextChannel) -> None:
         """Serve one channel inside this process, `hello` first, until either end closes it or the worker stops.

@@ -82,6 +82,7 @@ class WorkerServer:
             compression=None,  # events are small and the hop is short
             max_size=MAX_MESSAGE_BYTES,
             server_header=None,
+            close_timeout=1,  # seconds for a client to say goodbye, when the worker stops or it is cut off
         )
         for socket in self._server.sockets:
             return int(socket.getsockname()[1])

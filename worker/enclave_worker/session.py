@@ -42,6 +42,7 @@ from enclave_protocol import (
     transition,
 )
 from enclave_protocol import events as ev
+from enclave_protocol.limits import MAX_VALUE_BYTES
 
 MAX_FRAME_OVERHEAD_BYTES = 65536
 _SPARE_FRAMES = 100
@@ -183,6 +184,8 @@ class Session:
         self.state = State.STARTING
         self.next_seq = first_seq
         self.max_frame_bytes = max(limits.max_result_bytes, 1 << 20) + MAX_FRAME_OVERHEAD_BYTES
+        self.budget_ms = max(1.0, min(limits.wall_ms, limits.session_ttl_ms - queue_ms))
+        """Until the wall deadline. A broker's queue takes from the session's time to live, not from its deadline."""
         self._accepted_s = now_s
         self._queue_ms = queue_ms
         self._start_ms = 0.0
@@ -301,11 +304,13 @@ class Session:
         """The wall deadline struck."""
         if self.decided:
             return []
-        budget_ms = self.limits.wall_ms
-        payload = ev.DeadlineExceededPayload(elapsed_ms=(now_s - self._accepted_s) * 1000, budget_ms=budget_ms)
-        limit = "deadlineMs" if budget_ms == self.limits.deadline_ms else "sessionTtlMs"
-        event = self._emit(ev.DeadlineExceeded, payload)
-        return [event, *self._fail(Code.DEADLINE_EXCEEDED, f"still running after {limit}={budget_ms} ms")]
+        elapsed_ms = (now_s - self._accepted_s) * 1000
+        event = self._emit(
+            ev.DeadlineExceeded, ev.DeadlineExceededPayload(elapsed_ms=elapsed_ms, budget_ms=self.budget_ms)
+        )
+        by_deadline = self.budget_ms == self.limits.deadline_ms
+        limit = f"deadlineMs={self.limits.deadline_ms}" if by_deadline else f"sessionTtlMs={self.limits.session_ttl_ms}"
+        return [event, *self._fail(Code.DEADLINE_EXCEEDED, f"still running after {limit} ms")]
 
     def cancel(self, reason: str) -> list[Instruction]:
         """Somebody wants the session to end."""
@@ -358,6 +363,12 @@ class Session:
             self._tool_codes.add(Code.MAX_TOOL_CALLS_EXCEEDED)
             message = f"more than maxToolCalls={self.limits.max_tool_calls} tool calls in one session"
             refusal = {"ok": False, "message": message, "code": Code.MAX_TOOL_CALLS_EXCEEDED}
+            return [ToGuest({"type": "tool_result", "id": call.id, **refusal})]
+        if len(args) > MAX_VALUE_BYTES:
+            # As encoded by us: a guest can write a number in three bytes that takes us thirty.
+            message = f"the arguments of {call.name!r} are {len(args)} bytes as JSON, more than {MAX_VALUE_BYTES}"
+            refusal = {"ok": False, "message": message, "code": Code.VALIDATION_ERROR}
+            self._tool_codes.add(Code.VALIDATION_ERROR)
             return [ToGuest({"type": "tool_result", "id": call.id, **refusal})]
         if not self._calls:
             self.state = transition(self.state, Trigger.TOOL_CALL)

@@ -59,6 +59,9 @@ PROFILES = ("python",)
 
 MIN_MEMORY_BYTES = 64 * 1024 * 1024
 """Least `memoryLimitBytes`: the interpreter itself takes half of it in address space."""
+_DEATH_GRACE_S = 2.0
+"""How long the `final` of a killed sandbox waits for the word of its death. Giving back much memory can take long, and
+a zygote may be stopped by somebody; neither may hold up an ending."""
 _HANGUP_GRACE_S = 0.2
 """How long the word of a death may come after the end of the guest's socket, which dies a little earlier."""
 
@@ -161,9 +164,9 @@ class Sessions:
         await self._idle.wait()
 
     async def end_all(self, reason: str) -> None:
-        """Cancel every session and wait until each has had its `final`."""
+        """End every session, as one that can be tried elsewhere, and wait until each has had its `final`."""
         for run in list(self._runs.values()):
-            run.cancel(reason)
+            run.fail(Code.WORKER_LOST, reason)
         await self.wait_idle()
 
     def forget(self, run: _Run, code: str, duration_s: float) -> None:
@@ -237,7 +240,7 @@ class _Run:
         if self._sessions.config.debug:
             log.info("session %s started", self.session.session_id)
         self._sessions.listeners.execute.notify(self.session.session_id)
-        self._timers["deadline"] = self._loop.call_later(limits.wall_ms / 1000, self._on_deadline)
+        self._timers["deadline"] = self._loop.call_later(self.session.budget_ms / 1000, self._on_deadline)
         if limits.heartbeat_interval_ms:
             self._arm_heartbeat()
         self._sessions.pools.take(self, self._code)
@@ -245,6 +248,10 @@ class _Run:
     def cancel(self, reason: str) -> None:
         """End the session now."""
         self._perform(self.session.cancel(reason))
+
+    def fail(self, code: Code, reason: str) -> None:
+        """End the session now, for a reason of ours."""
+        self._perform(self.session.fail(code, reason))
 
     def tool_result(self, message: ToolResult) -> None:
         """Pass a tool's result on to the guest."""
@@ -324,6 +331,7 @@ class _Run:
     def _kill(self) -> None:
         if self._sandbox is not None:
             self._sandbox.kill()
+            self._timers["death"] = self._loop.call_later(_DEATH_GRACE_S, self._conclude)
         else:
             # Nothing to kill: still waiting for a sandbox. Not at once: the caller may have more to perform first.
             self._sessions.pools.forget(self)
@@ -331,7 +339,7 @@ class _Run:
 
     def _conclude(self) -> None:
         sandbox, self._sandbox = self._sandbox, None
-        assert sandbox is not None, "only a guest's own frame concludes a session"
+        assert sandbox is not None, "a session that concludes has had a sandbox"
         try:
             self._finish(sandbox.usage())
         finally:

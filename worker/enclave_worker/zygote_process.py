@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from .sandbox.plan import Plan
 
+log = logging.getLogger("enclave.worker")
+
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); from enclave_worker.zygote.main import main; "
     "del sys.path[0]; main(int(sys.argv[2]))"
@@ -46,7 +49,11 @@ _MAX_CONTROL_READS = 256
 """More than the small reads in the largest socket buffer an ordinary process can ask for."""
 _MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """What may wait for a guest that does not read; more breaks it."""
+_LEAVE_S = 5.0
+"""How long a zygote may take to leave before it is killed."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_DESCRIPTORS = 4
+"""What comes with a new sandbox: control socket, stdout, stderr, pidfd."""
 _MAX_DRAIN_READS = 17
 """One more than the largest pipe an ordinary process can make holds, in reads."""
 
@@ -154,12 +161,20 @@ class Sandbox:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the zygote has forked it."""
+        return self._pidfd >= 0
+
     def usage(self) -> Exit:
         """Ask the kernel what the sandbox has used so far: its first process and the children that one waited for."""
         try:
+            if not self._pid:
+                raise ProcessLookupError
             own_s = time.clock_gettime(_cpu_clock(self._pid))
             fields = _read(f"/proc/{self._pid}/stat").rpartition(b")")[2].split()
             peak = _read(f"/proc/{self._pid}/status").partition(b"VmHWM:")[2].split(None, 1)
+            signal.pidfd_send_signal(self._pidfd, 0)  # fails if the number has become somebody else's meanwhile
         except OSError:
             return Exit(status=0, cpu_ms=0.0, peak_memory_bytes=0)  # it just died; nobody knows any more
         children_s = (int(fields[13]) + int(fields[14])) / _TICKS_PER_S
@@ -242,11 +257,11 @@ class Sandbox:
         return True
 
     def _wanted_bytes(self) -> int:
-        """How much to read: the rest of the frame under way, or little, so that a flood of small ones shares the loop."""
+        """How much to read: the rest of the frame under way, or little, so that a flood of them shares the loop."""
         inbox, header = self._inbox, frames.HEADER
         if len(inbox) < header.size:
             return _SMALL_READ_BYTES
-        (size,) = header.unpack_from(inbox)
+        size: int = header.unpack_from(inbox)[0]
         return min(_READ_BYTES, max(_SMALL_READ_BYTES, header.size + size - len(inbox)))
 
     def _next_frame(self) -> bytes | None:
@@ -358,6 +373,11 @@ class ZygoteProcess:
         self._request(json.dumps(request).encode())
         return sandbox
 
+    def unresponsive(self, reason: str) -> None:
+        """Give up on a zygote that does not do its work: it is killed, and with it every sandbox of it."""
+        self._process.kill()
+        self._died(reason)
+
     def kill(self, number: int) -> None:
         """Kill a sandbox, whatever it is doing. Unknown numbers are ignored: it may be dead already."""
         self._request(json.dumps({"op": "kill", "id": number}).encode())
@@ -367,7 +387,12 @@ class ZygoteProcess:
         self._stopping = True
         self._close()
         # Its parent, the launcher, leaves only when the zygote's namespace is empty.
-        await self._wait_left()
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                await self._wait_left()
+        except TimeoutError:
+            self._process.kill()  # and the zygote with it, even one that somebody stopped: it has its death signal
+            await self._wait_left()
 
     async def _wait_left(self) -> None:
         # Not by a thread that waits: an interpreter that is ending, whose atexit handler stops us, starts no more.
@@ -416,14 +441,27 @@ class ZygoteProcess:
                 return
             packet = _packets.decode(data)
             if packet.type == "spawned":
-                self.sandboxes[packet.id].opened(*descriptors)
+                self._spawned(self.sandboxes[packet.id], descriptors)
             elif packet.type == "exited":
                 self._exited(packet)
+            elif packet.type == "unspawned":
+                log.error("sandbox %d: no process: %s", packet.id, packet.reason)
+                self.sandboxes.pop(packet.id).exited(Exit(0, 0.0, 0, lost=packet.reason))
             elif packet.type == "prepared":
                 self._prepared.set_result(None)
             else:
                 self._died(packet.reason, SandboxError(packet.step, packet.errno, packet.reason))
                 return
+
+    def _spawned(self, sandbox: Sandbox, descriptors: list[int]) -> None:
+        if len(descriptors) == _DESCRIPTORS:
+            sandbox.opened(*descriptors)
+            return
+        # We have none to spare, so the kernel dropped some. The zygote still knows it; its death is reported as ever.
+        log.error("sandbox %d: no file descriptors left", sandbox.number)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        sandbox.kill()
 
     def _exited(self, packet: _Packet) -> None:
         sandbox = self.sandboxes.pop(packet.id)
@@ -450,8 +488,11 @@ class ZygoteProcess:
 
 
 def _pid_of(pidfd: int) -> int:
-    """Return the number of a pidfd's process as we see it; the zygote sees another one."""
-    return int(_read(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0])
+    """Return the number of a pidfd's process as we see it; the zygote sees another one. 0 if nobody can tell."""
+    try:
+        return max(0, int(_read(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0]))
+    except OSError:  # no descriptor left to ask with
+        return 0
 
 
 def _read(path: str) -> bytes:

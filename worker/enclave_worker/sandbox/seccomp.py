@@ -36,6 +36,7 @@ DENIED: dict[str, str] = {
     "Clocks and names of the machine.": "settimeofday clock_settime clock_adjtime adjtimex setdomainname sethostname",
     "Identities: a sandbox has one.": """setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid
         setgroups capset chown fchown lchown fchownat""",
+    "Memory that RLIMIT_AS does not see: it stays when nothing maps it.": "shmget memfd_create",
     "Memory that cannot be swapped or is placed by node.": """mlockall mlock2 mbind set_mempolicy get_mempolicy
         set_mempolicy_home_node""",
 }

@@ -15,7 +15,8 @@ out. The zygote ends when its socket does, which is when the worker is gone, how
 
 The socket carries JSON, one message a packet. To the zygote: the plan, `{"op": "spawn", "id", "uid", "check"}`,
 `{"op": "kill", "id"}`. From it: `prepared`; `spawned` with four descriptors (control socket, stdout, stderr, a pidfd),
-which only the worker holds from then on; `exited` with the wait status and the kernel's count of CPU time and memory;
+which only the worker holds from then on; `unspawned` with the reason, if there was no process to be had;
+`exited` with the wait status and the kernel's count of CPU time and memory;
 and `failed` with the name of the step and the errno, before it exits. A sandbox that fails a step says so on its own
 control socket.
 """
@@ -125,25 +126,43 @@ class Zygote:
         if uid not in self._compiled:
             values = {"uid": uid, "proc": self._proc, "seccomp": self._filter}
             self._compiled[uid] = steps.compile_steps(self._plan["enclose"], values)
-        ours, theirs = socket.socketpair()
+        opened: list[int] = []
+        try:
+            self._fork(request, opened)
+        except OSError as error:  # no process or descriptor to be had: those that live must not suffer for it
+            self._unspawned(sandbox_id, error)
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def _fork(self, request: Message, opened: list[int]) -> None:
+        """Fork a sandbox and tell the worker. Notes in `opened` what is to be closed."""
+        sandbox_id, uid = request["id"], request["uid"]
+        ours, theirs = (end.detach() for end in socket.socketpair())
+        opened += (ours, theirs)
         out_reader, out_writer = os.pipe()
+        opened += (out_reader, out_writer)
         err_reader, err_writer = os.pipe()
+        opened += (err_reader, err_writer)
         # The kernel unshares a pid namespace only from the one we are in, so step back into our own each time.
         kernel.setns(self._own_pid_namespace, kernel.CLONE_NEWPID)
         kernel.unshare(kernel.CLONE_NEWPID)
         pid = os.fork()
         if not pid:
-            self._become_sandbox(uid, theirs.detach(), out_writer, err_writer, check=request["check"])
+            self._become_sandbox(uid, theirs, out_writer, err_writer, check=request["check"])
         self._ids[pid] = sandbox_id
         self._pids[sandbox_id] = pid
         pidfd = os.pidfd_open(pid)
-        descriptors = [ours.fileno(), out_reader, err_reader, pidfd]
+        opened.append(pidfd)
+        descriptors = [ours, out_reader, err_reader, pidfd]
         message = json.dumps({"type": "spawned", "id": sandbox_id}).encode()
         socket.send_fds(self._control, [message], descriptors)
-        ours.close()
-        theirs.close()
-        for fd in (out_reader, out_writer, err_reader, err_writer, pidfd):
-            os.close(fd)
+
+    def _unspawned(self, sandbox_id: int, error: OSError) -> None:
+        if sandbox_id in self._pids:
+            self._kill(sandbox_id)  # it exists, but the worker can't be told of it: reaping it will
+        else:
+            self._tell(type="unspawned", id=sandbox_id, reason=f"{error.strerror or error}")
 
     def _become_sandbox(self, uid: int, control: int, out: int, err: int, *, check: bool) -> None:
         """Enclose this freshly forked process, then hand it to the guest's driver. Never returns.
@@ -167,6 +186,9 @@ class Zygote:
             self._run_guest()
         except steps.StepFailed as failure:
             frames.write(_CONTROL_FD, frames.encode(_failed(failure)))
+        except BaseException as error:  # noqa: BLE001 - a bug of ours must not look like a guest's silence
+            bug = steps.StepFailed("the driver", 0, f"{type(error).__name__}: {error}")
+            frames.write(_CONTROL_FD, frames.encode(_failed(bug)))
         finally:
             os._exit(70)
 
