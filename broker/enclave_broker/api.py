@@ -108,7 +108,7 @@ class Done(msgspec.Struct, rename="camel"):
 class Health(msgspec.Struct, rename="camel"):
     """How the broker is."""
 
-    status: Literal["ok", "no workers"]
+    status: Literal["ok", "draining", "no workers"]
     workers: int
     """Workers that are connected."""
     free_slots: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,6 +27,9 @@ MEMORY_QUEUE = 256
 
 CLOSE_TIMEOUT_S = 0.5
 """Longest wait for a worker to say goodbye."""
+
+
+log = logging.getLogger("enclave.broker")
 
 
 class Channel(Protocol):
@@ -206,12 +210,16 @@ class _RuntimeTransport:
         _, late = await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
         if late:
             self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, ConnectionError, EOFError):
+        with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
     async def _serve(self, runtime: Runtime, channel: MemoryChannel) -> None:
         try:
             await runtime.handle(channel)
+        except (ConnectionError, EOFError):
+            pass  # the link sees the channel's end, and dials again
+        except Exception:
+            log.exception("a runtime failed; its sessions end, and the broker tries it again")
         finally:
             await channel.close()
 

@@ -21,7 +21,9 @@ from .tools import ToolRegistry
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-@click.command(context_settings={"auto_envvar_prefix": "ENCLAVE", "show_default": True})
+@click.command(
+    context_settings={"auto_envvar_prefix": "ENCLAVE", "show_default": True, "help_option_names": ["-h", "--help"]}
+)
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", default=3000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @click.option(
@@ -43,7 +45,12 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 )
 @click.option("--ping-interval-s", default=1.0, type=click.FloatRange(0.01), help="Time between pings to a worker.")
 @click.option("--dead-after-s", default=5.0, type=click.FloatRange(0.01), help="Silence after which a worker is dead.")
-@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option(
+    "--log-level",
+    default="info",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Least important lines to log.",
+)
 @click.version_option(__version__)
 def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     host: str,
@@ -89,7 +96,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
 
 def _load(modules: tuple[str, ...]) -> ToolRegistry:
     # An installed command's path starts where the command is, not where the user's module is.
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.append(str(Path.cwd()))  # last: a file here must not stand in for an installed module
     registry = ToolRegistry()
     for module in modules:
         registry.load(module)

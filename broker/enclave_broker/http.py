@@ -226,9 +226,9 @@ def create_app(broker: Broker) -> Litestar:  # noqa: C901 - one short function p
 
     @get("/readyz", sync_to_thread=False)
     def readyz() -> Response[Health]:
-        """Say whether a session could run: whether a worker is connected."""
+        """Say whether a session could run: whether a worker is connected that takes new ones."""
         health = _health(dispatcher)
-        return Response(health, status_code=HTTP_200_OK if health.workers else 503)
+        return Response(health, status_code=HTTP_200_OK if health.status == "ok" else 503)
 
     @get("/metrics", media_type="text/plain; version=0.0.4", sync_to_thread=False)
     def show_metrics() -> bytes:
@@ -266,7 +266,7 @@ def create_app(broker: Broker) -> Litestar:  # noqa: C901 - one short function p
 
 def _health(dispatcher: Dispatcher) -> Health:
     fleet = dispatcher.placer.statistics()
-    status = "ok" if fleet.workers else "no workers"
+    status = "no workers" if not fleet.workers else "ok" if fleet.workers > fleet.draining else "draining"
     return msgspec.convert(
         {"status": status, "workers": fleet.workers, "freeSlots": fleet.free, "waiting": fleet.waiting}, Health
     )

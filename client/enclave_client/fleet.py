@@ -76,7 +76,8 @@ def worker_arguments(spec: FleetSpec, name: str, port: int) -> list[str]:
 
 def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:
     """Return the command line of the broker in front of these workers."""
-    arguments = ["--port", str(spec.port)]
+    # Said, not left to the default: ENCLAVE_HOST in our environment must not open a loopback fleet to the world.
+    arguments = ["--host", "127.0.0.1", "--port", str(spec.port)]
     for url in worker_urls:
         arguments += ["--worker", url]
     for module in spec.tools:

@@ -54,6 +54,24 @@ class EmbeddedWorker:
             await channel.send(json.dumps(final))
 
 
+async def test_an_embedded_worker_that_fails_is_tried_again() -> None:
+    class Fails(EmbeddedWorker):
+        handled = 0
+
+        async def handle(self, channel: Channel) -> None:
+            self.handled += 1
+            if self.handled == 1:
+                raise ZeroDivisionError("a bug in somebody's runtime")
+            await super().handle(channel)
+
+    worker = Fails()
+    async with create_broker(mode="embedded", runtimes=[worker], **FAST) as broker:
+        events = [event async for event in broker.execute("1 + 1")]
+    assert isinstance(events[-1], Final)
+    assert events[-1].payload.ok
+    assert worker.handled == 2
+
+
 async def test_an_embedded_worker_is_started_used_and_stopped() -> None:
     worker = EmbeddedWorker()
     async with create_broker(mode="embedded", runtimes=[worker], **FAST) as broker:

@@ -330,6 +330,14 @@ async def test_finished_sessions_are_kept_up_to_an_age() -> None:
         await running.wait_until(lambda: not running.broker.dispatcher.directory.sessions())
 
 
+async def test_a_fleet_that_only_drains_is_not_ready() -> None:
+    worker = FakeWorker()
+    worker.draining = True
+    async with fleet(worker) as running:
+        answer = await running.http.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (503, "draining")
+
+
 async def test_health_readiness_metrics_and_docs_answer() -> None:
     async with fleet(FakeWorker()) as running:
         assert (await running.http.get("/healthz")).json()["status"] == "ok"

@@ -24,7 +24,8 @@ def test_a_worker_gets_only_the_options_that_were_given() -> None:
 def test_the_broker_is_told_every_worker_and_every_tool_module() -> None:
     arguments = broker_arguments(FleetSpec(port=3000, tools=("a", "b")), ["ws://h:1/ws", "ws://h:2/ws"])
 
-    expected = ["--port", "3000", "--worker", "ws://h:1/ws", "--worker", "ws://h:2/ws", "--tools", "a", "--tools", "b"]
+    workers = ["--worker", "ws://h:1/ws", "--worker", "ws://h:2/ws"]
+    expected = ["--host", "127.0.0.1", "--port", "3000", *workers, "--tools", "a", "--tools", "b"]
     assert arguments == expected
 
 
