@@ -148,3 +148,16 @@ return 1
 """)
 
     assert outcome.code in {"OK", "GUEST_CRASHED", "EXECUTION_ERROR"}
+
+
+def test_a_call_nested_as_deep_as_can_be_read_holds_no_slot_past_its_deadline(attack: Attack, target: Target) -> None:
+    for depth in range(850, 1000, 3):
+        outcome = attack(
+            FRAME
+            + f'os.write(3, frame(b\'{{"type":"tool_call","id":1,"name":"x","args":\' + b\'[\' * {depth}'
+            + f" + b']' * {depth} + b'}}'))\nhold()",
+            deadlineMs=100,
+        )
+        assert outcome.code in {"DEADLINE_EXCEEDED", "GUEST_CRASHED"}
+
+    assert target.metric("enclave_sessions_active") == 0

@@ -225,6 +225,35 @@ def test_a_cap_inside_a_character_leaves_the_character_out() -> None:
 # Tools.
 
 
+def test_a_call_is_passed_on_or_breaks_its_session_however_deep_its_arguments_are_nested() -> None:
+    # How deep is too deep depends on the reader's stack: what we can read must not be what we fail to pass on.
+    codes = set()
+    for depth in range(600, 1100):
+        session = running()
+        told = session.frame(b'{"type":"tool_call","id":1,"name":"x","args":%b}' % (b"[" * depth + b"]" * depth))
+        assert session.decided or isinstance(told[1], StartToolTimer)
+        session.cancel("enough")
+        codes.add(final(session)["error"]["code"])
+
+    assert codes == {"SESSION_CANCELLED", "GUEST_CRASHED"}
+
+
+def test_a_tools_result_is_passed_on_or_refused_however_deep_it_is_nested() -> None:
+    refused = set()
+    for depth in range(600, 1100):
+        session = running()
+        call_id = events(frame(session, type="tool_call", id=7, name="add", args=1))[0]["payload"]["callId"]
+        try:
+            told = session.tool_result(answer(call_id, Raw(b"[" * depth + b"]" * depth)))
+        except RemoteProtocolError as error:
+            refused.add(error.field)
+        else:
+            assert isinstance(told[1], ToGuest)
+            msgspec.json.encode(told[1].message)
+
+    assert refused == {"value"}
+
+
 def test_a_tool_call_starts_a_timer_and_its_result_stops_it() -> None:
     session = running(tool_timeout_ms=500, per_tool_deadline_ms=400)
     told = frame(session, type="tool_call", id=7, name="add", args=[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from enclave_worker.pool import Pool
 from enclave_worker.sandbox.plan import make_plan
 from enclave_worker.sandbox.spec import bare, interpreter, python_spec
 from enclave_worker.zygote.kernel import acts_as_root
-from tests.support import Client, children_of, client_of, running
+from tests.support import Client, children_of, client_of, parent_of, running
 
 if TYPE_CHECKING:
     from enclave_worker.runtime import RuntimeWorker
@@ -90,3 +91,48 @@ async def test_a_zygote_that_somebody_stopped_holds_up_neither_a_final_nor_the_w
                 os.kill(zygote, signal.SIGSTOP)
             run = await client.finish(session_id)
     assert run.code == "DEADLINE_EXCEEDED"
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_zygote_without_descriptors_makes_no_sandbox_and_ends_none() -> None:
+    async with running(pool_size=1) as worker, client_of(worker.url) as client:
+        session_id = await client.start("return await call_tool('wait')")
+        call = await client.until(session_id, "tool_call")
+        (run,) = worker.sessions._runs.values()
+        assert run._sandbox is not None
+        zygote = parent_of(run._sandbox._pid)
+        limit = resource.prlimit(zygote, resource.RLIMIT_NOFILE)
+        resource.prlimit(zygote, resource.RLIMIT_NOFILE, (9, limit[1]))
+
+        late = [await client.run("return await call_tool('wait')", deadlineMs=200, toolTimeoutMs=1) for _ in range(3)]
+        resource.prlimit(zygote, resource.RLIMIT_NOFILE, limit)
+        await client.answer(session_id, call["callId"], "lived")
+
+        assert late[-1].code == "DEADLINE_EXCEEDED"
+        assert (await client.finish(session_id)).final["result"] == "lived"
+        assert (await client.run("import os\nreturn 1")).final["result"] == 1
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_worker_without_descriptors_recovers_and_keeps_none_of_those_it_got_halfway() -> None:
+    async with running(pool_size=1) as worker, client_of(worker.url) as client:
+        session_id = await client.start("return await call_tool('wait')")
+        call = await client.until(session_id, "tool_call")
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            # Room for two of the four that a sandbox comes with.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (_lowest_free_descriptor() + 2, limit[1]))
+            late = [await client.run("return await call_tool('wait')", deadlineMs=200) for _ in range(3)]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        await client.answer(session_id, call["callId"], "lived")
+
+        assert "DEADLINE_EXCEEDED" in {run.code for run in late}
+        assert (await client.finish(session_id)).final["result"] == "lived"
+        assert (await client.run("import os\nreturn 1")).final["result"] == 1
+
+
+def _lowest_free_descriptor() -> int:
+    descriptor = os.dup(0)
+    os.close(descriptor)
+    return descriptor
