@@ -14,10 +14,12 @@ gone: whoever reads `SESSION_CANCELLED` knows that nothing of the session still 
 from __future__ import annotations
 
 import codecs
+import contextlib
+import gc
 import os
 import re
 import signal
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -43,6 +45,9 @@ from enclave_protocol import (
 )
 from enclave_protocol import events as ev
 from enclave_protocol.limits import MAX_VALUE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_FRAME_OVERHEAD_BYTES = 65536
 _SPARE_FRAMES = 100
@@ -234,7 +239,8 @@ class Session:
         if self.decided:
             return []
         try:
-            message = _guest_frames.decode(body)
+            with _collector_held():
+                message = _guest_frames.decode(body)
             if isinstance(message, GuestError):
                 return self._guest_error(message)
             value = _encode_again(message.args if isinstance(message, GuestToolCall) else message.value)
@@ -284,7 +290,9 @@ class Session:
         if result.error is not UNSET:
             return self._answer_error(result.call_id, result.error)
         try:
-            value = _encode_again(msgspec.json.decode(value))
+            with _collector_held():
+                decoded = msgspec.json.decode(value)
+            value = _encode_again(decoded)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise self._refuse(f"not JSON: {error}", "any JSON value", field="value") from error
         return self._answer(result.call_id, {"ok": True, "value": msgspec.Raw(value)})
@@ -450,6 +458,21 @@ class Session:
             start_ms=round(self._start_ms, 3),
             truncated=out.cut or err.cut,
         )
+
+
+@contextlib.contextmanager
+def _collector_held() -> Iterator[None]:
+    """Keep the garbage collector from looking, again and again, at a growing value that holds no garbage.
+
+    A result of 15 MiB of `[]` takes 1.4 s to decode with it and 0.2 s without, for which every session waits.
+    """
+    held = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if held:
+            gc.enable()
 
 
 def _encode_again(value: object, spare_frames: int = _SPARE_FRAMES) -> bytes:
