@@ -37,7 +37,7 @@ CRASHES = {
 def test_a_frame_the_driver_never_sends_ends_the_session_and_only_it(attack: Attack, attempt: str) -> None:
     outcome = attack(FRAME + attempt + "\nhold()")
 
-    assert outcome.code == "GUEST_CRASHED"
+    assert outcome.code == ("RESULT_NOT_SERIALIZABLE" if "100_000" in attempt else "GUEST_CRASHED")
 
 
 def test_a_forged_result_is_the_guests_own_lie(attack: Attack) -> None:
@@ -91,10 +91,10 @@ def test_a_flood_of_calls_is_answered_within_bounds(attack: Attack) -> None:
         "socket.socket(fileno=3).shutdown(socket.SHUT_RDWR)",
     ],
 )
-def test_closing_the_socket_leaves_the_session_to_its_deadline(attack: Attack, how: str) -> None:
-    outcome = attack(FRAME + f"{how}\nprint('closed')\nhold()", deadlineMs=300)
+def test_closing_the_socket_ends_the_session_long_before_its_deadline(attack: Attack, how: str) -> None:
+    outcome = attack(FRAME + f"{how}\nprint('closed')\nhold()", deadlineMs=60_000)
 
-    assert outcome.code in {"DEADLINE_EXCEEDED", "GUEST_CRASHED"}
+    assert outcome.code == "GUEST_CRASHED"
     assert outcome.stdout == "closed\n"
 
 
@@ -158,6 +158,6 @@ def test_a_call_nested_as_deep_as_can_be_read_holds_no_slot_past_its_deadline(at
             + f" + b']' * {depth} + b'}}'))\nhold()",
             deadlineMs=100,
         )
-        assert outcome.code in {"DEADLINE_EXCEEDED", "GUEST_CRASHED"}
+        assert outcome.code in {"DEADLINE_EXCEEDED", "RESULT_NOT_SERIALIZABLE"}
 
     assert target.metric("enclave_sessions_active") == 0

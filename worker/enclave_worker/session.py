@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_FRAME_OVERHEAD_BYTES = 65536
+MAX_WAITING_CALLS = 1000
+"""Tool calls of one session that may wait at once, whatever `maxToolCalls` says: each costs a timer."""
 _SPARE_FRAMES = 100
 """How much deeper in its stack than we are a reader of a guest's value may be: how deep a value may be nested depends
 on it, and one that we can read but not pass on, or the broker not read, must be its sender's failure alone."""
@@ -244,7 +246,9 @@ class Session:
             if isinstance(message, GuestError):
                 return self._guest_error(message)
             value = _encode_again(message.args if isinstance(message, GuestToolCall) else message.value)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        except RecursionError:
+            return self._fail(Code.RESULT_NOT_SERIALIZABLE, "a result or a tool's arguments are nested too deeply")
+        except (msgspec.MsgspecError, UnicodeError) as error:
             return self.broken(str(error))
         return self._tool_call(message, value) if isinstance(message, GuestToolCall) else self._result(value)
 
@@ -368,16 +372,15 @@ class Session:
             return self.broken(f"tool call {call.id} was made twice")
         self._tool_call_count += 1
         if self._tool_call_count > self.limits.max_tool_calls:
-            self._tool_codes.add(Code.MAX_TOOL_CALLS_EXCEEDED)
             message = f"more than maxToolCalls={self.limits.max_tool_calls} tool calls in one session"
-            refusal = {"ok": False, "message": message, "code": Code.MAX_TOOL_CALLS_EXCEEDED}
-            return [ToGuest({"type": "tool_result", "id": call.id, **refusal})]
+            return self._refuse_call(call, Code.MAX_TOOL_CALLS_EXCEEDED, message)
+        if len(self._calls) >= MAX_WAITING_CALLS:
+            message = f"more than {MAX_WAITING_CALLS} tool calls wait at once: await some before you make more"
+            return self._refuse_call(call, Code.MAX_TOOL_CALLS_EXCEEDED, message)
         if len(args) > MAX_VALUE_BYTES:
             # As encoded by us: a guest can write a number in three bytes that takes us thirty.
             message = f"the arguments of {call.name!r} are {len(args)} bytes as JSON, more than {MAX_VALUE_BYTES}"
-            refusal = {"ok": False, "message": message, "code": Code.VALIDATION_ERROR}
-            self._tool_codes.add(Code.VALIDATION_ERROR)
-            return [ToGuest({"type": "tool_result", "id": call.id, **refusal})]
+            return self._refuse_call(call, Code.VALIDATION_ERROR, message)
         if not self._calls:
             self.state = transition(self.state, Trigger.TOOL_CALL)
         call_id = new_call_id()
@@ -386,6 +389,10 @@ class Session:
         payload = ev.ToolCallPayload(call_id=call_id, tool_name=call.name, args=msgspec.Raw(args))
         event = self._emit(ev.ToolCall, payload)
         return [event, StartToolTimer(call_id, self.limits.tool_wait_ms)]
+
+    def _refuse_call(self, call: GuestToolCall, code: Code, message: str) -> list[Instruction]:
+        self._tool_codes.add(code)
+        return [ToGuest({"type": "tool_result", "id": call.id, "ok": False, "message": message, "code": code})]
 
     def _answer_error(self, call_id: str, error: ToolError) -> list[Instruction]:
         code = Code.EXECUTION_ERROR if error.code is UNSET else error.code

@@ -161,9 +161,11 @@ def _lock() -> list[Step]:
 
 
 def _namespaces(spec: SandboxSpec) -> list[Step]:
-    flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+    flags = (
+        kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWCGROUP
+    )
     steps: list[Step] = [
-        ["mount, net, ipc and uts namespaces", "unshare", flags],
+        ["mount, net, ipc, uts and cgroup namespaces", "unshare", flags],
         ["hostname", "hostname", spec.hostname],
     ]
     return [*steps, ["loopback up", "loopback"]] if spec.loopback else steps

@@ -52,8 +52,9 @@ SOCKET_FAMILIES = (1, 2, 10)
 hypervisor; netlink, packet, XDP and ALG open kernel code that a guest has no use for."""
 TTY_INJECTION = (0x5412, 0x541C)
 """ioctl TIOCSTI and TIOCLINUX: typing into somebody's terminal."""
-PRCTL_DENIED = (1, 4, 28, 35, 59)
-"""PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECUREBITS, PR_SET_MM, PR_SET_SYSCALL_USER_DISPATCH."""
+PRCTL_DENIED = (1, 4, 28, 35, 59, 67)
+"""PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECUREBITS, PR_SET_MM, PR_SET_SYSCALL_USER_DISPATCH, and
+PR_SET_MEMORY_MERGE, by which one guest could time what pages another has."""
 UNHEARD_SIGNALS = (9, 19)
 """SIGKILL and SIGSTOP, which the kernel keeps from a namespace's pid 1 without a word. A guest that stops or kills
 itself is told, so that it does not go on as if it had."""

@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # `typing` itself is too large for a zygote
 
 _MAX_PACKET = 1 << 18
 _CONTROL_FD = 3
-_NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user")
+_NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "user")
 
 
 class Zygote:
