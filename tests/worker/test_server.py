@@ -163,6 +163,8 @@ async def test_a_burst_beyond_the_pool_is_slower_not_an_error(client: Client) ->
 
 async def test_a_connection_that_closes_ends_its_sessions_and_no_others(client: Client, worker: RuntimeWorker) -> None:
     name = new_name()
+    cancelled = asyncio.Event()
+    worker.on_cancel(lambda *_: cancelled.set())
     mine = await client.start("return await call_tool('wait')")
     call = await client.until(mine, "tool_call")
     async with client_of(worker.url) as other:
@@ -171,6 +173,7 @@ async def test_a_connection_that_closes_ends_its_sessions_and_no_others(client: 
         with watched(processes_named(name)) as wait_gone:
             await other.socket.close()
             await asyncio.to_thread(wait_gone)
+    await cancelled.wait()  # the process is gone a moment before the worker hears of it
 
     await client.answer(mine, call["callId"], "alive")
     assert (await client.finish(mine)).final["result"] == "alive"
