@@ -17,9 +17,8 @@ import functools
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec import UNSET
 
 from enclave_protocol import (
@@ -146,7 +145,7 @@ class Dispatcher:
         request = Execute(
             session_id=session_id,
             code=new.code,
-            limits=_limits_json(new.limits),
+            limits=_named(new.limits),
             language=new.language,
             profile=new.profile,
         )
@@ -443,12 +442,7 @@ class Dispatcher:
             log.error("running a tool failed", exc_info=error)
 
 
-@functools.lru_cache(maxsize=64)
-def _limits_json(limits: Limits) -> dict[str, Any]:
-    """Return every limit by name: the worker must hold what the broker promised, not its own defaults."""
-    fields = msgspec.structs.fields(limits)
-    values = {item.encode_name: getattr(limits, item.name) for item in fields}
-    return {name: value for name, value in values.items() if value is not UNSET}
+_named = functools.lru_cache(maxsize=64)(Limits.named)  # most sessions share theirs
 
 
 def _cancel_timer(timers: dict[str, asyncio.TimerHandle], session_id: str) -> None:

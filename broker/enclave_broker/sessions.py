@@ -11,7 +11,6 @@ nothing more: that is why there is exactly one `final`.
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -44,14 +43,13 @@ from enclave_protocol.events import (
     Stdout,
     ToolCall,
     ToolResultApplied,
+    iso_time,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from enclave_protocol.messages import Envelope
-
-_LAST_SECOND = 253_402_300_799  # of the year 9999: a limit may lie beyond what a date can say
 
 BATCH_BYTES = 256 * 1024
 """What a reader takes at once, at most (but always one line)."""
@@ -321,7 +319,7 @@ class BrokerSession:
         interval_s = self.limits.heartbeat_interval_ms / 1000
         if interval_s and now - self.heartbeat >= interval_s:
             self.heartbeat = now
-            payload = HeartbeatPayload(ts=iso(wall))
+            payload = HeartbeatPayload(ts=iso_time(wall))
             self.log.append(encode(Heartbeat(session_id=self.session_id, seq=self.log.next_seq, payload=payload)))
 
     def accept(self, envelope: Envelope, line: bytes, now: float) -> Step:
@@ -438,13 +436,7 @@ class BrokerSession:
         payload = SessionInitPayload(
             cancel_url=f"{where}/cancel",
             replay_url=f"{where}/stream",
-            expires_at=iso(self.expires_at),
+            expires_at=iso_time(self.expires_at),
             encryption=Encryption(enabled=False),
         )
         return SessionInit(session_id=self.session_id, seq=1, payload=payload)
-
-
-def iso(wall: float) -> str:
-    """Return seconds since the epoch as the wire wants them: ISO 8601 in UTC, ending in `Z`."""
-    stamp = dt.datetime.fromtimestamp(min(wall, _LAST_SECOND), dt.UTC)
-    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")

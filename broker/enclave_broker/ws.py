@@ -41,7 +41,6 @@ from enclave_protocol import (
     new_session_id,
     parse_limits,
 )
-from enclave_protocol.events import ErrorPayload
 
 from .dispatcher import LANGUAGES, PROFILES, DuplicateSession, NewSession
 from .sessions import Trimmed
@@ -199,14 +198,7 @@ class _Client:
 
     def _reject(self, error: RemoteProtocolError) -> None:
         self._dispatcher.metrics.rejections.labels(Code.VALIDATION_ERROR.value).inc()
-        payload = ErrorPayload(
-            message=str(error),
-            code=Code.VALIDATION_ERROR.value,
-            recoverable=True,
-            field=error.field or UNSET,
-            allowed=error.allowed or UNSET,
-        )
-        self._reply(encode(Rejection(session_id=error.session_id or UNSET, payload=payload)))
+        self._reply(encode(Rejection.of(error)))
 
     def _hello(self) -> Hello:
         fleet = self._dispatcher.placer.statistics()

@@ -7,10 +7,11 @@ client silently drops a line that says otherwise, and a dropped `final` leaves i
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 PROTOCOL_VERSION: Literal[2] = 2
 
@@ -310,5 +311,10 @@ AnyEvent = (
     | Encrypted
 )
 
-RawJson = Raw
-"""JSON text that is passed on without being looked into."""
+_LAST_SECOND = 253_402_300_799  # of the year 9999: a limit may lie beyond what a date can say
+
+
+def iso_time(wall_s: float) -> str:
+    """Return seconds since the epoch as the wire wants them: ISO 8601 in UTC, ending in `Z`."""
+    stamp = dt.datetime.fromtimestamp(min(wall_s, _LAST_SECOND), dt.UTC)
+    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -62,8 +62,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_def
         """The longest wait for one tool call that holds."""
         return min(self.tool_timeout_ms, self.per_tool_deadline_ms)
 
+    def named(self) -> dict[str, Any]:
+        """Return every limit by its name on the wire, those at their defaults too: the receiver's may be others."""
+        values = {field.encode_name: getattr(self, field.name) for field in msgspec.structs.fields(self)}
+        return {name: value for name, value in values.items() if value is not UNSET}
 
-KNOWN = frozenset(msgspec.structs.fields(Limits)[i].encode_name for i in range(len(msgspec.structs.fields(Limits))))
+
+KNOWN = frozenset(field.encode_name for field in msgspec.structs.fields(Limits))
 
 
 def parse_limits(raw: object, *, defaults: Limits | None = None) -> Limits:

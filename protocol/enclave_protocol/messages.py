@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from .errors import RemoteProtocolError
 from .events import PROTOCOL_VERSION, ErrorPayload, NonEmpty, Seq
 from .limits import NotNegative, Positive
+from .outcomes import Code
 
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
@@ -107,6 +109,18 @@ class Rejection(Message, frozen=True, kw_only=True, tag="error"):
     protocol_version: int = PROTOCOL_VERSION
     session_id: str | UnsetType = UNSET
     payload: ErrorPayload
+
+    @classmethod
+    def of(cls, error: RemoteProtocolError) -> Rejection:
+        """Return the answer to a message that could not be accepted."""
+        payload = ErrorPayload(
+            message=str(error),
+            code=Code.VALIDATION_ERROR.value,
+            recoverable=True,
+            field=error.field or UNSET,
+            allowed=error.allowed or UNSET,
+        )
+        return cls(session_id=error.session_id or UNSET, payload=payload)
 
 
 ClientMessage = Execute | Cancel | ToolResult | Ping

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclave_broker.sessions import Broken, BrokerSession, Ended, EventLog, Refused, ToolCalled, Trimmed, iso
+from enclave_broker.sessions import Broken, BrokerSession, Ended, EventLog, Refused, ToolCalled, Trimmed
 from enclave_protocol import Code, Execute, Limits, State, decode_event, peek
+from enclave_protocol.events import iso_time
 
 
 def new_session(*, log_bytes: int = 100_000, **limits: Any) -> BrokerSession:
@@ -137,7 +138,7 @@ def test_no_heartbeat_is_sent_when_the_interval_is_zero() -> None:
 
 
 def test_a_limit_beyond_the_calendar_still_has_a_date() -> None:
-    assert iso(2.0**53) == "9999-12-31T23:59:59.000Z"
+    assert iso_time(2.0**53) == "9999-12-31T23:59:59.000Z"
 
 
 steps = st.lists(

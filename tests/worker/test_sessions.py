@@ -27,6 +27,13 @@ async def test_a_print_without_newline_arrives_while_the_guest_still_runs(client
     assert (await client.finish(session)).final["ok"]
 
 
+async def test_limits_as_large_as_can_be_said_are_accepted(client: Client) -> None:
+    most = 2**53 - 1
+    run = await client.run("return 1", sessionTtlMs=most, deadlineMs=most, heartbeatIntervalMs=most, toolTimeoutMs=most)
+
+    assert run.final["result"] == 1
+
+
 async def test_stderr_is_a_stream_of_its_own(client: Client) -> None:
     run = await client.run("import sys\nprint('out')\nprint('err', file=sys.stderr)")
 

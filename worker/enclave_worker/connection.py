@@ -12,11 +12,8 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from msgspec import UNSET
-
 from enclave_protocol import (
     Cancel,
-    Code,
     Execute,
     Hello,
     Ping,
@@ -28,7 +25,6 @@ from enclave_protocol import (
     decode_client_message,
     encode,
 )
-from enclave_protocol.events import ErrorPayload
 
 from .sessions import LANGUAGES, PROFILES
 
@@ -159,14 +155,7 @@ class Connection:
         field = error.field.partition(".")[0]
         self._sessions.metrics.rejections.labels(field if field in _REJECTED_FIELDS else "message").inc()
         log.warning("refused a message: %s", error)
-        payload = ErrorPayload(
-            message=str(error),
-            code=str(Code.VALIDATION_ERROR),
-            recoverable=True,
-            field=error.field or UNSET,
-            allowed=error.allowed or UNSET,
-        )
-        self.deliver(encode(Rejection(session_id=error.session_id or UNSET, payload=payload)))
+        self.deliver(encode(Rejection.of(error)))
 
     def _hello(self) -> Hello:
         return Hello(

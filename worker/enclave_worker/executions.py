@@ -184,6 +184,4 @@ def _named(limits: Limits | Mapping[str, Any] | None) -> dict[str, Any] | msgspe
     if not isinstance(limits, Limits):
         allowed = "Limits, or a mapping of limits by name"
         raise RemoteProtocolError(f"a {type(limits).__name__}", field="limits", allowed=allowed)
-    # Every field, also those at the wire's defaults: the worker's own defaults may be others.
-    values = {field.encode_name: getattr(limits, field.name) for field in msgspec.structs.fields(limits)}
-    return {name: value for name, value in values.items() if value is not UNSET}
+    return limits.named()

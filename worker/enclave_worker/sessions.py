@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -29,6 +28,7 @@ from enclave_protocol import (
     new_session_id,
     parse_limits,
 )
+from enclave_protocol.events import iso_time
 
 from .listeners import Listeners
 from .session import (
@@ -235,8 +235,8 @@ class _Run:
         limits = self.session.limits
         if announce:
             cancel_url = f"/sessions/{self.session.session_id}/cancel"
-            expires_at = datetime.now(UTC) + timedelta(milliseconds=limits.session_ttl_ms)
-            self._perform(self.session.init(cancel_url, _iso(expires_at)))
+            expires_at = iso_time(time.time() + limits.session_ttl_ms / 1000)
+            self._perform(self.session.init(cancel_url, expires_at))
         if self._sessions.config.debug:
             log.info("session %s started", self.session.session_id)
         self._sessions.listeners.execute.notify(self.session.session_id)
@@ -369,7 +369,7 @@ class _Run:
         self._timers["heartbeat"] = self._loop.call_later(delay_s, self._on_heartbeat)
 
     def _on_heartbeat(self) -> None:
-        self._perform(self.session.heartbeat(_iso(datetime.now(UTC))))
+        self._perform(self.session.heartbeat(iso_time(time.time())))
         self._arm_heartbeat()
 
 
@@ -383,10 +383,6 @@ class _Nowhere:
 
 
 _NOWHERE = _Nowhere()
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _bad(session_id: str, field: str, reason: str, allowed: str) -> RemoteProtocolError:
