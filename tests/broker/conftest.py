@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from enclave_broker import Broker, create_broker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from tests.fakes import FakeWorker
 
@@ -56,13 +56,16 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def fleet(*workers: FakeWorker, **settings_: Any) -> AsyncIterator[Fleet]:
-    """Run a broker in front of these workers, and check everything it must keep true when it has stopped."""
+async def fleet(*workers: FakeWorker, strangers: Sequence[FakeWorker] = (), **settings_: Any) -> AsyncIterator[Fleet]:
+    """Run a broker in front of these workers, and check everything it must keep true when it has stopped.
+
+    Strangers are dialled like workers, and not waited for: they are none.
+    """
     tasks = asyncio.all_tasks()
     async with contextlib.AsyncExitStack() as stack:
-        for worker in workers:
+        for worker in (*workers, *strangers):
             await stack.enter_async_context(worker)
-        broker = create_broker(runtimes=[worker.url for worker in workers], **(FAST | settings_))
+        broker = create_broker(runtimes=[worker.url for worker in (*workers, *strangers)], **(FAST | settings_))
         await stack.enter_async_context(broker)
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=broker.url, timeout=20))
         running = Fleet(broker, list(workers), http)
