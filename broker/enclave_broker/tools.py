@@ -1,8 +1,8 @@
 """Python functions that guest code may call: their registry, and how one call is run.
 
-A tool is a plain function (run in one of a bounded number of threads) or an async one (awaited on the loop). The
-guest's argument object becomes keyword arguments; any other JSON value is passed as the one positional argument. A
-first parameter annotated `ToolContext` is given the ids of the session and the call.
+A tool is a plain function (run in one of a bounded number of threads) or an async one (awaited on the loop). A first
+parameter annotated `ToolContext` is given the ids of the session and the call; how the guest's arguments fit the others
+is said in `enclave_protocol.tool_calls`.
 
 What a tool does wrong is a value here: an error the guest can catch. Nothing a tool raises reaches the broker.
 """
@@ -18,24 +18,19 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import msgspec
-from msgspec import Raw
-
-from enclave_protocol import MAX_MESSAGE_BYTES, Code, ToolError, ToolResult
+from enclave_protocol import Code, tool_calls
+from enclave_protocol.limits import MAX_VALUE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from enclave_protocol import ToolResult
+
 TOOL_MARK = "__enclave_tool__"
-MAX_VALUE_BYTES = MAX_MESSAGE_BYTES - 4096
-"""Largest result that fits a frame with its envelope, whatever the session's limits say."""
 MAX_QUEUED_CALLS = 1000
 """Calls that may wait for a thread."""
-MAX_ERROR_CHARS = 10_000
 
 F = TypeVar("F", bound="Callable[..., Any]")
-
-_encoder = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +55,7 @@ class Tool:
     def bind(self, args: object, context: ToolContext) -> inspect.BoundArguments:
         """Fit the guest's arguments to the function; raises TypeError."""
         first = (context,) if self.wants_context else ()
-        if isinstance(args, dict):
-            return self.signature.bind(*first, **args)
-        if args is None and len(self.signature.parameters) == len(first):
-            return self.signature.bind(*first)
-        return self.signature.bind(*first, args)
+        return tool_calls.bind(self.signature, args, *first)
 
     def expects(self) -> str:
         """Return the parameters in words, as in `(query: str, limit: int = 10)`."""
@@ -108,7 +99,7 @@ class ToolRegistry:
         """
         if not name or len(name) > 128 or name in self._tools:
             raise ValueError(f"tool name {name!r}: needs 1 to 128 characters, and a name not taken by another tool")
-        signature = inspect.signature(function)
+        signature = tool_calls.signature_of(function)
         summary = description or (inspect.getdoc(function) or "").partition("\n")[0]
         is_async = inspect.iscoroutinefunction(function)
         self._tools[name] = Tool(name, summary, function, is_async, _wants_context(function, signature), signature)
@@ -176,6 +167,8 @@ class ToolRunner:
                 value = await found.function(*bound.args, **bound.kwargs)
             else:
                 value = await self._threads.run(lambda: found.function(*bound.args, **bound.kwargs))
+                if inspect.isawaitable(value):  # an async function in disguise, such as an object's __call__
+                    value = await value
         except ThreadsBusy as busy:
             return failed(context, Code.NO_CAPACITY, str(busy))
         except asyncio.CancelledError:
@@ -185,8 +178,9 @@ class ToolRunner:
                 raise
             return failed(context, Code.EXECUTION_ERROR, "CancelledError")
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a tool may raise anything, and the guest is told
-            return failed(context, _code_of(error), _describe(error))
-        return _succeeded(context, name, value, min(max_bytes, MAX_VALUE_BYTES))
+            return tool_calls.raised(context.session_id, context.call_id, error)
+        most = min(max_bytes, MAX_VALUE_BYTES)  # configured limits, unlike requested ones, may be larger than a frame
+        return tool_calls.succeeded(context.session_id, context.call_id, name, value, max_bytes=most)
 
     def close(self) -> None:
         """Let the threads go. One that is stuck in a tool is left behind; it keeps no program from ending."""
@@ -195,32 +189,7 @@ class ToolRunner:
 
 def failed(context: ToolContext, code: str, message: str) -> ToolResult:
     """Return the failure of a call."""
-    error = ToolError(message=message[:MAX_ERROR_CHARS], code=str(code))
-    return ToolResult(session_id=context.session_id, call_id=context.call_id, success=False, error=error)
-
-
-def _succeeded(context: ToolContext, name: str, value: object, max_bytes: int) -> ToolResult:
-    try:
-        text = _encoder.encode(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        return failed(context, Code.RESULT_NOT_SERIALIZABLE, f"{name} returned something that is not JSON: {error}")
-    if len(text) > max_bytes:
-        reason = f"{name} returned {len(text)} bytes of JSON; maxToolResultBytes is {max_bytes}"
-        return failed(context, Code.RESULT_TOO_LARGE, reason)
-    return ToolResult(session_id=context.session_id, call_id=context.call_id, success=True, value=Raw(text))
-
-
-def _code_of(error: BaseException) -> str:
-    code = getattr(error, "code", None)
-    return code[:128] if isinstance(code, str) and code else Code.EXECUTION_ERROR
-
-
-def _describe(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - a tool's exception may fail to print itself
-        text = "(its message can't be shown)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return tool_calls.failed(context.session_id, context.call_id, code, message)
 
 
 def _wants_context(function: Callable[..., Any], signature: inspect.Signature) -> bool:
@@ -287,14 +256,7 @@ class _Threads:
 
 
 def _run_into(function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
-    error: BaseException | None = None
-    value: Any = None
-    try:
-        value = function()
-    except StopIteration as stop:  # a future can't hold one
-        error = RuntimeError(f"StopIteration: {stop}")
-    except BaseException as raised:  # noqa: BLE001 - handed to whoever waits for the call
-        error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
+    value, error = tool_calls.attempt(function)
 
     def settle() -> None:
         if future.done():

@@ -80,7 +80,14 @@ async def test_an_exception_reaches_the_guest_with_its_type() -> None:
     assert await call(fails) == ("EXECUTION_ERROR", "ValueError: no such city")
 
 
-@pytest.mark.parametrize("error", [StopIteration(1), SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+class Unprintable(Exception):  # noqa: N818 - what it is, not what went wrong
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    "error", [StopIteration(1), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), Unprintable()]
+)
 async def test_no_exception_of_a_tools_in_a_thread_harms_the_broker(error: BaseException) -> None:
     def fails() -> None:
         raise error
@@ -97,6 +104,15 @@ async def test_an_async_tool_that_exits_or_lets_a_cancellation_escape_harms_nobo
 
     assert (await call(leaves))[0] == "EXECUTION_ERROR"
     assert (await call(cancels))[0] == "EXECUTION_ERROR"
+
+
+async def test_builtins_and_objects_may_be_tools() -> None:
+    class Double:
+        async def __call__(self, n: int) -> int:
+            return 2 * n
+
+    assert await call(max, [3, 1, 2]) == 3
+    assert await call(Double(), {"n": 4}) == 8
 
 
 async def test_an_error_keeps_its_own_code() -> None:

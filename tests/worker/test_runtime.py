@@ -302,6 +302,11 @@ class TestExecuteSync:
         assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
 
 
+class Unprintable(Exception):  # noqa: N818 - what it is, not what went wrong
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
 class TestTools:
     def call(self, worker: RuntimeWorker, args: str, **tools: Any) -> Any:
         result = worker.execute_sync(None, f"return await call_tool('tool', {args})", tools=tools)
@@ -341,7 +346,7 @@ class TestTools:
         assert told == ["UNKNOWN_TOOL", "no tool 'guess' (tools: search)"]
 
     def test_what_a_tool_raises_reaches_the_code(self, sync_worker: RuntimeWorker) -> None:
-        class Quota(Exception):  # noqa: N818
+        class Quota(Exception):  # noqa: N818 - a tool may call it anything
             code = "QUOTA"
 
         def fail() -> None:
@@ -352,7 +357,8 @@ class TestTools:
         assert "Quota: no more today" in error.message
 
     @pytest.mark.parametrize(
-        "raised", [StopIteration("x"), SystemExit(3), ValueError("x"), asyncio.CancelledError(), TimeoutError()]
+        "raised",
+        [StopIteration("x"), SystemExit(3), ValueError("x"), asyncio.CancelledError(), TimeoutError(), Unprintable()],
     )
     def test_no_exception_of_a_tool_harms_the_worker(self, sync_worker: RuntimeWorker, raised: BaseException) -> None:
         def fail() -> None:

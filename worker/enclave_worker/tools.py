@@ -1,8 +1,7 @@
 """Tool calls answered by functions of the program that embeds a worker.
 
-A tool is an async function, awaited on the worker's loop, or a plain one, run in a thread of its own. The guest's
-argument object becomes keyword arguments; any other JSON value is the one positional argument; `null` for a function
-without parameters is none. What a tool raises reaches the guest as an error, never the worker.
+A tool is an async function, awaited on the worker's loop, or a plain one, run in a thread of its own. What a tool
+raises reaches the guest as an error, never the worker. How arguments fit is said in `enclave_protocol.tool_calls`.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from enclave_protocol import Code, RemoteProtocolError, ToolError, ToolResult
+from enclave_protocol import Code, RemoteProtocolError, tool_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from enclave_protocol import ToolResult
     from enclave_protocol.events import ToolCall
 
     from .sessions import Sessions
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
     Tools = Mapping[str, Callable[..., Any]]
 
 log = logging.getLogger("enclave.worker")
-
-_MAX_MESSAGE_CHARS = 10_000
-_ANY_ARGUMENTS = inspect.signature(lambda *_args, **_kwargs: None)
 
 
 async def answer(sessions: Sessions, call: ToolCall, tools: Tools) -> None:
@@ -47,7 +42,7 @@ async def _run(call: ToolCall, tools: Tools) -> ToolResult:
     if tool is None:
         return _failed(call, Code.UNKNOWN_TOOL, f"no tool {name!r} (tools: {', '.join(sorted(tools)) or 'none'})")
     try:
-        bound = _bind(_signature(tool), call.payload.args)
+        bound = tool_calls.bind(tool_calls.signature_of(tool), call.payload.args)
     except TypeError as error:
         return _failed(call, Code.VALIDATION_ERROR, f"{name}: {error}")
     try:
@@ -64,40 +59,12 @@ async def _run(call: ToolCall, tools: Tools) -> ToolResult:
             raise
         return _failed(call, Code.EXECUTION_ERROR, "CancelledError")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a tool may raise anything, and the guest is told
-        code = getattr(error, "code", None)
-        said = f"{type(error).__name__}: {error}".removesuffix(": ")
-        return _failed(call, code if isinstance(code, str) and code else Code.EXECUTION_ERROR, said)
-    return _succeeded(call, value)
-
-
-def _signature(tool: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(tool)
-    except ValueError:  # some builtins have none: they say themselves what does not fit
-        return _ANY_ARGUMENTS
-
-
-def _bind(signature: inspect.Signature, args: object) -> inspect.BoundArguments:
-    if isinstance(args, dict):
-        return signature.bind(**args)
-    if args is None and not signature.parameters:
-        return signature.bind()
-    return signature.bind(args)
-
-
-def _succeeded(call: ToolCall, value: object) -> ToolResult:
-    try:
-        encoded = msgspec.json.encode(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        message = f"{call.payload.tool_name} returned something that is not JSON: {error}"
-        return _failed(call, Code.RESULT_NOT_SERIALIZABLE, message)
-    raw = msgspec.Raw(encoded)
-    return ToolResult(session_id=call.session_id, call_id=call.payload.call_id, success=True, value=raw)
+        return tool_calls.raised(call.session_id, call.payload.call_id, error)
+    return tool_calls.succeeded(call.session_id, call.payload.call_id, name, value)
 
 
 def _failed(call: ToolCall, code: str, message: str) -> ToolResult:
-    error = ToolError(message=message[:_MAX_MESSAGE_CHARS], code=str(code))
-    return ToolResult(session_id=call.session_id, call_id=call.payload.call_id, success=False, error=error)
+    return tool_calls.failed(call.session_id, call.payload.call_id, code, message)
 
 
 async def _in_thread(function: Callable[[], Any]) -> Any:
@@ -118,16 +85,9 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
             future.set_exception(error)
 
     def work() -> None:
-        value: Any = None
-        failure: Exception | None = None
+        value, error = tool_calls.attempt(function)
         try:
-            value = function()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits; SystemExit must not end the wait
-            # Neither StopIteration nor SystemExit can travel through a future as themselves.
-            told = RuntimeError(f"{type(error).__name__}: {error}")
-            failure = error if isinstance(error, Exception) and not isinstance(error, StopIteration) else told
-        try:
-            loop.call_soon_threadsafe(settle, value, failure)
+            loop.call_soon_threadsafe(settle, value, error)
         except RuntimeError:
             log.debug("a tool returned after the worker's loop was closed")
 
