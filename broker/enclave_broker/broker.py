@@ -61,6 +61,7 @@ class Broker:
         self.metrics = Metrics()
         self.dispatcher = Dispatcher(config, tools, self.metrics)
         self._runtimes = runtimes
+        self._started: list[Runtime] = []  # to be stopped, the last first
         self._socket: socket.socket | None = None
         self._port = config.port
         self._main: asyncio.Task[None] | None = None
@@ -96,23 +97,26 @@ class Broker:
         try:
             for runtime in self._runtimes:
                 await runtime.start()
+                self._started.append(runtime)
         except BaseException:
             listener.close()
+            await self._stop_runtimes()
             raise
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._main = asyncio.create_task(self._run(listener, ready), name="enclave-broker")
         await asyncio.wait([self._main, ready], return_when=asyncio.FIRST_COMPLETED)
         if self._main.done():
             ready.cancel()
-            await self._main
+            await self.stop()
 
     async def stop(self) -> None:
         """End every session and everything that runs. Safe to call again."""
         self._stop.set()
-        if self._main is not None:
-            await self._main
-        for runtime in self._runtimes:
-            await runtime.stop()
+        try:
+            if self._main is not None:
+                await self._main
+        finally:
+            await self._stop_runtimes()
 
     async def wait_stopped(self) -> None:
         """Wait until `stop` was called, or something went fatally wrong; raises what did."""
@@ -183,6 +187,10 @@ class Broker:
                 await serving
                 for task in background:
                     task.cancel()
+
+    async def _stop_runtimes(self) -> None:
+        while self._started:
+            await self._started.pop().stop()
 
     def _make_links(self) -> list[Link]:
         config, handler = self.config, self.dispatcher

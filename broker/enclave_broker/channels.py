@@ -8,7 +8,6 @@ import each other.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
@@ -210,8 +209,7 @@ class _RuntimeTransport:
         _, late = await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
         if late:
             self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+            await asyncio.wait([self._task])
 
     async def _serve(self, runtime: Runtime, channel: MemoryChannel) -> None:
         try:

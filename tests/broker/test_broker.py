@@ -72,6 +72,17 @@ async def test_an_embedded_worker_that_fails_is_tried_again() -> None:
     assert worker.handled == 2
 
 
+async def test_when_one_embedded_worker_cannot_start_those_that_did_are_stopped() -> None:
+    class Fails(EmbeddedWorker):
+        async def start(self) -> None:
+            raise OSError("no room")
+
+    first = EmbeddedWorker()
+    with pytest.raises(OSError, match="no room"):
+        await create_broker(mode="embedded", runtimes=[first, Fails()], **FAST).start()
+    assert first.state == "stopped"
+
+
 async def test_an_embedded_worker_is_started_used_and_stopped() -> None:
     worker = EmbeddedWorker()
     async with create_broker(mode="embedded", runtimes=[worker], **FAST) as broker:

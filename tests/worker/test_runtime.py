@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import signal
@@ -132,6 +133,11 @@ class TestLife:
 
 
 class TestExecuteSync:
+    def test_a_program_whose_stderr_is_no_file_can_have_a_worker(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        with RuntimeWorker(RuntimeConfig(pool_size=1)) as worker:
+            assert worker.execute_sync(None, "return 1").result == 1
+
     def test_a_result_comes_with_its_output_stats_and_events(self, sync_worker: RuntimeWorker) -> None:
         code = "import sys\nprint('out')\nprint('err', file=sys.stderr)\nreturn {'a': [1, None]}"
         result = sync_worker.execute_sync("s_whole", code)

@@ -351,7 +351,7 @@ class ZygoteProcess:
                     [interpreter, "-I", "-S", "-X", "utf8", "-c", _BOOT, str(_package_root()), str(theirs.fileno())],
                     env={},
                     stdin=subprocess.DEVNULL,
-                    stdout=sys.stderr.fileno() if sys.stderr is not None else None,
+                    stdout=_stderr(),
                     pass_fds=[theirs.fileno()],
                 )
             self = cls(process, ours, on_death)
@@ -507,6 +507,14 @@ def _read(path: str) -> bytes:
 def _cpu_clock(pid: int) -> int:
     """Return the clock that counts a process's CPU time: the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)."""
     return (~pid << 3) | 2
+
+
+def _stderr() -> int:
+    """Return where a zygote may write, which must not be the program's stdout: it may carry data."""
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # None, or replaced by something that is no file
+        return subprocess.DEVNULL
 
 
 def _package_root() -> Path:
