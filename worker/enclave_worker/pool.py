@@ -37,7 +37,7 @@ class Taker(Protocol):
     """Somebody who wants a sandbox."""
 
     def on_sandbox(self, sandbox: Sandbox) -> None:
-        """Here it is; it is yours until it has exited."""
+        """Here it is; it is yours until it has exited, or you retire it."""
 
 
 class _Notice(msgspec.Struct):
@@ -72,8 +72,8 @@ class Pool:
         self._first: asyncio.Future[None] | None = None
         self._restart: asyncio.Task[None] | None = None
         self._stopping = False
-        self._held = False
-        self._later: asyncio.TimerHandle | None = None
+        self._hold: asyncio.TimerHandle | None = None  # while it runs, none is made
+        self._later: asyncio.TimerHandle | None = None  # when to make the next one
         self.cold_starts = 0
         """Sandboxes that a session had to wait for."""
 
@@ -111,6 +111,9 @@ class Pool:
     async def stop(self) -> None:
         """End the zygote and every sandbox; returns when they are gone."""
         self._stopping = True
+        for timer in (self._hold, self._later):
+            if timer is not None:
+                timer.cancel()
         if self._restart is not None:
             self._restart.cancel()
             await asyncio.gather(self._restart, return_exceptions=True)
@@ -143,7 +146,7 @@ class Pool:
         sandbox.kill()
 
     def released(self, sandbox: Sandbox) -> None:
-        """A taken sandbox has exited: its user id is free again."""
+        """A sandbox has exited: its user id is free again."""
         self._live -= 1
         heapq.heappush(self._uid_slots, sandbox.uid_slot)
         self._refill()
@@ -206,7 +209,7 @@ class Pool:
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        if self._stopping or self._held or self._zygote is None:
+        if self._stopping or self._hold is not None or self._zygote is None:
             return
         wanted = self._size + len(self._takers) - len(self._warm) - len(self._starting)
         while wanted > 0 and self._live < self._max_live:
@@ -234,11 +237,12 @@ class Pool:
             return
         log.error("%s", error)
         # A host that just refused a sandbox refuses the next one too: do not spin.
-        self._held = True
-        asyncio.get_running_loop().call_later(_HOLD_S, self._release_hold)
+        if self._hold is not None:
+            self._hold.cancel()
+        self._hold = asyncio.get_running_loop().call_later(_HOLD_S, self._release_hold)
 
     def _release_hold(self) -> None:
-        self._held = False
+        self._hold = None
         self._refill()
 
     async def _start_zygote(self) -> ZygoteProcess:
