@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from enclave_protocol import (
-    Limits,
-    RemoteProtocolError,
-    parse_limits,
-    parse_session_id,
-)
+from enclave_protocol import MAX_CODE_BYTES, Limits, RemoteProtocolError, parse_limits, parse_session_id
 from enclave_protocol.limits import split_path
 
 from .dispatcher import CodeTooLarge, NewSession
@@ -40,6 +35,7 @@ class EncryptionRequest(msgspec.Struct, rename="camel"):
 
     mode: Literal["disabled", "optional", "required"] = "disabled"
     client_hello: dict[str, Any] | UnsetType = UNSET
+    """What the JavaScript client sends along; nothing is encrypted, so nobody reads it."""
 
 
 class CreateSession(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -178,9 +174,9 @@ def decode_cancel(body: bytes) -> str:
     return (decode_body(_cancel_decoder, body).reason or "") if body.strip() else ""
 
 
-def decode_create(body: bytes, defaults: Limits) -> NewSession:
+def decode_create(data: bytes, defaults: Limits) -> NewSession:
     """Read and check a request for a session; raises ApiError naming the field."""
-    request: CreateSession = decode_body(_create_decoder, body)
+    request: CreateSession = decode_body(_create_decoder, data)
     if request.filter is not UNSET and request.filter is not None:
         raise invalid("event filters are not supported yet", field="filter", allowed="absent")
     if request.encryption is not UNSET and request.encryption.mode == "required":
@@ -194,9 +190,8 @@ def decode_create(body: bytes, defaults: Limits) -> NewSession:
             profile="python" if request.profile is UNSET else request.profile,
         )
     except CodeTooLarge as error:
-        limit = int(error.allowed.split()[2])
-        body_ = ErrorBody("CODE_TOO_LARGE", str(error), field="code", limit=limit, actual=error.size_bytes)
-        raise ApiError(413, body_) from error
+        body = ErrorBody("CODE_TOO_LARGE", str(error), field="code", limit=MAX_CODE_BYTES, actual=error.size_bytes)
+        raise ApiError(413, body) from error
     except RemoteProtocolError as error:
         raise invalid(error.reason, field=error.field, allowed=error.allowed) from error
 

@@ -8,7 +8,6 @@ from .errors import (
     ProtocolError,
     RemoteProtocolError,
     SandboxError,
-    WorkerLost,
 )
 from .events import PROTOCOL_VERSION, AnyEvent, Event, Final, FinalError, FinalPayload, Stats
 from .ids import CallId, SessionId, new_call_id, new_session_id, parse_call_id, parse_session_id
@@ -49,7 +48,6 @@ __all__ = [
     "ToolError",
     "ToolResult",
     "Trigger",
-    "WorkerLost",
     "__version__",
     "decode_client_message",
     "decode_event",

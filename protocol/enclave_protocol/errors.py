@@ -5,15 +5,12 @@ EnclaveError
  │    ├── LocalProtocolError    ... and we were about to send it: a bug of ours
  │    └── RemoteProtocolError   ... and the peer sent it: tell the peer, close nothing
  ├── SandboxError               a step of setting up a sandbox failed on this host
- ├── NoCapacity                 nobody could take the session now; a retry can help
- └── WorkerLost                 the worker that ran the session is gone
+ └── NoCapacity                 nobody could take the session now; a retry can help
 
 What a guest does (an exception, a timeout, a crash) is a value, never one of these: see `outcomes`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 _LONGEST_QUOTE = 300
 
@@ -73,13 +70,3 @@ class NoCapacity(EnclaveError):  # noqa: N818 - the wire's word
     def __init__(self, reason: str, *, retry_after_s: float = 1.0) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(reason)
-
-
-class WorkerLost(EnclaveError):  # noqa: N818 - the wire's word
-    """The worker went away with the session on it."""
-
-    def __init__(self, worker: str, reason: str, **evidence: Any) -> None:
-        self.worker = worker
-        self.reason = reason
-        self.evidence = evidence
-        super().__init__(f"worker {worker} lost: {reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from enclave_protocol import Limits
+from enclave_protocol import MAX_CODE_BYTES, Limits
 
 
 class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +23,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     wait a few milliseconds longer each."""
     default_limits: Limits = Limits()
     """What a session's limits are when it does not set them."""
-    max_code_bytes: int = 1024 * 1024
+    max_code_bytes: int = MAX_CODE_BYTES
     """Largest `code`, in UTF-8 bytes."""
     memory_limit_bytes: int = 512 * 1024 * 1024
     """Address space of each of a guest's processes; a session's `memoryLimitBytes` can only lower it."""
