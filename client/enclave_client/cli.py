@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from pathlib import Path
 
 import click
 
@@ -42,6 +45,11 @@ def main() -> None:
 
     Every option can also be given as an environment variable: --port as ENCLAVE_PORT.
     """
+    # Python has None for a stream that was closed (`>&-`): whoever did that wants nothing of it.
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
 
 
 if __name__ == "__main__":

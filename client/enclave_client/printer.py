@@ -18,6 +18,10 @@ from .api import StreamBrokenError
 NO_FINAL = "the stream ended without a `final` event"
 
 
+class OutputError(Exception):
+    """What is to be shown cannot be written, for another reason than that its reader is gone."""
+
+
 class Printer(Protocol):
     """Takes event lines, and says at the end how `enclave run` exits."""
 
@@ -45,16 +49,14 @@ class RawPrinter:
 
     def line(self, raw: bytes) -> None:
         """Write the line."""
-        self._out.write(raw + b"\n")
-        self._out.flush()
+        _put(self._out, raw + b"\n")
         if raw.strip() and peek_type(raw) == "final":
             self._final = decode_final(raw)
 
     def refused(self, session_id: str, code: str, message: str) -> None:
         """Write a `final` in the broker's stead: whoever reads lines can rely on one, whatever happened."""
         payload = FinalPayload(ok=False, error=FinalError(message=message, code=code, retryable=is_retryable(code)))
-        self._out.write(encode(Final(session_id=session_id, seq=1, payload=payload)) + b"\n")
-        self._out.flush()
+        _put(self._out, encode(Final(session_id=session_id, seq=1, payload=payload)) + b"\n")
 
     def finish(self) -> int:
         """Return 0 if the session ended well, else say why not and return 1."""
@@ -89,8 +91,7 @@ class EventPrinter:
         self._end_lines()
         if self._final is not None and self._final.ok:
             result = None if self._final.result is UNSET else self._final.result
-            self._out.write(msgspec.json.encode(result) + b"\n")
-            self._out.flush()
+            _put(self._out, msgspec.json.encode(result) + b"\n")
         return _finish(self._final, self._err)
 
     def _show(self, raw: bytes) -> None:
@@ -107,16 +108,14 @@ class EventPrinter:
             self._write(self._err, f"[{event.payload.level}] {event.payload.message}\n", mid_line=False)
 
     def _write(self, stream: BinaryIO, chunk: str, *, mid_line: bool) -> bool:
-        stream.write(chunk.encode("utf-8", "replace"))
-        stream.flush()
+        _put(stream, chunk.encode("utf-8", "replace"))
         return not chunk.endswith("\n") if chunk else mid_line
 
     def _end_lines(self) -> None:
         # Ours must not be glued to what the code left without a newline.
         for stream, mid_line in ((self._out, self._out_mid_line), (self._err, self._err_mid_line)):
             if mid_line:
-                stream.write(b"\n")
-                stream.flush()
+                _put(stream, b"\n")
         self._out_mid_line = self._err_mid_line = False
 
 
@@ -139,12 +138,21 @@ def decode_final(raw: bytes) -> FinalPayload:
     raise AssertionError("peeked type final, decoded another")
 
 
+def _put(stream: BinaryIO, data: bytes) -> None:
+    try:
+        stream.write(data)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write the output: {error.strerror}") from error
+
+
 def _finish(final: FinalPayload | None, err: BinaryIO) -> int:
     if final is None:
         raise StreamBrokenError(NO_FINAL)
     if not final.ok:
-        err.write(explain(final).encode("utf-8", "replace"))
-        err.flush()
+        _put(err, explain(final).encode("utf-8", "replace"))
     return 0 if final.ok else 1
 
 

@@ -19,7 +19,7 @@ from enclave_protocol import new_session_id
 from .api import BrokerClient, BrokerError, BrokerRefusedError, BrokerUnreachableError
 from .commands.run import USAGE, silence_s
 from .fleet import FleetError, FleetSpec, running_fleet
-from .printer import EventPrinter, RawPrinter
+from .printer import EventPrinter, OutputError, RawPrinter
 
 if TYPE_CHECKING:
     from .printer import Printer
@@ -41,15 +41,22 @@ def run_code(request: dict[str, Any], *, broker: str | None, raw_events: bool, t
     try:
         return asyncio.run(_run(request, broker, tools, printer))
     except BrokenPipeError:
-        # Whoever read our output is gone, and must not be told so by a traceback at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 1
+    except OutputError as error:
+        _discard_output()
+        reason, code = f"{error}; whether the code ran to its end is unknown", 1
     except asyncio.CancelledError:
         reason, code = "stopped before the session's end was known", 1
     except (BrokerError, FleetError) as error:
         reason, code = describe_failure(error)
     sys.stderr.write(f"enclave: {reason}\n")
     return code
+
+
+def _discard_output() -> None:
+    # What is left in its buffer must not become a traceback at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe_failure(error: BrokerError | FleetError) -> tuple[str, int]:
@@ -86,7 +93,7 @@ async def _stream(client: BrokerClient, request: dict[str, Any], printer: Printe
         async with client.execute(request) as lines:
             async for line in lines:
                 printer.line(line)
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputError):
         with contextlib.suppress(BrokerError):
             await client.cancel(request["sessionId"], "nobody reads its output any more")
         raise

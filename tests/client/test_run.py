@@ -226,6 +226,7 @@ async def test_code_may_come_from_a_file(tmp_path: Path) -> None:
         (["-", "--broker", "localhost:3000"], b"", "give an address such as"),
         (["-", "--broker", "http://127.0.0.1:1", "--tools", "mine"], b"", "--tools belongs to the broker"),
         (["no-such-file"], b"", "does not exist"),
+        (["/dev/zero"], b"", "/dev/zero is too large: more than 16777216 bytes"),
         (["."], b"", "is a directory"),
     ],
 )
@@ -236,3 +237,24 @@ async def test_a_wrong_command_line_exits_with_two_and_says_what_is_wrong(
 
     assert (exit_code, out) == (2, "")
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("redirections", "code", "said"),
+    [
+        ("<&-", 2, b"standard input is closed"),
+        ("</dev/null >&-", 0, b""),
+        ("</dev/null 2>&-", 0, b"2\n"),
+        ("</dev/null >/dev/full", 1, b"enclave: cannot write the output: No space left on device"),
+    ],
+)
+async def test_closed_and_full_streams_end_without_a_traceback(redirections: str, code: int, said: bytes) -> None:
+    async with FakeBroker(says(OK)).serving() as broker:
+        script = f'exec "$@" {redirections}'
+        shell = ("sh", "-c", script, "sh", *COMMAND, "-", "--broker", broker.url)
+        process = await asyncio.create_subprocess_exec(*shell, stdout=-1, stderr=-1)
+        out, err = await process.communicate()
+
+    assert process.returncode == code
+    assert said in out + err
+    assert b"Traceback" not in err

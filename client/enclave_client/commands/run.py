@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from enclave_protocol import Limits, RemoteProtocolError, parse_limits
+from enclave_protocol import MAX_MESSAGE_BYTES, Limits, RemoteProtocolError, parse_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,10 +87,15 @@ def read_code(file: str) -> str:
     """Read a whole file, or standard input for `-`; a UTF-8 byte order mark is dropped.
 
     Raises:
-        click.ClickException: it cannot be read, or is not UTF-8.
+        click.ClickException: it cannot be read, is larger than any message, or is not UTF-8.
     """
+    if file == "-" and sys.stdin is None:
+        raise click.UsageError("standard input is closed: give a FILE, or pipe the code in")
     try:
-        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as source:
+            raw = source.read(MAX_MESSAGE_BYTES + 1)
+        if len(raw) > MAX_MESSAGE_BYTES:  # /dev/zero has no end
+            raise click.UsageError(f"{file} is too large: more than {MAX_MESSAGE_BYTES} bytes, which no broker takes")
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
