@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ class BrokerConfig:
     """Settings of one broker.
 
     Raises:
-        ValueError: a worker's URL is malformed, or the mode and the workers do not fit.
+        ValueError: a worker's URL is malformed, a number is not finite, or the mode and the workers do not fit.
     """
 
     mode: Literal["embedded", "extracted"] = "extracted"
@@ -77,6 +78,10 @@ class BrokerConfig:
         """Refuse what cannot work."""
         for url in self.workers:
             check_worker_url(url)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{setting.name}: {value} is not a finite number")
         if self.mode == "embedded" and self.workers:
             raise ValueError("mode 'embedded' runs its workers here and takes no worker URLs")
 

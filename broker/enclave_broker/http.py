@@ -38,7 +38,7 @@ from .api import (
 )
 from .dispatcher import DuplicateSession
 from .docs import JsonPage, RoutesPage
-from .sessions import Trimmed
+from .event_log import Trimmed
 from .ws import create_ws_route
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
     from .broker import Broker
     from .dispatcher import Dispatcher
-    from .sessions import BrokerSession, Cursor
+    from .event_log import Cursor
+    from .sessions import BrokerSession
 
 log = logging.getLogger("enclave.broker.http")
 

@@ -43,13 +43,14 @@ from enclave_protocol import (
 )
 
 from .dispatcher import LANGUAGES, PROFILES, DuplicateSession, NewSession
-from .sessions import Trimmed
+from .event_log import Trimmed
 
 if TYPE_CHECKING:
     from enclave_protocol import ToolResult
 
     from .dispatcher import Dispatcher
-    from .sessions import BrokerSession, Cursor
+    from .event_log import Cursor
+    from .sessions import BrokerSession
 
 log = logging.getLogger("enclave.broker.ws")
 

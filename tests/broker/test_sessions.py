@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclave_broker.sessions import Broken, BrokerSession, Ended, EventLog, Refused, ToolCalled, Trimmed
+from enclave_broker.event_log import EventLog, Trimmed
+from enclave_broker.sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
 from enclave_protocol import Code, Execute, Limits, State, decode_event, peek
 from enclave_protocol.events import iso_time
 

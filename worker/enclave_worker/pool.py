@@ -21,8 +21,8 @@ from .zygote_process import ZygoteProcess
 
 if TYPE_CHECKING:
     from .sandbox.plan import Plan
+    from .sandbox_process import Sandbox
     from .session import Exit, Stream
-    from .zygote_process import Sandbox
 
 log = logging.getLogger("enclave.worker")
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .config import RuntimeConfig
     from .metrics import WorkerMetrics
     from .pools import Pools
-    from .zygote_process import Sandbox
+    from .sandbox_process import Sandbox
 
 log = logging.getLogger("enclave.worker")
 

@@ -1,0 +1,300 @@
+"""The worker's handle on one sandbox.
+
+Theory of operation. Everything here is driven by readiness callbacks of the event loop, not by tasks: a sandbox is
+four descriptors and a few bytes of state, and a thousand of them cost nothing while they wait.
+
+Ownership. The zygote makes a sandbox's socket, pipes and pidfd and sends us our ends; from `opened` on they belong to
+the `Sandbox`, which closes them in `close`, called once: when the zygote has reported the death, or is dead itself.
+The zygote keeps none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from .session import Exit, Stream
+from .zygote import frames
+
+if TYPE_CHECKING:
+    from .zygote_process import ZygoteProcess
+
+_READ_BYTES = 65536
+_SMALL_READ_BYTES = 4096
+_MAX_CONTROL_READS = 256
+"""More than the small reads in the largest socket buffer an ordinary process can ask for."""
+_MAX_UNREAD_BYTES = 16 * 1024 * 1024
+"""What may wait for a guest that does not read; more breaks it."""
+_MAX_DRAIN_READS = 17
+"""One more than the largest pipe an ordinary process can make holds, in reads."""
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class Owner(Protocol):
+    """Whoever a sandbox works for: the pool until it is taken, then a session."""
+
+    def on_frame(self, sandbox: Sandbox, body: bytes) -> None:
+        """The guest sent a frame; `body` is its JSON text."""
+
+    def on_broken(self, sandbox: Sandbox, reason: str) -> None:
+        """The guest's socket can't be understood, or it lets too much pile up."""
+
+    def on_hangup(self, sandbox: Sandbox) -> None:
+        """The guest closed its end of the control socket. It may have died; if so, `on_exit` is about to follow."""
+
+    def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
+        """Something was written; the answer says whether more of this stream is wanted (else it is thrown away)."""
+
+    def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
+        """This many unwanted bytes were thrown away."""
+
+    def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
+        """Every process of the sandbox is gone, and its pipes are drained."""
+
+
+class Home(Owner, Protocol):
+    """Where a sandbox comes from, and who sees it out."""
+
+    def retire(self, sandbox: Sandbox) -> None:
+        """Kill a taken sandbox that nobody listens to any more."""
+
+    def released(self, sandbox: Sandbox) -> None:
+        """A taken sandbox has exited."""
+
+
+class Sandbox:
+    """One sandbox: a control socket, two output pipes and somebody who listens."""
+
+    def __init__(self, process: ZygoteProcess, number: int, uid_slot: int, home: Home) -> None:
+        self.process = process
+        self.number = number
+        self.uid_slot = uid_slot
+        self.home = home
+        self.owner: Owner = home
+        self.max_frame_bytes = 1 << 20
+        self._loop = process.loop
+        self._control: socket.socket | None = None
+        self._pipes: dict[Stream, int] = {}
+        self._pidfd = -1
+        self._pid = 0
+        self._inbox = bytearray()
+        self._outbox = bytearray()
+        self._unwanted: set[Stream] = set()
+        self._paused = False
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.number} {'open' if self._control else 'starting'} owner={self.owner!r}>"
+
+    def opened(self, control: int, out: int, err: int, pidfd: int) -> None:
+        """Take over the descriptors that the zygote sent."""
+        self._pidfd = pidfd
+        self._pid = _pid_of(pidfd)
+        self._control = socket.socket(fileno=control)
+        self._control.setblocking(False)
+        self._pipes = {"stdout": out, "stderr": err}
+        self._loop.add_reader(control, self._on_control)
+        for stream, fd in self._pipes.items():
+            os.set_blocking(fd, False)
+            self._loop.add_reader(fd, self._on_pipe, stream)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one frame. Never blocks: a guest that does not read is ended when too much waits for it."""
+        if self._control is None or self._closed:
+            return
+        body = msgspec.json.encode(message)
+        waiting = bool(self._outbox)
+        self._outbox += frames.HEADER.pack(len(body)) + body
+        if len(self._outbox) > _MAX_UNREAD_BYTES:
+            self._outbox.clear()
+            self.owner.on_broken(self, f"{_MAX_UNREAD_BYTES} bytes wait for a guest that does not read")
+        elif not waiting:
+            self._flush()
+
+    def kill(self) -> None:
+        """End every process of the sandbox. `on_exit` follows."""
+        if self._pidfd < 0:
+            self.process.kill(self.number)  # not forked yet, or the zygote's word of it is on its way
+        elif not self._closed:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the zygote has forked it."""
+        return self._pidfd >= 0
+
+    def usage(self) -> Exit:
+        """Ask the kernel what the sandbox has used so far: its first process and the children that one waited for."""
+        try:
+            if not self._pid:
+                raise ProcessLookupError
+            own_s = time.clock_gettime(_cpu_clock(self._pid))
+            fields = _read(f"/proc/{self._pid}/stat").rpartition(b")")[2].split()
+            peak = _read(f"/proc/{self._pid}/status").partition(b"VmHWM:")[2].split(None, 1)
+            signal.pidfd_send_signal(self._pidfd, 0)  # fails if the number has become somebody else's meanwhile
+        except OSError:
+            return Exit(status=0, cpu_ms=0.0, peak_memory_bytes=0)  # it just died; nobody knows any more
+        children_s = (int(fields[13]) + int(fields[14])) / _TICKS_PER_S
+        return Exit(status=0, cpu_ms=(own_s + children_s) * 1000, peak_memory_bytes=int(peak[0]) * 1024 if peak else 0)
+
+    def pause(self) -> None:
+        """Stop reading from the guest: it blocks once its pipes are full."""
+        if not self._paused and self._control is not None and not self._closed:
+            self._paused = True
+            for fd in (self._control.fileno(), *self._pipes.values()):
+                self._loop.remove_reader(fd)
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._paused and self._control is not None and not self._closed:
+            self._paused = False
+            self._loop.add_reader(self._control.fileno(), self._on_control)
+            for stream, fd in self._pipes.items():
+                self._loop.add_reader(fd, self._on_pipe, stream)
+
+    def exited(self, exit_: Exit) -> None:
+        """The zygote reaped it: hand over what is still in the pipes, let go of them, and tell the owner."""
+        if self._control is not None and not self._closed:
+            # All of it: a large result may still lie in the socket.
+            for _ in range(_MAX_CONTROL_READS):
+                if not self._read_control():
+                    break
+            self.drain()
+        self.close()
+        self.owner.on_exit(self, exit_)
+
+    def drain(self) -> None:
+        """Read what was written so far, so that it comes before whatever is told next."""
+        for stream, fd in list(self._pipes.items()):
+            # A pipe's capacity at most: a guest that keeps writing must not keep us here.
+            for _ in range(_MAX_DRAIN_READS):
+                if not self._read_pipe(stream, fd):
+                    break
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        if self._closed or self._control is None:
+            self._closed = True
+            return
+        self._closed = True
+        self._loop.remove_reader(self._control.fileno())
+        self._loop.remove_writer(self._control.fileno())
+        self._control.close()
+        os.close(self._pidfd)
+        for fd in self._pipes.values():
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+    def _on_control(self) -> None:
+        self._read_control()
+
+    def _read_control(self) -> bool:
+        """Read once and handle what that completes; say whether there may be more."""
+        assert self._control is not None
+        try:
+            # Plain recv: a descriptor that a guest passes along is dropped by the kernel, never ours.
+            data = self._control.recv(self._wanted_bytes())
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._control.fileno())
+            self.owner.on_hangup(self)
+            return False
+        self._inbox += data
+        body = self._next_frame()
+        if body is not None:
+            # What was printed before a frame was sent comes before it. Once for all frames of this read: the pipes hold
+            # it by now, and a guest that floods all three descriptors must not keep us here.
+            self.drain()
+        while body is not None:
+            self.owner.on_frame(self, body)
+            body = None if self._closed else self._next_frame()
+        return True
+
+    def _wanted_bytes(self) -> int:
+        """How much to read: the rest of the frame under way, or little, so that a flood of them shares the loop."""
+        inbox, header = self._inbox, frames.HEADER
+        if len(inbox) < header.size:
+            return _SMALL_READ_BYTES
+        size: int = header.unpack_from(inbox)[0]
+        return min(_READ_BYTES, max(_SMALL_READ_BYTES, header.size + size - len(inbox)))
+
+    def _next_frame(self) -> bytes | None:
+        inbox, header = self._inbox, frames.HEADER
+        if len(inbox) < header.size:
+            return None
+        (size,) = header.unpack_from(inbox)
+        if size > self.max_frame_bytes:
+            inbox.clear()
+            self.owner.on_broken(self, f"a frame of {size} bytes, more than {self.max_frame_bytes}")
+            return None
+        end = header.size + size
+        if len(inbox) < end:
+            return None
+        body = bytes(inbox[header.size : end])
+        del inbox[:end]
+        return body
+
+    def _on_pipe(self, stream: Stream) -> None:
+        self._read_pipe(stream, self._pipes[stream])
+
+    def _read_pipe(self, stream: Stream, fd: int) -> bool:
+        """Read once; say whether there may be more."""
+        try:
+            data = os.read(fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(fd)
+            return False
+        if stream in self._unwanted:
+            self.owner.on_dropped(self, stream, len(data))
+        elif not self.owner.on_output(self, stream, data):
+            self._unwanted.add(stream)
+        return len(data) == _READ_BYTES
+
+    def _flush(self) -> None:
+        assert self._control is not None
+        try:
+            sent = self._control.send(self._outbox)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._outbox.clear()  # the guest is gone; its death is reported by the zygote
+            sent = 0
+        del self._outbox[:sent]
+        if self._outbox:
+            self._loop.add_writer(self._control.fileno(), self._flush)
+        else:
+            self._loop.remove_writer(self._control.fileno())
+
+
+def _pid_of(pidfd: int) -> int:
+    """Return the number of a pidfd's process as we see it; the zygote sees another one. 0 if nobody can tell."""
+    try:
+        return max(0, int(_read(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0]))
+    except OSError:  # no descriptor left to ask with
+        return 0
+
+
+def _read(path: str) -> bytes:
+    """Read a small file of the kernel's: one look, no buffer, three calls."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def _cpu_clock(pid: int) -> int:
+    """Return the clock that counts a process's CPU time: the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)."""
+    return (~pid << 3) | 2
