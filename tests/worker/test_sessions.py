@@ -515,3 +515,11 @@ async def test_concurrent_clients_each_see_only_their_own(worker: RuntimeWorker)
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         for number in range(5):
             group.create_task(one(number))
+
+
+async def test_a_print_is_one_write_however_many_pieces_it_has(client: Client) -> None:
+    run = await client.run("for i in range(200): print('a', i, 'b', sep='-')")
+
+    chunks = [event["payload"]["chunk"] for event in run.events if event["type"] == "stdout"]
+    assert all(chunk.endswith("\n") for chunk in chunks)
+    assert "".join(chunks) == "".join(f"a-{i}-b\n" for i in range(200))

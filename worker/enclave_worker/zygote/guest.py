@@ -130,13 +130,43 @@ class Worker:
         return await future
 
 
+class Stream(io.TextIOWrapper):
+    """Text to a descriptor, seen at once with or without a newline. Nothing unprintable raises."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(io.BufferedWriter(io.FileIO(fd, "wb", closefd=False)), "utf-8", "backslashreplace")
+        self.held = False
+
+    def write(self, text: str) -> int:
+        """Write, and flush unless a `print` has more to come."""
+        written = super().write(text)
+        if not self.held:
+            self.flush()
+        return written
+
+
+_builtin_print = builtins.print
+
+
+def print_at_once(*values: object, file: Any = None, **options: Any) -> None:
+    """Print as `print` does, but in one write: nobody gets to see a line without its end."""
+    stream = sys.stdout if file is None else file
+    if not isinstance(stream, Stream):
+        _builtin_print(*values, file=file, **options)
+        return
+    stream.held = True
+    try:
+        _builtin_print(*values, file=stream, **options)
+    finally:
+        stream.held = False
+        stream.flush()
+
+
 def prepare() -> None:
     """Do, once and before any fork, what every guest would do for itself."""
-    # Write-through: every print is seen at once, with or without a newline. Nothing unprintable raises.
-    sys.stdout, sys.stderr = (
-        io.TextIOWrapper(io.FileIO(fd, "wb", closefd=False), "utf-8", "backslashreplace", write_through=True)
-        for fd in (1, 2)
-    )
+    sys.stdout, sys.stderr = Stream(1), Stream(2)
+    builtins.print = print_at_once
+    print_at_once.__name__ = print_at_once.__qualname__ = "print"
     _compile("return await f(1)", {})  # the compiler's own caches
 
 
