@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
 MEMORY_QUEUE = 256
-"""Messages that one direction of a memory pair holds; `send` waits when it is full."""
+"""Messages that one direction of a memory pair holds,"""
+MEMORY_QUEUE_CHARS = 2 * MAX_MESSAGE_BYTES
+"""and their characters; `send` waits when it is full."""
 
 CLOSE_TIMEOUT_S = 0.5
 """Longest wait for a worker to say goodbye."""
@@ -80,49 +82,65 @@ class Dial(Protocol):
         """Return a fresh transport; raises ConnectionError with a reason for people."""
 
 
+class _Queue:
+    """One direction of a memory pair."""
+
+    def __init__(self) -> None:
+        self.messages: deque[str] = deque()
+        self.size = 0
+        self.closed = False
+        self.changed = asyncio.Event()  # filled, emptied or closed
+
+    def fits(self, data: str) -> bool:
+        """Whether there is room; a message larger than all of it fits when it is alone."""
+        return not self.messages or (len(self.messages) < MEMORY_QUEUE and self.size + len(data) <= MEMORY_QUEUE_CHARS)
+
+    async def wait_changed(self) -> None:
+        self.changed.clear()
+        await self.changed.wait()
+
+
 class MemoryChannel:
     """One end of a memory pair. One task at a time may receive from it."""
 
-    def __init__(self) -> None:
-        self._inbox: deque[str] = deque()
-        self._changed = asyncio.Event()  # the inbox was filled or emptied, or the pair closed
-        self._closed = False
-        self._peer = self
+    def __init__(self, outgoing: _Queue, incoming: _Queue) -> None:
+        self._outgoing = outgoing
+        self._incoming = incoming
 
     async def send(self, data: str, /) -> None:
-        """Put a message into the peer's inbox, waiting while that is full."""
-        peer = self._peer
-        while len(peer._inbox) >= MEMORY_QUEUE and not self._closed:  # noqa: SLF001 - two halves of one object
-            self._changed.clear()
-            await self._changed.wait()
-        if self._closed:
+        """Put a message into the peer's queue, waiting while that is full."""
+        queue = self._outgoing
+        while not queue.closed and not queue.fits(data):
+            await queue.wait_changed()
+        if queue.closed:
             raise ConnectionResetError("the channel is closed")
-        peer._inbox.append(data)  # noqa: SLF001
-        peer._changed.set()  # noqa: SLF001
+        queue.messages.append(data)
+        queue.size += len(data)
+        queue.changed.set()
 
     async def recv(self) -> str:
         """Return the next message; what arrived before the close is still handed out."""
-        while not self._inbox:
-            if self._closed:
+        queue = self._incoming
+        while not queue.messages:
+            if queue.closed:
                 raise ConnectionResetError("the channel is closed")
-            self._changed.clear()
-            await self._changed.wait()
-        data = self._inbox.popleft()
-        self._peer._changed.set()  # noqa: SLF001
+            await queue.wait_changed()
+        data = queue.messages.popleft()
+        queue.size -= len(data)
+        queue.changed.set()
         return data
 
     async def close(self) -> None:
         """Close both ends."""
-        for end in (self, self._peer):
-            end._closed = True  # noqa: SLF001
-            end._changed.set()  # noqa: SLF001
+        for queue in (self._outgoing, self._incoming):
+            queue.closed = True
+            queue.changed.set()
 
 
 def memory_pair() -> tuple[MemoryChannel, MemoryChannel]:
     """Return two connected ends."""
-    left, right = MemoryChannel(), MemoryChannel()
-    left._peer, right._peer = right, left  # noqa: SLF001
-    return left, right
+    one, other = _Queue(), _Queue()
+    return MemoryChannel(one, other), MemoryChannel(other, one)
 
 
 class WebSocketTransport:
