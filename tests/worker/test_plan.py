@@ -47,9 +47,8 @@ def test_the_filter_comes_last_and_the_user_namespace_after_all_others(privilege
     order = names(plan(privilege).enclose)
 
     assert order[-1] == "system call filter"
-    assert (
-        order.index("mount, net, ipc, uts and cgroup namespaces") < order.index("mount /proc") < order.index("user namespace")
-    )
+    assert order.index("mount, net, ipc, uts and cgroup namespaces") < order.index("mount /proc")
+    assert order.index("mount /proc") < order.index("user namespace")
     assert order.index("user namespace") < order.index("map user") < order.index("no capabilities")
     assert order.index("no capabilities") < order.index("limit NPROC"), "counted in the sandbox's own namespace"
 
