@@ -138,6 +138,12 @@ def test_a_malformed_worker_url_is_refused(url: str) -> None:
         BrokerConfig(workers=[url])
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_duration_that_no_clock_can_measure_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match=f"retain_s: {value} is not a finite number"):
+        BrokerConfig(retain_s=float(value))
+
+
 def test_mode_and_runtimes_must_fit() -> None:
     with pytest.raises(ValueError, match="extracted"):
         create_broker(mode="extracted", runtimes=[EmbeddedWorker()])

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from enclave_worker.config import RuntimeConfig
 from tests.support import PATIENCE_S, children_of, client_of, watched, worker_process
 
 
@@ -41,7 +42,7 @@ def test_an_address_that_is_not_ours_is_one_line() -> None:
     assert "--host" in done.stderr
 
 
-@pytest.mark.parametrize("option", [["--max-sessions", "0"], ["--port", "70000"], ["--no-such"]])
+@pytest.mark.parametrize("option", [["--max-sessions", "0"], ["--port", "70000"], ["--grace-s", "nan"], ["--no-such"]])
 def test_a_wrong_option_is_refused_before_anything_starts(option: list[str]) -> None:
     done = command(*option)
 
@@ -83,3 +84,10 @@ def test_options_have_environment_variables() -> None:
 
     assert done.returncode == 2
     assert "ENCLAVE_PORT" in done.stderr or "--port" in done.stderr
+
+
+@pytest.mark.parametrize("setting", ["max_sessions", "pool_size"])
+@pytest.mark.parametrize("value", [0, -1, "3"])
+def test_a_worker_without_slots_or_sandboxes_cannot_be_configured(setting: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{setting}: {value!r} is not a whole number above 0"):
+        RuntimeConfig(**{setting: value})  # type: ignore[arg-type]  # what is refused

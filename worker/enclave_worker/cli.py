@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import signal
 import sys
 
@@ -63,6 +64,8 @@ def main(**options: object) -> None:
     """Run a worker: a WebSocket server that runs each session's code in a fresh sandbox."""
     grace_s = options.pop("grace_s")
     assert isinstance(grace_s, float)
+    if not math.isfinite(grace_s):
+        raise click.UsageError(f"--grace-s: {grace_s} is not a finite number")
     config = RuntimeConfig(**options)  # type: ignore[arg-type]  # click has converted each to its field's type
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("websockets").setLevel(logging.WARNING)

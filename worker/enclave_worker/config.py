@@ -8,7 +8,11 @@ from enclave_protocol import MAX_CODE_BYTES, Limits
 
 
 class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be set about a worker; every field has a default that works."""
+    """Everything that can be set about a worker; every field has a default that works.
+
+    Raises:
+        ValueError: there is not at least one slot, or not at least one warm sandbox.
+    """
 
     host: str = "127.0.0.1"
     """Address to listen on. Beyond loopback, anybody who can connect can run code in a sandbox here."""
@@ -35,3 +39,10 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Name in `hello`, logs and metrics; empty makes one from host name and process id."""
     debug: bool = False
     """Log every session's start and end."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work: with an empty pool a session would wait for ever."""
+        for name in ("max_sessions", "pool_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: {value!r} is not a whole number above 0")
