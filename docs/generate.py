@@ -242,9 +242,9 @@ def broker_metrics() -> str:
 def _metrics(registry: Any) -> str:
     rows = []
     for metric in registry._collector_to_names:  # noqa: SLF001 - with their labels
-        kind, labels = metric._type, ", ".join(f"`{label}`" for label in metric._labelnames)  # noqa: SLF001
-        name = f"{metric._name}_total" if kind == "counter" else metric._name  # noqa: SLF001
-        rows.append((f"`{name}`", kind, labels, metric._documentation.rstrip(".")))  # noqa: SLF001
+        kind, labels = metric._type, ", ".join(f"`{label}`" for label in metric._labelnames)  # noqa: SLF001 - prometheus_client tells it no other way
+        name = f"{metric._name}_total" if kind == "counter" else metric._name  # noqa: SLF001 - prometheus_client tells it no other way
+        rows.append((f"`{name}`", kind, labels, metric._documentation.rstrip(".")))  # noqa: SLF001 - prometheus_client tells it no other way
     return _table(("metric", "kind", "labels", "meaning"), sorted(rows))
 
 

@@ -24,7 +24,7 @@ def no_leaks() -> Iterator[None]:
 
 
 @pytest_asyncio.fixture
-async def worker(no_leaks: None) -> AsyncIterator[RuntimeWorker]:  # noqa: ARG001
+async def worker(no_leaks: None) -> AsyncIterator[RuntimeWorker]:  # noqa: ARG001 - it surrounds this one
     """A running worker."""
     async with running() as runtime:
         yield runtime

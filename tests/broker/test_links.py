@@ -183,7 +183,6 @@ async def test_a_peer_that_is_no_worker_is_not_used(hello: dict[str, Any] | None
     async with fleet(strangers=[stranger], hello_timeout_s=0.02) as running:
         await running.wait_until(lambda: stranger.connections >= 2)
         assert running.broker.dispatcher.placer.statistics().workers == 0
-        await stranger.stop()  # its own tasks must be over before the fleet's end looks for the broker's
 
 
 async def test_a_worker_that_does_not_read_is_dead_and_its_buffer_bounded() -> None:

@@ -154,7 +154,7 @@ class AnyHistory(RuleBasedStateMachine):
         return worker
 
     @rule(worker=workers, slots=st.integers(1, 3), active=st.integers(0, 4), draining=st.booleans())
-    def worker_status(self, worker: str, slots: int, active: int, draining: bool) -> None:  # noqa: FBT001
+    def worker_status(self, worker: str, slots: int, active: int, draining: bool) -> None:  # noqa: FBT001 - hypothesis passes it
         self.placer.worker_status(worker, max_sessions=slots, active=active, draining=draining)
 
     @rule(worker=consumes(workers))

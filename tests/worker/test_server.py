@@ -291,7 +291,7 @@ async def test_a_dead_zygote_ends_its_sessions_and_is_replaced(client: Client) -
 
 
 @pytest.mark.parametrize("as_user", [False, True], ids=["as started", "as an ordinary user"])
-async def test_a_worker_killed_outright_leaves_no_process_behind(as_user: bool) -> None:  # noqa: FBT001
+async def test_a_worker_killed_outright_leaves_no_process_behind(as_user: bool) -> None:  # noqa: FBT001 - a parameter of the test
     before = Footprint.now().mounts
     name = new_name()
     with worker_process(as_user=as_user) as (process, url):
@@ -322,7 +322,7 @@ async def test_hundreds_of_sessions_leave_nothing_in_a_running_worker(client: Cl
 
     async def settled() -> Footprint:
         # Warm sandboxes have descriptors and processes: count when the pool is full, and nothing is on its way.
-        while (worker.get_stats().warm_sandboxes, worker.sessions.pools.live) != (8, 8):  # noqa: ASYNC110
+        while (worker.get_stats().warm_sandboxes, worker.sessions.pools.live) != (8, 8):  # noqa: ASYNC110 - see below
             await asyncio.sleep(0)  # nothing tells when a pool is full again
         return Footprint.now()
 

@@ -431,7 +431,7 @@ def test_the_deadline_may_strike_before_there_is_a_sandbox() -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_cancel_ends_a_session_in_any_state(begun: bool) -> None:  # noqa: FBT001
+def test_cancel_ends_a_session_in_any_state(begun: bool) -> None:  # noqa: FBT001 - a parameter of the test
     session = running() if begun else new()
     if begun:
         call_id = call(session)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote"))  # noqa: PTH100, PTH118, PTH120
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote"))  # noqa: PTH100, PTH118, PTH120 - as in zygote/
 kernel: Any = __import__("kernel")
 
 MOUNT_PRIVATE_RECURSIVE = (1 << 18) | 16384

@@ -48,7 +48,7 @@ def command(sessions: int, rounds: int, workers: int, file: BinaryIO | None) -> 
     unless a session failed or something leaked: a target that was missed is only shown.
     """
     from enclave_client.bench.phases import Plan  # noqa: PLC0415 - only this command pays for it
-    from enclave_client.bench.run import run  # noqa: PLC0415
+    from enclave_client.bench.run import run  # noqa: PLC0415 - so that other commands start fast
 
     try:
         report = uvloop.run(run(Plan(rounds=rounds, sessions=sessions), workers, click.echo))

@@ -53,7 +53,7 @@ DEFAULT_TIMEOUT_MS = 15_000
 def command(  # noqa: PLR0917 - click passes by name
     file: str,
     broker: str | None,
-    events: bool,  # noqa: FBT001
+    events: bool,  # noqa: FBT001 - click passes it by name
     limit_texts: tuple[str, ...],
     language: str | None,
     timeout_ms: int,
@@ -75,7 +75,7 @@ def command(  # noqa: PLR0917 - click passes by name
     if language:
         request["language"] = language
     # Imported when the command line is known to be right: a typo is answered at once.
-    from enclave_client.runner import run_code  # noqa: PLC0415
+    from enclave_client.runner import run_code  # noqa: PLC0415 - so that --help starts fast
 
     sys.exit(run_code(request, broker=broker, raw_events=events, tools=() if broker else tools))
 
