@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from enclave_broker import Broker, BrokerConfig, Channel, PortInUse, create_broker
-from enclave_broker.channels import MEMORY_QUEUE, memory_pair
+from enclave_broker.channels import MEMORY_QUEUE, MEMORY_QUEUE_CHARS, memory_pair
 from enclave_protocol import Final, NoCapacity, RemoteProtocolError
 from enclave_protocol.events import Stdout
 from tests.broker.conftest import FAST, fleet
@@ -174,6 +174,18 @@ async def test_a_memory_channel_is_ordered_bounded_and_closes_both_ends() -> Non
         await receiving
     with pytest.raises(ConnectionError):
         await right.send("late")
+
+
+async def test_a_memory_channel_holds_a_bounded_number_of_characters_too() -> None:
+    left, right = memory_pair()
+    half = "x" * (MEMORY_QUEUE_CHARS // 2 + 1)
+    await left.send(half)
+    sending = asyncio.create_task(left.send(half))
+    await asyncio.sleep(0)
+    assert not sending.done()
+    assert await right.recv() == half
+    await sending
+    assert await right.recv() == half
 
 
 class Command:

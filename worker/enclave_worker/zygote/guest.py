@@ -1,9 +1,9 @@
 """The driver: runs a session's code inside the sandbox.
 
 Theory of operation. By the time `main` runs, the sandbox is closed: every namespace, limit and filter is in force, and
-descriptors 0 to 3 are all there is (nothing, stdout, stderr, the worker). It says `ready` and
-waits for one `execute`. The code becomes the body of a function by way of its syntax tree, never its text, so that a
-quote or an indentation cannot end the wrapper and every line keeps its number.
+descriptors 0 to 3 are all there is (nothing, stdout, stderr, the worker). It rehearses with a trivial program while
+nobody waits, says `ready`, and waits for one `execute`. The code becomes the body of a function by way of its syntax
+tree, never its text, so that a quote or an indentation cannot end the wrapper and every line keeps its number.
 
 From then on this process is the guest's: it can patch anything here. So nothing here is trusted. The worker checks
 every frame, counts and times for itself, and all that a patched driver can do is lie about its own session.
