@@ -96,6 +96,18 @@ class TestLife:
         with pytest.raises(LocalProtocolError, match="worker is stopped"):
             await worker.execute(None, "return 1")
 
+    async def test_a_stop_that_is_cancelled_or_called_twice_still_stops(self, worker: RuntimeWorker) -> None:
+        running = asyncio.create_task(
+            worker.execute(None, "await call_tool('never')", tools={"never": asyncio.Event().wait})
+        )
+        await asyncio.sleep(0)
+        impatient = asyncio.create_task(worker.stop(grace_s=0.2))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await asyncio.gather(worker.stop(), worker.stop())
+        assert worker.get_state() is RuntimeState.STOPPED
+        assert not (await running).ok
+
     async def test_stopping_ends_live_sessions_with_a_final(self, worker: RuntimeWorker) -> None:
         running = asyncio.create_task(worker.execute(None, ENDLESS))
         await asyncio.sleep(0)

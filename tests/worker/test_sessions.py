@@ -447,7 +447,7 @@ async def test_a_tool_result_above_its_limit_reaches_the_guest_as_an_error(clien
     await client.answer(session, call["callId"], "x" * 200)
     run = await client.finish(session)
 
-    assert run.code == "VALIDATION_ERROR"
+    assert run.code == "RESULT_TOO_LARGE"
     assert "maxToolResultBytes" in run.final["error"]["message"]
 
 

@@ -94,7 +94,7 @@ class RuntimeWorker(Observable):
         self._server: WorkerServer | None = None
         self._embedding: Embedding | None = None
         self._thread: LoopThread | None = None
-        self._stopped = asyncio.Event()
+        self._stopping: asyncio.Task[None] | None = None
         self._started_s = 0.0
         self._watch()
 
@@ -164,14 +164,18 @@ class RuntimeWorker(Observable):
         self._enter(RuntimeState.RUNNING)
 
     async def stop(self, *, grace_s: float = 0.0) -> None:
-        """Refuse new sessions, give live ones `grace_s` seconds, end the rest, and let go of everything."""
+        """Refuse new sessions, give live ones `grace_s` seconds, end the rest, and let go of everything.
+
+        Safe to call again and at the same time. Cancelled, it goes on without its caller: half stopped is no state.
+        """
         if self._state is RuntimeState.STOPPED:
             return
-        if self._state is RuntimeState.STOPPING:
-            await self._stopped.wait()  # somebody else is at it
-            return
-        self._enter(RuntimeState.STOPPING)
-        self._stopped = asyncio.Event()
+        if self._stopping is None:
+            self._enter(RuntimeState.STOPPING)
+            self._stopping = asyncio.create_task(self._stop(grace_s))
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, grace_s: float) -> None:
         self.sessions.draining = True
         try:
             async with asyncio.timeout(grace_s):
@@ -179,8 +183,8 @@ class RuntimeWorker(Observable):
         except TimeoutError:
             await self.sessions.end_all("the worker stops")
         await self._stop_parts()
+        self._stopping = None
         self._enter(RuntimeState.STOPPED)
-        self._stopped.set()
 
     async def handle(self, channel: TextChannel) -> None:
         """Serve one channel inside this process, `hello` first, until either end closes it or the worker stops.

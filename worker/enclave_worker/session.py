@@ -289,7 +289,7 @@ class Session:
         value = b"null" if result.value is UNSET else bytes(result.value)
         if len(value) > self.limits.max_tool_result_bytes:
             reason = f"the tool's result is {len(value)} bytes, more than {self.limits.max_tool_result_bytes}"
-            error = ToolError(message=f"{reason} (maxToolResultBytes)", code=Code.VALIDATION_ERROR)
+            error = ToolError(message=f"{reason} (maxToolResultBytes)", code=Code.RESULT_TOO_LARGE)
             return self._answer_error(result.call_id, error)
         if result.error is not UNSET:
             return self._answer_error(result.call_id, result.error)
