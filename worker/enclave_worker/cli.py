@@ -19,6 +19,11 @@ from .runtime import RuntimeWorker, create_runtime_worker
 from .sessions import MIN_MEMORY_BYTES
 
 _DEFAULTS = RuntimeConfig()
+_LISTEN_HINTS = {
+    errno.EADDRINUSE: "another program listens there: choose another --port",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files (sysctl fs.file-max)",
+}
 
 
 @click.command(context_settings={"auto_envvar_prefix": "ENCLAVE", "help_option_names": ["-h", "--help"]})
@@ -86,8 +91,7 @@ async def _run(config: RuntimeConfig, grace_s: float) -> None:
     except SandboxError as error:
         _exit(f"{error}. `enclave doctor` shows what this host lacks and how to mend it")
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        hint = "another program listens there: choose another --port" if taken else "check --host and --port"
+        hint = _LISTEN_HINTS.get(error.errno or 0, "check --host and --port")
         _exit(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {hint}")
     print(f"enclave-runtime listening on {worker.url}", flush=True)  # noqa: T201 - the one line a script waits for
     await stop.wait()
