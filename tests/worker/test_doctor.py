@@ -63,7 +63,7 @@ def test_a_forbidden_user_namespace_is_found_missing() -> None:
     assert "No space left" in answer["found"]
 
 
-@pytest.mark.parametrize("kind", ["mnt", "net", "pid", "ipc", "uts"])
+@pytest.mark.parametrize("kind", ["mnt", "net", "pid", "ipc", "uts", "cgroup"])
 def test_a_forbidden_namespace_is_found_missing(kind: str) -> None:
     names = {"mnt": "mount", "net": "network"}
     spoil = f"open('/proc/sys/user/max_{kind}_namespaces', 'w').write('0')"

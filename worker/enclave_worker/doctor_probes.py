@@ -384,6 +384,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "pid_namespace": pid_namespace,
     "network_namespace": network_namespace,
     "ipc_namespace": namespace(kernel.CLONE_NEWIPC),
+    "cgroup_namespace": namespace(kernel.CLONE_NEWCGROUP),
     "uts_namespace": uts_namespace,
     "tmpfs": tmpfs,
     "proc": proc,
