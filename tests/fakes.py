@@ -104,6 +104,7 @@ class FakeWorker:
         self.received: list[dict[str, Any]] = []
         self.port = 0
         self.connections = 0
+        self.pings = 0
         self._arrived = asyncio.Event()
         self._server: Server | None = None
         self._open: set[ServerConnection] = set()
@@ -140,6 +141,14 @@ class FakeWorker:
                 found = [message for message in self.received if message["type"] == kind]
                 if len(found) >= count:
                     return found
+                await self._arrived.wait()
+
+    async def wait_pinged(self) -> None:
+        """Wait for the next ping."""
+        before = self.pings
+        async with asyncio.timeout(20):
+            while self.pings == before:
+                self._arrived.clear()
                 await self._arrived.wait()
 
     async def __aenter__(self) -> Self:
@@ -181,6 +190,8 @@ class FakeWorker:
     ) -> None:
         kind = message["type"]
         if kind == "ping":
+            self.pings += 1
+            self._arrived.set()
             if not self.silent:
                 await connection.send(json.dumps(self._pong(message)))
             return

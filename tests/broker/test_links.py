@@ -57,8 +57,8 @@ async def test_a_silent_worker_is_dead() -> None:
 async def test_any_frame_is_a_sign_of_life() -> None:
     async def talks_without_pongs(session: FakeSession) -> None:
         session.worker.silent = True
-        for _ in range(12):  # 0.6 s with a frame every 0.05 s; a silent worker is dead after 0.3 s
-            await asyncio.sleep(0.05)
+        for _ in range(12):  # twice as many pings without a pong as make a silent worker dead
+            await session.worker.wait_pinged()
             await session.stdout(".")
         await session.final()
 
