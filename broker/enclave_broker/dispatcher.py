@@ -175,6 +175,7 @@ class Dispatcher:
         if session.worker is None:
             self._end(session, Code.SESSION_CANCELLED, message)
             return
+        session.cancelling = message
         self.links[session.worker].send(encode(Cancel(session_id=session.session_id, reason=reason[:1000] or UNSET)))
         self._end_later(session, self.config.cancel_grace_s, Code.SESSION_CANCELLED, message)
 
@@ -261,10 +262,12 @@ class Dispatcher:
             step = session.accept(envelope, line, time.monotonic())
             if step is None:
                 return
-            if isinstance(step, Refused):
+            if isinstance(step, Refused) and session.cancelling is None:
                 self._requeue(session)
                 return
-            if isinstance(step, ToolCalled):
+            if isinstance(step, Refused):
+                self._end(session, Code.SESSION_CANCELLED, session.cancelling or "")
+            elif isinstance(step, ToolCalled):
                 self._call_tool(session, step.call)
             elif isinstance(step, Ended):
                 self._ended(session)
@@ -373,10 +376,12 @@ class Dispatcher:
         self.metrics.ended(session.outcome, session.duration_ms(time.monotonic()) / 1000)
 
     def _end_later(self, session: BrokerSession, delay_s: float, code: Code, message: str) -> None:
+        loop = asyncio.get_running_loop()
+        earlier = self._overdue.get(session.session_id)
+        if earlier is not None and earlier.when() <= loop.time() + delay_s:
+            return  # asking again must not put off an ending
         _cancel_timer(self._overdue, session.session_id)
-        self._overdue[session.session_id] = asyncio.get_running_loop().call_later(
-            delay_s, self._end_overdue, session, code, message
-        )
+        self._overdue[session.session_id] = loop.call_later(delay_s, self._end_overdue, session, code, message)
 
     def _end_overdue(self, session: BrokerSession, code: Code, message: str) -> None:
         log.error("worker %s, session %s: no final in time", session.worker, session.session_id)

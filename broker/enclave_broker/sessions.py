@@ -114,6 +114,7 @@ class BrokerSession:
     __slots__ = (
         "answerer",
         "calls",
+        "cancelling",
         "code_bytes",
         "created",
         "created_at",
@@ -159,6 +160,8 @@ class BrokerSession:
         self.worker: str | None = None
         """The link it went out on."""
         self.worker_name: str | None = None
+        self.cancelling: str | None = None
+        """Why its worker was asked to end it: one that refuses it then must not have it placed elsewhere."""
         """What that worker calls itself."""
         self.calls: dict[str, bool] = {}
         """Tool calls by id, and whether each was answered."""

@@ -176,3 +176,12 @@ def test_attacks_leave_no_process_descriptor_or_mount_behind(attack: Attack, tar
     assert target.metric("process_open_fds") <= before[0] + 16
     assert Footprint.now().mounts == before[1]
     assert len(children_of(target.pid)) <= 4 + 4 + 4, "two zygotes with launchers, their pools, and what is being made"
+
+
+def test_a_name_that_looks_like_a_statistic_is_not_one(attack: Attack, target: Target) -> None:
+    for name in (b"VmHWM: x", b"\nVmHWM: 9999999", b") R 1 1 1"):
+        outcome = attack(f"import ctypes\nctypes.CDLL(None).prctl(15, {name!r}, 0, 0, 0)\nreturn 1")
+        assert outcome.final["ok"]
+        assert 1_000_000 < outcome.final["stats"]["peakMemoryBytes"] < 500_000_000
+
+    assert target.metric("enclave_sessions_active") == 0

@@ -137,7 +137,8 @@ class Sandbox:
                 raise ProcessLookupError
             own_s = time.clock_gettime(_cpu_clock(self._pid))
             fields = _read(f"/proc/{self._pid}/stat").rpartition(b")")[2].split()
-            peak = _read(f"/proc/{self._pid}/status").partition(b"VmHWM:")[2].split(None, 1)
+            # At the start of a line: the first one has the guest's own name for itself, with its newlines escaped.
+            peak = _read(f"/proc/{self._pid}/status").partition(b"\nVmHWM:")[2].split(None, 1)
             signal.pidfd_send_signal(self._pidfd, 0)  # fails if the number has become somebody else's meanwhile
         except OSError:
             return Exit(status=0, cpu_ms=0.0, peak_memory_bytes=0)  # it just died; nobody knows any more

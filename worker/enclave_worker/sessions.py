@@ -341,7 +341,12 @@ class _Run:
         sandbox, self._sandbox = self._sandbox, None
         assert sandbox is not None, "a session that concludes has had a sandbox"
         try:
-            self._finish(sandbox.usage())
+            used = sandbox.usage()
+        except Exception:  # an ending must not depend on a measurement
+            log.exception("what sandbox %d used can't be told", sandbox.number)
+            used = Exit(status=0, cpu_ms=0.0, peak_memory_bytes=0)
+        try:
+            self._finish(used)
         finally:
             sandbox.home.retire(sandbox)  # after the `final` is on its way: nobody waits for a kill
 
