@@ -54,6 +54,20 @@ async def test_a_silent_worker_is_dead() -> None:
         assert "silent" in error["message"]
 
 
+async def test_a_session_that_is_refused_after_its_cancel_is_not_placed_again() -> None:
+    async def refuses_once_cancelled(session: FakeSession) -> None:
+        await session.cancelled.wait()
+        await session.refuse()
+
+    worker = FakeWorker(refuses_once_cancelled)
+    async with fleet(worker) as running:
+        ended = asyncio.create_task(events_of(running, sessionId="s_1"))
+        await worker.wait_received("execute")
+        await running.http.post("/sessions/s_1/cancel")
+        assert error_of(await ended)["code"] == "SESSION_CANCELLED"
+        assert len(await worker.wait_received("execute")) == 1
+
+
 async def test_any_frame_is_a_sign_of_life() -> None:
     async def talks_without_pongs(session: FakeSession) -> None:
         session.worker.silent = True
