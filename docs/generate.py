@@ -26,9 +26,10 @@ import enclave_worker.cli
 from enclave_protocol import AnyEvent, Code, Limits, State
 from enclave_protocol.limits import ALIASES
 from enclave_protocol.session import TRANSITIONS
-from enclave_worker.config import RuntimeConfig
+from enclave_worker.cgroups import CONTROLLERS
 from enclave_worker.runtime import create_runtime_worker
 from enclave_worker.sandbox import seccomp
+from enclave_worker.sandbox.levels import LEVELS
 from enclave_worker.sandbox.plan import make_plan
 from enclave_worker.sandbox.spec import SandboxSpec, python_spec
 from enclave_worker.zygote import kernel
@@ -108,7 +109,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def spec() -> SandboxSpec:
     """The `python` profile's sandbox on a Debian with Python in /usr/local, so that every host writes the same page."""
-    here = python_spec(memory_limit_bytes=RuntimeConfig().memory_limit_bytes)
+    here = python_spec(LEVELS["SECURE"].resources, counted=True)
     library = "/usr/local/lib/python3.11"
     return msgspec.structs.replace(
         here,
@@ -121,7 +122,9 @@ def spec() -> SandboxSpec:
 
 
 def _plans() -> tuple[Plan, Plan]:
-    return make_plan(spec(), privilege="root", uid=0, gid=0), make_plan(spec(), privilege="user", uid=1234, gid=1234)
+    groups = {name: f"…/{name}/…/enclave-1" for name in CONTROLLERS[1]}
+    root = make_plan(spec(), privilege="root", uid=0, gid=0, control_groups=groups)
+    return root, make_plan(spec(), privilege="user", uid=1234, gid=1234, control_groups=groups)
 
 
 def launch_steps() -> str:
@@ -180,7 +183,7 @@ def rlimits() -> str:
 def syscalls() -> str:
     """The calls that the filter refuses whatever their arguments."""
     rows = []
-    for reason, names in seccomp.DENIED.items():
+    for reason, names in (seccomp.DENIED | seccomp.UNCOUNTED).items():
         calls = [f"`{name}`{'*' if name in seccomp.PROBED else ''}" for name in names.split()]
         rows.append((reason, ", ".join(calls)))
     return _table(("why", "calls"), rows)

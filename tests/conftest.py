@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
+from enclave_worker.config import RuntimeConfig
+from enclave_worker.footing import find_footing
 from tests.support import Client, Footprint, client_of, running
 
 if TYPE_CHECKING:
@@ -15,9 +18,22 @@ if TYPE_CHECKING:
     from enclave_worker.runtime import RuntimeWorker
 
 
+def pytest_configure() -> None:
+    """Have every worker of the tests hold the best level that this machine gives, unless somebody chose one."""
+    os.environ.setdefault("ENCLAVE_LEVEL", "BEST")
+
+
+def pytest_report_header() -> str:
+    """Say which level that is: a suite that ran on less than SECURE has shown less."""
+    footing = find_footing(RuntimeConfig())
+    footing.close()
+    lacking = "".join(f", without {layer} ({reason})" for layer, reason in footing.lacking.items())
+    return f"security level: {footing.level.name}{lacking}"
+
+
 @pytest.fixture
 def no_leaks() -> Iterator[None]:
-    """Fail the test if descriptors, processes, threads or mounts are left when all else is torn down."""
+    """Fail the test if descriptors, processes, threads, mounts or control groups are left in the end."""
     before = Footprint.now()
     yield
     assert Footprint.now() == before

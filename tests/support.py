@@ -224,6 +224,11 @@ def watched(pids: Iterable[int]) -> Iterator[Callable[[], None]]:
 # Leaks.
 
 
+def control_groups_of(pid: int) -> list[Path]:
+    """Return the control groups that a worker with this process id has made, in every hierarchy."""
+    return [path for path in Path("/sys/fs/cgroup").rglob(f"enclave-{pid}*") if path.is_dir()]
+
+
 class Footprint(NamedTuple):
     """What a process holds that it must let go of."""
 
@@ -231,12 +236,14 @@ class Footprint(NamedTuple):
     children: int
     threads: int
     mounts: int
+    control_groups: int
 
     @classmethod
     def now(cls) -> Self:
         pid = os.getpid()
         mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
-        return cls(len(list(Path("/proc/self/fd").iterdir())), len(children_of(pid)), threading.active_count(), mounts)
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        return cls(descriptors, len(children_of(pid)), threading.active_count(), mounts, len(control_groups_of(pid)))
 
 
 # Programs.

@@ -55,6 +55,8 @@ class FleetSpec:
     """Slots of each worker; None leaves the worker's default."""
     pool_size: int | None = None
     """Warm sandboxes of each worker; None leaves the worker's default."""
+    level: str = "BEST"
+    """Security level of each worker."""
     tools: tuple[str, ...] = ()
     """Modules with tools for the broker."""
 
@@ -66,7 +68,7 @@ def restart_delay_s(failures: int) -> float:
 
 def worker_arguments(spec: FleetSpec, name: str, port: int) -> list[str]:
     """Return the command line of a worker that listens on `port`."""
-    arguments = ["--host", "127.0.0.1", "--port", str(port), "--worker-id", name]
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--worker-id", name, "--level", spec.level]
     if spec.max_sessions is not None:
         arguments += ["--max-sessions", str(spec.max_sessions)]
     if spec.pool_size is not None:

@@ -123,9 +123,15 @@ class Stats(Payload, frozen=True, kw_only=True):
     """Bytes the guest wrote to stdout, those beyond the cap included."""
     stderr_bytes: Count = 0
     cpu_ms: Millis = 0.0
-    """CPU time of the sandbox's processes."""
+    """CPU time of the sandbox, its set-up included. Without control groups: of its first process and of children that
+    one waited for."""
     peak_memory_bytes: Count = 0
-    """Largest resident size of any of the sandbox's processes."""
+    """Most memory that the sandbox held at any time: processes, files and kernel buffers. Without control groups:
+    largest resident size of its first process."""
+    refused_processes: Count = 0
+    """Forks and threads that the sandbox was refused because it had as many as it may."""
+    oom_kills: Count = 0
+    """Processes killed because the sandbox's memory was used up."""
     queue_ms: Millis = 0.0
     """Wait for a slot, in the broker."""
     start_ms: Millis = 0.0

@@ -50,7 +50,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_def
     cancel_on_first_error: bool = False
     """Whether the first tool error also fails the other calls that are still waiting."""
     memory_limit_bytes: Positive | UnsetType = UNSET
-    """Address space of each of the guest's processes; unset leaves the worker's default. Alias: `memoryLimit`."""
+    """Memory of the sandbox: all processes and files together, and the address space of each process. Unset leaves the
+    worker's, which it can only lower. Alias: `memoryLimit`. At its end: `MEMORY_LIMIT_EXCEEDED`."""
+    cpu_time_ms: Positive | UnsetType = UNSET
+    """Processor time of the sandbox, all processes together. Unset leaves the worker's, which it can only lower. At its
+    end: `CPU_LIMIT_EXCEEDED`."""
 
     @property
     def wall_ms(self) -> int:

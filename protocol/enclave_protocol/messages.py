@@ -91,6 +91,8 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     protocol_version: int = PROTOCOL_VERSION
     level: str
     """The security level its sandboxes hold."""
+    missing_layers: list[str] | UnsetType = UNSET
+    """Layers that its host cannot give and its level does not require; absent if there are none."""
     languages: list[str]
     profiles: list[str]
     max_sessions: Positive

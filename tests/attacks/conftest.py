@@ -67,6 +67,8 @@ class Target(NamedTuple):
 
     url: str
     pid: int
+    level: str
+    """The security level that it holds."""
 
     def metric(self, name: str) -> float:
         """One gauge of its /metrics."""
@@ -82,7 +84,9 @@ def target() -> Iterator[Target]:
     os.environ["ENCLAVE_TEST_SECRET"] = "a secret of the host's environment"
     try:
         with worker_process("--pool-size", "2") as (process, url):
-            yield Target(url, process.pid)
+            with connect(url) as connection:
+                level = msgspec.json.decode(connection.recv(PATIENCE_S))["level"]
+            yield Target(url, process.pid, level)
             assert process.poll() is None, "an attack ended the worker"
     finally:
         del os.environ["ENCLAVE_TEST_SECRET"]

@@ -52,8 +52,6 @@ REFUSED = {
     "acct": "acct",
     "a filter of its own": "seccomp",
     "vmsplice": "vmsplice",
-    "memory outside of its limit, by memfd": "memfd_create",
-    "memory outside of its limit, by System V": "shmget",
     "a number no kernel has": "",
 }
 

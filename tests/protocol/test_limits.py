@@ -35,7 +35,7 @@ def refusal(raw: object) -> RemoteProtocolError:
 def test_names_and_defaults_are_the_wires() -> None:
     ours = {field.encode_name: field.default for field in msgspec.structs.fields(Limits)}
     assert ours | WIRE_DEFAULTS == ours
-    assert set(ours) - set(WIRE_DEFAULTS) == {"maxResultBytes", "memoryLimitBytes"}
+    assert set(ours) - set(WIRE_DEFAULTS) == {"maxResultBytes", "memoryLimitBytes", "cpuTimeMs"}
 
 
 def test_nothing_given_is_every_default() -> None:

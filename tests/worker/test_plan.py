@@ -7,16 +7,18 @@ import json
 import msgspec
 import pytest
 
+from enclave_worker.sandbox.levels import LEVELS
 from enclave_worker.sandbox.plan import Plan, Privilege, Step, make_plan
 from enclave_worker.sandbox.spec import SandboxSpec, python_spec
 from enclave_worker.zygote.steps import OPERATIONS
 
-SPEC = python_spec(memory_limit_bytes=1 << 30)
+SPEC = python_spec(LEVELS["SECURE"].resources, counted=True)
+GROUPS = {"memory": "/sys/fs/cgroup/memory/enclave-1", "pids": "/sys/fs/cgroup/pids/enclave-1"}
 
 
 def plan(privilege: Privilege, **changes: object) -> Plan:
     spec = msgspec.structs.replace(SPEC, **changes)
-    return make_plan(spec, privilege=privilege, uid=1234, gid=1234)
+    return make_plan(spec, privilege=privilege, uid=1234, gid=1234, control_groups=GROUPS)
 
 
 def names(steps: list[Step]) -> list[str]:

@@ -19,6 +19,7 @@ from tests.support import (
     Footprint,
     children_of,
     client_of,
+    control_groups_of,
     new_name,
     parent_of,
     processes_named,
@@ -28,7 +29,12 @@ from tests.support import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from enclave_worker.runtime import RuntimeWorker
+
+GROUP_DESCRIPTORS = 6
+"""Five files to read and, in v1, one event of each slot's control group."""
 
 
 async def get(worker: RuntimeWorker, path: str) -> tuple[int, str]:
@@ -294,17 +300,20 @@ async def test_a_dead_zygote_ends_its_sessions_and_is_replaced(client: Client) -
 async def test_a_worker_killed_outright_leaves_no_process_behind(as_user: bool) -> None:  # noqa: FBT001 - a parameter of the test
     before = Footprint.now().mounts
     name = new_name()
+    groups: list[Path] = []
     with worker_process(as_user=as_user) as (process, url):
         async with client_of(url) as client:
             session = await client.start(NAME_PROCESS.format(name=name) + "print('up', flush=True)\nwhile True: pass")
             await client.until_written(session, "up")
             family = children_of(process.pid)
             assert len(family) >= 4, "launcher, zygote, the session and what is warm of the pool"
+            groups = control_groups_of(process.pid)
             with watched(family) as wait_gone:
                 process.kill()
                 await asyncio.to_thread(wait_gone)
 
     assert processes_named(name) == []
+    assert [path for path in groups if list(path.rglob("slot-*"))] == [], "its launchers removed its control groups"
     assert Footprint.now().mounts == before
 
 
@@ -324,7 +333,10 @@ async def test_hundreds_of_sessions_leave_nothing_in_a_running_worker(client: Cl
         # Warm sandboxes have descriptors and processes: count when the pool is full, and nothing is on its way.
         while (worker.get_stats().warm_sandboxes, worker.sessions.pools.live) != (8, 8):  # noqa: ASYNC110 - see below
             await asyncio.sleep(0)  # nothing tells when a pool is full again
-        return Footprint.now()
+        now = Footprint.now()
+        # A slot that was ever used keeps its control group and the files by which that is read.
+        slots = len({path.name for base in control_groups_of(os.getpid()) for path in base.rglob("slot-*")})
+        return now._replace(descriptors=now.descriptors - GROUP_DESCRIPTORS * slots)
 
     await round_of(20)
     before = await settled()

@@ -14,7 +14,11 @@ from msgspec import UNSET, Raw
 
 from enclave_protocol import Code, Limits, RemoteProtocolError, SessionId, State, ToolError, ToolResult
 from enclave_worker.session import (
+    LEAST_INTERVAL_MS,
     MAX_WAITING_CALLS,
+    WATCH_INTERVAL_MS,
+    Allowance,
+    CheckUsage,
     Conclude,
     Emit,
     Ended,
@@ -26,12 +30,13 @@ from enclave_worker.session import (
     StopToolTimer,
     ToGuest,
 )
+from enclave_worker.usage import Usage
 from tests.real_client import check_line, check_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-DIED = Exit(status=0, cpu_ms=1.5, peak_memory_bytes=4096)
+DIED = Exit(status=0, usage=Usage(cpu_ms=1.5, peak_memory_bytes=4096))
 
 
 def new(**limits: Any) -> Session:
@@ -87,7 +92,8 @@ def test_a_session_starts_by_handing_over_the_code() -> None:
     told = new(max_result_bytes=77, memory_limit_bytes=88).started("return 1", 100.5)
 
     assert told == [
-        ToGuest({"type": "execute", "code": "return 1", "memoryLimitBytes": 88, "maxResultBytes": 77}),
+        ToGuest({"type": "execute", "code": "return 1", "addressSpaceBytes": 88, "maxResultBytes": 77}),
+        CheckUsage(15_000),
     ]
 
 
@@ -117,6 +123,8 @@ def test_statistics_come_from_the_kernel_and_the_clock() -> None:
         "stderrBytes": 9,
         "cpuMs": 1.5,
         "peakMemoryBytes": 4096,
+        "refusedProcesses": 0,
+        "oomKills": 0,
         "queueMs": 12.5,
         "startMs": 250.0,
         "truncated": False,
@@ -459,10 +467,10 @@ def test_nothing_changes_a_verdict() -> None:
 @pytest.mark.parametrize(
     ("exit_", "code", "said"),
     [
-        (Exit(status=9, cpu_ms=0, peak_memory_bytes=0), "GUEST_CRASHED", "SIGKILL"),
-        (Exit(status=3 << 8, cpu_ms=0, peak_memory_bytes=0), "GUEST_CRASHED", "status 3"),
-        (Exit(status=40, cpu_ms=0, peak_memory_bytes=0), "GUEST_CRASHED", "40"),
-        (Exit(status=9, cpu_ms=0, peak_memory_bytes=0, lost="its zygote ended"), "INTERNAL_ERROR", "zygote ended"),
+        (Exit(status=9), "GUEST_CRASHED", "SIGKILL"),
+        (Exit(status=3 << 8), "GUEST_CRASHED", "status 3"),
+        (Exit(status=40), "GUEST_CRASHED", "40"),
+        (Exit(status=9, lost="its zygote ended"), "INTERNAL_ERROR", "zygote ended"),
         (None, "GUEST_CRASHED", "never came up"),
     ],
 )
@@ -471,6 +479,90 @@ def test_an_end_without_a_verdict_says_how(exit_: Exit | None, code: str, said: 
 
     assert error["code"] == code
     assert said in error["message"]
+
+
+# Limits that the kernel counts.
+
+
+def allowed(**changes: Any) -> Session:
+    session = Session(SessionId("s_1"), Limits(), now_s=100.0, allowance=Allowance(**changes))
+    session.started("", 100.0)
+    return session
+
+
+def test_processor_time_is_looked_at_when_it_can_be_used_up_at_the_earliest() -> None:
+    session = Session(SessionId("s_1"), Limits(), now_s=100.0, allowance=Allowance(cpu_time_ms=10_000, cpus=2))
+
+    assert session.started("", 100.0)[1:] == [CheckUsage(5_000)]
+    assert session.used(Usage(cpu_ms=4_000)) == [CheckUsage(3_000)]
+    assert session.used(Usage(cpu_ms=9_999)) == [CheckUsage(LEAST_INTERVAL_MS)]
+    assert session.used(Usage(cpu_ms=10_000)) == [Kill()]
+    assert final(session)["error"]["code"] == "CPU_LIMIT_EXCEEDED"
+
+
+def test_processor_time_that_cannot_be_used_up_before_the_deadline_is_never_looked_at() -> None:
+    session = Session(SessionId("s_1"), Limits(deadline_ms=1000), now_s=0.0, allowance=Allowance(cpu_time_ms=2000))
+
+    assert not any(isinstance(told, CheckUsage) for told in session.started("", 0.0))
+
+
+def test_a_session_may_lower_its_limits_but_not_raise_them() -> None:
+    limits = Limits(memory_limit_bytes=100, cpu_time_ms=9)
+    lower, higher = Allowance(memory_bytes=200, cpu_time_ms=8), Allowance(memory_bytes=50, cpu_time_ms=10)
+
+    assert Session(SessionId("s_1"), limits, now_s=0, allowance=lower).memory_bytes == 100
+    assert Session(SessionId("s_1"), limits, now_s=0, allowance=lower).cpu_time_ms == 8
+    assert Session(SessionId("s_1"), limits, now_s=0, allowance=higher).memory_bytes == 50
+    assert Session(SessionId("s_1"), limits, now_s=0, allowance=higher).cpu_time_ms == 9
+
+
+def test_without_control_groups_memory_is_watched() -> None:
+    session = Session(SessionId("s_1"), Limits(), now_s=0.0, allowance=Allowance(memory_bytes=1000, watched=True))
+
+    assert session.started("", 0.0)[1:] == [CheckUsage(WATCH_INTERVAL_MS)]
+    assert session.used(Usage(), 1000) == [CheckUsage(WATCH_INTERVAL_MS)]
+    assert session.used(Usage(), 1001) == [Kill()]
+    assert final(session)["error"]["code"] == "MEMORY_LIMIT_EXCEEDED"
+
+
+def test_used_up_memory_ends_the_session_whatever_the_guest_made_of_it() -> None:
+    killed = Exit(status=9, usage=Usage(oom_kills=1))
+    told, dead, claimed = allowed(), allowed(), allowed()
+
+    assert told.out_of_memory() == [Kill()]
+    frame(claimed, type="result", value="nothing happened")
+
+    for session in (told, dead, claimed):
+        payload = final(session, killed)
+        assert payload["error"]["code"] == "MEMORY_LIMIT_EXCEEDED"
+        assert payload["stats"]["oomKills"] == 1
+
+
+def test_a_verdict_of_ours_stays_when_a_process_also_died_of_memory() -> None:
+    session = allowed()
+    session.cancel("enough")
+
+    assert final(session, Exit(status=9, usage=Usage(oom_kills=1)))["error"]["code"] == "SESSION_CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("name", "refused", "code"),
+    [
+        ("BlockingIOError", 1, "PROCESS_LIMIT_EXCEEDED"),
+        ("RuntimeError", 1, "PROCESS_LIMIT_EXCEEDED"),
+        ("BlockingIOError", 0, "EXECUTION_ERROR"),
+        ("ValueError", 1, "EXECUTION_ERROR"),
+    ],
+)
+def test_a_failed_fork_is_the_process_limits_when_the_kernel_counted_it(name: str, refused: int, code: str) -> None:
+    session = allowed(processes=7)
+    frame(session, type="error", code="EXECUTION_ERROR", message="", name=name, line=1, stack="")
+    told = events(session.ended(Exit(status=0, usage=Usage(refused_processes=refused)), 101.0))
+
+    assert told[-1]["payload"]["error"]["code"] == code
+    warnings = [event["payload"] for event in told if event["type"] == "log"]
+    assert len(warnings) == refused
+    assert all("7 at a time" in warning["message"] for warning in warnings)
 
 
 # Whatever happens, in whatever order.
@@ -492,8 +584,13 @@ _limits = st.builds(
 _exits = st.builds(
     Exit,
     status=st.sampled_from([0, 1 << 8, 9, 11, 70 << 8]),
-    cpu_ms=st.floats(0, 1e6),
-    peak_memory_bytes=st.integers(0, 2**40),
+    usage=st.builds(
+        Usage,
+        cpu_ms=st.floats(0, 1e6),
+        peak_memory_bytes=st.integers(0, 2**40),
+        oom_kills=st.integers(0, 2),
+        refused_processes=st.integers(0, 2),
+    ),
     lost=st.sampled_from(["", "its zygote ended"]),
 )
 
@@ -625,6 +722,16 @@ class AnyHistory(RuleBasedStateMachine):
     @rule()
     def the_worker_gives_up(self) -> None:
         self.perform(self.session.fail(Code.INTERNAL_ERROR, "we broke"))
+
+    @precondition(guest_runs)
+    @rule(cpu_ms=st.floats(0, 1e5), held_bytes=st.integers(0, 2**40))
+    def its_usage_is_looked_at(self, cpu_ms: float, held_bytes: int) -> None:
+        self.perform(self.session.used(Usage(cpu_ms=cpu_ms), held_bytes))
+
+    @precondition(alive)
+    @rule()
+    def its_memory_is_used_up(self) -> None:
+        self.perform(self.session.out_of_memory())
 
     @precondition(lambda self: not self.ended and (self.begun or self.killed))
     @rule(exit_=_exits)

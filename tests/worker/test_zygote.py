@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from enclave_protocol import SandboxError
-from enclave_worker.config import RuntimeConfig
+from enclave_worker.cgroups import GroupLimits
 from enclave_worker.pool import Pool
+from enclave_worker.sandbox.levels import LEVELS
 from enclave_worker.sandbox.plan import make_plan
 from enclave_worker.sandbox.spec import bare, interpreter, python_spec
+from enclave_worker.slots import Slots
 from enclave_worker.zygote.kernel import acts_as_root
 from tests.support import Client, children_of, client_of, parent_of, running
 
@@ -26,12 +28,14 @@ FAILING: Step = ["a step that fails", "chdir", "/no/such/directory"]
 
 
 def real_plan() -> Plan:
-    spec = bare(python_spec(memory_limit_bytes=RuntimeConfig().memory_limit_bytes))
+    spec = bare(python_spec(LEVELS["SECURE"].resources, counted=False))
     return make_plan(spec, privilege="root" if acts_as_root() else "user", uid=os.geteuid(), gid=os.getegid())
 
 
 def pool_of(plan: Plan) -> Pool:
-    return Pool(plan, interpreter(), size=2, max_live=4, first_uid=200_000)
+    limits = GroupLimits(memory_bytes=1 << 30, processes=64, cpus=1)
+    slots = Slots(4, first_uid=200_000 if plan.privilege == "root" else 0, groups=None, limits=limits)
+    return Pool(plan, interpreter(), size=2, max_live=4, slots=slots)
 
 
 @pytest.mark.usefixtures("no_leaks")
@@ -77,7 +81,7 @@ async def test_live_sandboxes_never_share_a_number_or_a_user(client: Client, wor
     sandboxes = [run._sandbox for run in worker.sessions._runs.values()]
 
     assert len({sandbox.number for sandbox in sandboxes if sandbox}) == 6
-    assert len({sandbox.uid_slot for sandbox in sandboxes if sandbox}) == 6
+    assert len({sandbox.slot.number for sandbox in sandboxes if sandbox}) == 6
 
 
 @pytest.mark.usefixtures("no_leaks")

@@ -16,6 +16,7 @@ from enclave_protocol import SandboxError, __version__
 
 from .config import RuntimeConfig
 from .runtime import RuntimeWorker, create_runtime_worker
+from .sandbox.levels import BEST, DEFAULT_LEVEL, LEVELS
 from .sessions import MIN_MEMORY_BYTES
 
 _DEFAULTS = RuntimeConfig()
@@ -49,12 +50,24 @@ _LISTEN_HINTS = {
     help="Started as root: first host user id of sandboxes.",
 )
 @click.option(
-    "--memory-limit-bytes",
-    default=_DEFAULTS.memory_limit_bytes,
+    "--level",
+    default=DEFAULT_LEVEL,
     show_default=True,
-    type=click.IntRange(MIN_MEMORY_BYTES),
-    help="Address space of each of a guest's processes.",
+    type=click.Choice([*LEVELS, BEST]),
+    help="Security level: which layers must hold, and the limits below. BEST: SECURE if possible, else STANDARD.",
 )
+@click.option(
+    "--memory-limit-bytes",
+    type=click.IntRange(MIN_MEMORY_BYTES),
+    help="Memory of a sandbox, files included; and address space of each process in it [default: the level's].",
+)
+@click.option("--cpu-time-ms", type=click.IntRange(1), help="Processor time of a sandbox [default: the level's].")
+@click.option(
+    "--cpus",
+    type=click.FloatRange(0),
+    help="Processors that a sandbox may keep busy at a time; 0: all [default: the level's].",
+)
+@click.option("--processes", type=click.IntRange(2), help="Processes and threads of a sandbox [default: the level's].")
 @click.option("--worker-id", default="", help="Name in logs and metrics [default: host name and process id].")
 @click.option(
     "--grace-s",

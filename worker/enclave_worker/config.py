@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from enclave_protocol import MAX_CODE_BYTES, Limits
+
+from .sandbox.levels import BEST, DEFAULT_LEVEL, LEVELS, Level, Resources
 
 
 class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set about a worker; every field has a default that works.
 
     Raises:
-        ValueError: there is not at least one slot, or not at least one warm sandbox.
+        ValueError: there is not at least one slot, or not at least one warm sandbox, or the level is not known.
     """
 
     host: str = "127.0.0.1"
@@ -29,8 +33,19 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a session's limits are when it does not set them."""
     max_code_bytes: int = MAX_CODE_BYTES
     """Largest `code`, in UTF-8 bytes."""
-    memory_limit_bytes: int = 512 * 1024 * 1024
-    """Address space of each of a guest's processes; a session's `memoryLimitBytes` can only lower it."""
+    level: str = msgspec.field(default_factory=lambda: os.environ.get("ENCLAVE_LEVEL", DEFAULT_LEVEL))
+    """Which layers must hold, and what a sandbox may use of the machine: STRICT, SECURE, STANDARD, PERMISSIVE, or BEST
+    for the best of SECURE and STANDARD that this host gives. See docs/levels.md. Default: `ENCLAVE_LEVEL` of the
+    environment, else SECURE."""
+    memory_limit_bytes: int | None = None
+    """Memory of a sandbox, and address space of each of its processes. None: the level's. A session's
+    `memoryLimitBytes` can only lower it."""
+    cpu_time_ms: int | None = None
+    """Processor time of a sandbox. None: the level's. A session's `cpuTimeMs` can only lower it."""
+    cpus: float | None = None
+    """Processors a sandbox may keep busy at a time; 0 for all. None: the level's."""
+    processes: int | None = None
+    """Processes and threads of a sandbox. None: the level's."""
     send_buffer_bytes: int = 8 * 1024 * 1024
     """Events that may wait for one connection. Beyond it, its guests are no longer read and block on their output."""
     first_uid: int = 200_000
@@ -46,3 +61,11 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: {value!r} is not a whole number above 0")
+        if self.level not in {*LEVELS, BEST}:
+            raise ValueError(f"level: {self.level!r} is not one of {', '.join(LEVELS)} or {BEST}")
+
+    def resources(self, level: Level) -> Resources:
+        """Return what a sandbox may use: the level's, but for what is set here."""
+        names = ("memory_limit_bytes", "cpu_time_ms", "cpus", "processes")
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return msgspec.structs.replace(level.resources, **chosen)

@@ -12,6 +12,9 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
+import msgspec
+from msgspec import UNSET
+
 from enclave_protocol import (
     Cancel,
     Execute,
@@ -62,15 +65,23 @@ class Peer(Protocol):
         """Wait for the next message: text, or bytes if the peer sent a binary frame."""
 
 
+class WorkerIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself on every connection."""
+
+    worker_id: str
+    level: str
+    missing_layers: tuple[str, ...] = ()
+    """Layers that it does without."""
+
+
 class Connection:
     """Serves one peer until it goes away. It is the sink of the sessions it starts."""
 
-    def __init__(self, peer: Peer, sessions: Sessions, *, worker_id: str, level: str) -> None:
+    def __init__(self, peer: Peer, sessions: Sessions, identity: WorkerIdentity) -> None:
         self.congested = False
         self._peer = peer
         self._sessions = sessions
-        self._worker_id = worker_id
-        self._level = level
+        self._identity = identity
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._limit_bytes = sessions.config.send_buffer_bytes
@@ -159,9 +170,10 @@ class Connection:
 
     def _hello(self) -> Hello:
         return Hello(
-            worker_id=self._worker_id,
+            worker_id=self._identity.worker_id,
             version=__version__,
-            level=self._level,
+            level=self._identity.level,
+            missing_layers=list(self._identity.missing_layers) or UNSET,
             languages=list(LANGUAGES),
             profiles=list(PROFILES),
             max_sessions=self._sessions.config.max_sessions,

@@ -306,7 +306,18 @@ def _worker_starts(worth_trying: bool) -> Check:  # noqa: FBT001 - one private c
 
 def _start_worker() -> tuple[bool, str]:
     """Start a worker on a free port and stop it; return whether it listened, and its last words if it did not."""
-    command = [sys.executable, "-P", "-m", "enclave_worker.cli", "--host", "127.0.0.1", "--port", "0"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "enclave_worker.cli",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--level",
+        "BEST",
+    ]
     started = time.monotonic()
     with tempfile.TemporaryFile() as words:
         worker = subprocess.Popen(  # noqa: S603 - ours

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from .connection import Connection, PeerLeft, flush
 
 if TYPE_CHECKING:
+    from .connection import WorkerIdentity
     from .sessions import Sessions
 
 
@@ -53,17 +54,16 @@ class ChannelPeer:
 class Embedding:
     """The channels that a worker serves. Each belongs to the task that called `serve`."""
 
-    def __init__(self, sessions: Sessions, *, worker_id: str, level: str) -> None:
+    def __init__(self, sessions: Sessions, identity: WorkerIdentity) -> None:
         self._sessions = sessions
-        self._worker_id = worker_id
-        self._level = level
+        self._identity = identity
         self._served: dict[Connection, TextChannel] = {}
         self._numbers = itertools.count(1)
 
     async def serve(self, channel: TextChannel) -> None:
         """Serve a channel until either end closes it; it is closed afterwards."""
         peer = ChannelPeer(channel, f"memory:{next(self._numbers)}")
-        connection = Connection(peer, self._sessions, worker_id=self._worker_id, level=self._level)
+        connection = Connection(peer, self._sessions, self._identity)
         self._served[connection] = channel
         try:
             await connection.serve()

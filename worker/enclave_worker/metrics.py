@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from enclave_protocol import Code, __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _OUTCOMES = frozenset({"OK", *Code})
@@ -45,8 +45,20 @@ class WorkerMetrics:
             "enclave_sessions_refused", "Sessions refused for lack of a slot.", registry=self.registry
         )
         self.connections = Gauge("enclave_connections", "Open WebSocket connections.", registry=self.registry)
+        self._level = Gauge("enclave_level_info", "Always 1.", ["level"], registry=self.registry)
+        self._missing = Gauge(
+            "enclave_layer_missing", "1 for each layer that the worker does without.", ["layer"], registry=self.registry
+        )
         build = Gauge("enclave_build_info", "Always 1.", ["version", "role"], registry=self.registry)
         build.labels(__version__, "worker").set(1)
+
+    def describe(self, level: str, lacking: Iterable[str]) -> None:
+        """Say which level holds, and which layers the worker does without."""
+        self._level.clear()
+        self._level.labels(level).set(1)
+        self._missing.clear()
+        for layer in lacking:
+            self._missing.labels(layer).set(1)
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a gauge that is read when somebody asks."""

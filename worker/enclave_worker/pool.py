@@ -7,7 +7,6 @@ taken is replaced in the background. A sandbox serves one session and is never p
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import logging
 from collections import deque
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from .sandbox.plan import Plan
     from .sandbox_process import Sandbox
     from .session import Exit, Stream
+    from .slots import Slots
 
 log = logging.getLogger("enclave.worker")
 
@@ -55,19 +55,18 @@ _notices = msgspec.json.Decoder(_Notice)
 class Pool:
     """Keeps `size` sandboxes warm. Owner of every sandbox until it is taken."""
 
-    def __init__(self, plan: Plan, interpreter: str, *, size: int, max_live: int, first_uid: int) -> None:
+    def __init__(self, plan: Plan, interpreter: str, *, size: int, max_live: int, slots: Slots) -> None:
         self._plan = plan
         self._interpreter = interpreter
         self._size = size
         self._max_live = max_live
-        self._first_uid = first_uid
+        self._slots = slots
         self._zygote: ZygoteProcess | None = None
         self._dead: ZygoteProcess | None = None  # until it is reaped
         self._warm: deque[Sandbox] = deque()
         self._starting: dict[Sandbox, asyncio.TimerHandle] = {}
         self._takers: deque[Taker] = deque()
         self._numbers = itertools.count(1)
-        self._uid_slots = list(range(max_live))  # a heap of the free ones: live sandboxes never share a user id
         self._live = 0
         self._first: asyncio.Future[None] | None = None
         self._restart: asyncio.Task[None] | None = None
@@ -146,9 +145,11 @@ class Pool:
         sandbox.kill()
 
     def released(self, sandbox: Sandbox) -> None:
-        """A sandbox has exited: its user id is free again."""
+        """A sandbox has exited: its slot is free again, soon if not at once."""
+        self._slots.release(sandbox.slot, self._freed)
+
+    def _freed(self) -> None:
         self._live -= 1
-        heapq.heappush(self._uid_slots, sandbox.uid_slot)
         self._refill()
 
     # As the owner of sandboxes that nobody has taken yet.
@@ -190,6 +191,11 @@ class Pool:
     def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
         """Nothing is unwanted before there is a guest."""
 
+    def on_oom(self, sandbox: Sandbox) -> None:
+        """Before it has run anything: the limit is too low for the driver itself."""
+        log.error("sandbox %d: out of memory before it had code", sandbox.number)
+        sandbox.kill()
+
     def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
         """A sandbox died before anybody took it."""
         timeout = self._starting.pop(sandbox, None)
@@ -212,16 +218,22 @@ class Pool:
         if self._stopping or self._hold is not None or self._zygote is None:
             return
         wanted = self._size + len(self._takers) - len(self._warm) - len(self._starting)
-        while wanted > 0 and self._live < self._max_live:
-            self._spawn(self._zygote)
+        while wanted > 0 and self._live < self._max_live and self._spawn(self._zygote):
             wanted -= 1
 
-    def _spawn(self, zygote: ZygoteProcess) -> None:
-        slot = heapq.heappop(self._uid_slots)
-        uid = self._first_uid + slot if self._plan.privilege == "root" else 0
+    def _spawn(self, zygote: ZygoteProcess) -> bool:
+        """Have one made; say whether there was a slot for it."""
+        try:
+            slot = self._slots.take()
+        except OSError as error:
+            self._failed(SandboxError("make a control group", error.errno or 0, str(error)))
+            return False
+        if slot is None:
+            return False
         self._live += 1
-        sandbox = zygote.spawn(next(self._numbers), uid, slot, self)
+        sandbox = zygote.spawn(next(self._numbers), slot, self)
         self._starting[sandbox] = zygote.loop.call_later(_START_TIMEOUT_S, self._stuck, sandbox)
+        return True
 
     def _stuck(self, sandbox: Sandbox) -> None:
         if not sandbox.is_open:
@@ -292,6 +304,9 @@ class _Retired:
     def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
         """Nobody counts any more."""
 
+    def on_oom(self, sandbox: Sandbox) -> None:
+        """It is being killed anyway."""
+
     def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
-        """Let the pool have its user id back."""
+        """Let the pool have its slot back."""
         self._pool.released(sandbox)

@@ -14,8 +14,10 @@ import msgspec
 from enclave_protocol import LocalProtocolError, SandboxError
 
 from .config import RuntimeConfig
+from .connection import WorkerIdentity
 from .embedding import Embedding
 from .executions import DEFAULT_BUFFER_BYTES, ExecutionResult, collect, make_execute
+from .footing import Footing, find_footing
 from .listeners import Observable
 from .loop_thread import LoopThread, call_in
 from .metrics import WorkerMetrics, open_descriptors, resident_bytes
@@ -25,7 +27,7 @@ from .sandbox.plan import make_plan
 from .sandbox.spec import bare, interpreter, python_spec
 from .server import WEBSOCKET_PATH, WorkerServer
 from .sessions import Sessions
-from .zygote.kernel import acts_as_root
+from .slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,9 +36,7 @@ if TYPE_CHECKING:
     from enclave_protocol import Limits
 
     from .embedding import TextChannel
-    from .sandbox.plan import Privilege
 
-LEVEL = "SECURE"
 _DYING_MARGIN = 16
 """Sandboxes that may still be dying while their sessions' slots are taken again."""
 
@@ -89,6 +89,8 @@ class RuntimeWorker(Observable):
         self.port = 0
         """The port it listens on, once it does."""
         self._state = RuntimeState.STOPPED
+        self._footing: Footing | None = None
+        self._slots: Slots | None = None
         self._pools: Pools | None = None
         self._sessions: Sessions | None = None
         self._server: WorkerServer | None = None
@@ -147,12 +149,15 @@ class RuntimeWorker(Observable):
         """
         self._enter(RuntimeState.STARTING)
         try:
-            self._pools = _make_pools(self.config)
-            self._sessions = Sessions(self.config, self._pools, self.metrics, self.listeners)
-            self._embedding = Embedding(self._sessions, worker_id=self.worker_id, level=LEVEL)
-            self._server = WorkerServer(
-                self._sessions, self._pools, self.metrics, worker_id=self.worker_id, level=LEVEL
+            footing = self._footing = find_footing(self.config)
+            self.metrics.describe(footing.level.name, footing.lacking)
+            self._slots, self._pools = _make_pools(self.config, footing)
+            self._sessions = Sessions(self.config, self._pools, self.metrics, self.listeners, footing.allowance)
+            identity = WorkerIdentity(
+                worker_id=self.worker_id, level=footing.level.name, missing_layers=tuple(footing.lacking)
             )
+            self._embedding = Embedding(self._sessions, identity)
+            self._server = WorkerServer(self._sessions, self._pools, self.metrics, identity)
             if self.config.listen if listen is None else listen:
                 self.port = await self._server.start(self.config.host, self.config.port)
             await self._pools.start()
@@ -295,7 +300,11 @@ class RuntimeWorker(Observable):
             await self._server.stop()
         if self._pools is not None:
             await self._pools.stop()
-        self._embedding = self._server = self._pools = None
+        if self._slots is not None:
+            self._slots.close()
+        if self._footing is not None:
+            self._footing.close()
+        self._embedding = self._server = self._pools = self._slots = self._footing = None
 
     def _enter(self, state: RuntimeState) -> None:
         if state not in _TRANSITIONS[self._state]:
@@ -324,17 +333,24 @@ def _or_0(part: Sessions | Pools | None, name: str) -> float:
     return 0.0 if part is None else float(getattr(part, name))
 
 
-def _make_pools(config: RuntimeConfig) -> Pools:
-    privilege: Privilege = "root" if acts_as_root() else "user"
+def _make_pools(config: RuntimeConfig, footing: Footing) -> tuple[Slots, Pools]:
+    spec = python_spec(footing.resources, counted=footing.groups is not None)
+    kinds = (bare(spec), spec)
     max_live = config.max_sessions + config.pool_size + _DYING_MARGIN
-    first_uid = _first_uid(config.first_uid, 2 * max_live) if privilege == "root" else 0
-    spec = python_spec(memory_limit_bytes=config.memory_limit_bytes)
+    count = max_live * len(kinds)
+    first_uid = _first_uid(config.first_uid, count) if footing.privilege == "root" else 0
+    slots = Slots(count, first_uid=first_uid, groups=footing.groups, limits=footing.group_limits)
     pools = []
-    for number, kind in enumerate((bare(spec), spec)):
-        plan = make_plan(kind, privilege=privilege, uid=os.geteuid(), gid=os.getegid())
-        uids_from = first_uid + number * max_live  # no two live sandboxes share one, whichever pool made them
-        pools.append(Pool(plan, interpreter(), size=config.pool_size, max_live=max_live, first_uid=uids_from))
-    return Pools(*pools)
+    for kind in kinds:
+        plan = make_plan(
+            kind,
+            privilege=footing.privilege,
+            uid=os.geteuid(),
+            gid=os.getegid(),
+            control_groups=footing.group_parents,
+        )
+        pools.append(Pool(plan, interpreter(), size=config.pool_size, max_live=max_live, slots=slots))
+    return slots, Pools(*pools)
 
 
 def _first_uid(wanted: int, count: int) -> int:

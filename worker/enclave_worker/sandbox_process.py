@@ -14,15 +14,16 @@ import contextlib
 import os
 import signal
 import socket
-import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from .session import Exit, Stream
+from .usage import Usage, first_process_usage, read_small, tree_memory_bytes
 from .zygote import frames
 
 if TYPE_CHECKING:
+    from .slots import Slot
     from .zygote_process import ZygoteProcess
 
 _READ_BYTES = 65536
@@ -33,7 +34,6 @@ _MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """What may wait for a guest that does not read; more breaks it."""
 _MAX_DRAIN_READS = 17
 """One more than the largest pipe an ordinary process can make holds, in reads."""
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Owner(Protocol):
@@ -54,6 +54,9 @@ class Owner(Protocol):
     def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
         """This many unwanted bytes were thrown away."""
 
+    def on_oom(self, sandbox: Sandbox) -> None:
+        """Its memory is used up, and the kernel has killed one of its processes, or is about to."""
+
     def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
         """Every process of the sandbox is gone, and its pipes are drained."""
 
@@ -71,10 +74,11 @@ class Home(Owner, Protocol):
 class Sandbox:
     """One sandbox: a control socket, two output pipes and somebody who listens."""
 
-    def __init__(self, process: ZygoteProcess, number: int, uid_slot: int, home: Home) -> None:
+    def __init__(self, process: ZygoteProcess, number: int, slot: Slot, home: Home) -> None:
         self.process = process
         self.number = number
-        self.uid_slot = uid_slot
+        self.slot = slot
+        slot.on_oom = self._on_oom
         self.home = home
         self.owner: Owner = home
         self.max_frame_bytes = 1 << 20
@@ -83,6 +87,7 @@ class Sandbox:
         self._pipes: dict[Stream, int] = {}
         self._pidfd = -1
         self._pid = 0
+        self._inherited_bytes = 0  # of the zygote's memory; counted only where there are no control groups
         self._inbox = bytearray()
         self._outbox = bytearray()
         self._unwanted: set[Stream] = set()
@@ -96,6 +101,8 @@ class Sandbox:
         """Take over the descriptors that the zygote sent."""
         self._pidfd = pidfd
         self._pid = _pid_of(pidfd)
+        if self.slot.group is None:
+            self._inherited_bytes = self.held_bytes()
         self._control = socket.socket(fileno=control)
         self._control.setblocking(False)
         self._pipes = {"stdout": out, "stderr": err}
@@ -130,20 +137,30 @@ class Sandbox:
         """Whether the zygote has forked it."""
         return self._pidfd >= 0
 
-    def usage(self) -> Exit:
-        """Ask the kernel what the sandbox has used so far: its first process and the children that one waited for."""
+    def usage(self) -> Usage:
+        """Ask the kernel what the sandbox has used so far."""
+        group = self.slot.group
+        return group.usage() if group is not None else self._usage_of_first()
+
+    def _usage_of_first(self) -> Usage:
+        """The same without control groups: the first process, and the children that it waited for."""
         try:
             if not self._pid:
                 raise ProcessLookupError
-            own_s = time.clock_gettime(_cpu_clock(self._pid))
-            fields = _read(f"/proc/{self._pid}/stat").rpartition(b")")[2].split()
-            # At the start of a line: the first one has the guest's own name for itself, with its newlines escaped.
-            peak = _read(f"/proc/{self._pid}/status").partition(b"\nVmHWM:")[2].split(None, 1)
+            usage = first_process_usage(self._pid)
             signal.pidfd_send_signal(self._pidfd, 0)  # fails if the number has become somebody else's meanwhile
         except OSError:
-            return Exit(status=0, cpu_ms=0.0, peak_memory_bytes=0)  # it just died; nobody knows any more
-        children_s = (int(fields[13]) + int(fields[14])) / _TICKS_PER_S
-        return Exit(status=0, cpu_ms=(own_s + children_s) * 1000, peak_memory_bytes=int(peak[0]) * 1024 if peak else 0)
+            return Usage()  # it just died; nobody knows any more
+        return usage
+
+    def held_bytes(self) -> int:
+        """Return what memory its processes hold. For hosts without control groups: files in tmpfs are not seen."""
+        return tree_memory_bytes(self._pid, self._inherited_bytes) if self._pid else 0
+
+    def limit_memory(self, memory_bytes: int) -> None:
+        """Lower the memory limit. Without control groups nothing happens here: the session watches."""
+        if self.slot.group is not None:
+            self.slot.group.limit_memory(memory_bytes)
 
     def pause(self) -> None:
         """Stop reading from the guest: it blocks once its pipes are full."""
@@ -169,6 +186,8 @@ class Sandbox:
                     break
             self.drain()
         self.close()
+        if self.slot.group is not None:
+            exit_ = Exit(exit_.status, self.slot.group.usage(), exit_.lost)
         self.owner.on_exit(self, exit_)
 
     def drain(self) -> None:
@@ -192,6 +211,9 @@ class Sandbox:
         for fd in self._pipes.values():
             self._loop.remove_reader(fd)
             os.close(fd)
+
+    def _on_oom(self) -> None:
+        self.owner.on_oom(self)
 
     def _on_control(self) -> None:
         self._read_control()
@@ -282,20 +304,6 @@ class Sandbox:
 def _pid_of(pidfd: int) -> int:
     """Return the number of a pidfd's process as we see it; the zygote sees another one. 0 if nobody can tell."""
     try:
-        return max(0, int(_read(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0]))
+        return max(0, int(read_small(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0]))
     except OSError:  # no descriptor left to ask with
         return 0
-
-
-def _read(path: str) -> bytes:
-    """Read a small file of the kernel's: one look, no buffer, three calls."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 4096)
-    finally:
-        os.close(fd)
-
-
-def _cpu_clock(pid: int) -> int:
-    """Return the clock that counts a process's CPU time: the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)."""
-    return (~pid << 3) | 2

@@ -20,6 +20,7 @@ from .connection import Connection, PeerLeft, flush
 if TYPE_CHECKING:
     from websockets.asyncio.server import Server
 
+    from .connection import WorkerIdentity
     from .metrics import WorkerMetrics
     from .pools import Pools
     from .sessions import Sessions
@@ -63,12 +64,11 @@ class WebSocketPeer:
 class WorkerServer:
     """Listens; one `Connection` per WebSocket."""
 
-    def __init__(self, sessions: Sessions, pools: Pools, metrics: WorkerMetrics, *, worker_id: str, level: str) -> None:
+    def __init__(self, sessions: Sessions, pools: Pools, metrics: WorkerMetrics, identity: WorkerIdentity) -> None:
         self._sessions = sessions
         self._pools = pools
         self._metrics = metrics
-        self._worker_id = worker_id
-        self._level = level
+        self._identity = identity
         self._server: Server | None = None
         self._connections: set[Connection] = set()
 
@@ -99,7 +99,7 @@ class WorkerServer:
         peer = WebSocketPeer(socket)
         log.info("connection from %s opened", peer.name)
         with self._metrics.connections.track_inprogress():
-            connection = Connection(peer, self._sessions, worker_id=self._worker_id, level=self._level)
+            connection = Connection(peer, self._sessions, self._identity)
             self._connections.add(connection)
             try:
                 await connection.serve()

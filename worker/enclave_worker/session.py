@@ -46,6 +46,8 @@ from enclave_protocol import (
 from enclave_protocol import events as ev
 from enclave_protocol.limits import MAX_VALUE_BYTES
 
+from .usage import Usage
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -63,9 +65,15 @@ _GUEST_CODES = frozenset(
         Code.RESULT_NOT_SERIALIZABLE,
         Code.RESULT_TOO_LARGE,
         Code.MEMORY_LIMIT_EXCEEDED,
+        Code.DISK_LIMIT_EXCEEDED,
     }
 )
 """The codes a guest may claim without having been sent them by a tool."""
+_RAISED = frozenset({Code.EXECUTION_ERROR, Code.MEMORY_LIMIT_EXCEEDED, Code.DISK_LIMIT_EXCEEDED})
+"""Those that stand for an exception, whose name belongs in the message."""
+WATCH_INTERVAL_MS = 100.0
+"""How often a sandbox's memory is looked at where the kernel does not limit it."""
+LEAST_INTERVAL_MS = 10.0
 
 
 class GuestToolCall(msgspec.Struct, tag_field="type", tag="tool_call", frozen=True):
@@ -120,6 +128,12 @@ class StopToolTimer(NamedTuple):
     call_id: str
 
 
+class CheckUsage(NamedTuple):
+    """Call `used` after this long."""
+
+    delay_ms: float
+
+
 class Kill(NamedTuple):
     """End the sandbox now."""
 
@@ -135,7 +149,7 @@ class Ended(NamedTuple):
     """`OK` or the error's code."""
 
 
-Instruction = Emit | ToGuest | StartToolTimer | StopToolTimer | Kill | Conclude | Ended
+Instruction = Emit | ToGuest | StartToolTimer | StopToolTimer | CheckUsage | Kill | Conclude | Ended
 Stream = Literal["stdout", "stderr"]
 
 
@@ -144,14 +158,28 @@ class Exit(msgspec.Struct, frozen=True):
 
     status: int
     """As `waitpid` gives it; 0 if it had not ended yet."""
-    cpu_ms: float
-    peak_memory_bytes: int
+    usage: Usage = Usage()
     lost: str = ""
     """Why the kernel could not be asked: our failure, not the guest's."""
 
 
+class Allowance(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox of this worker may use, as far as a session has to know."""
+
+    memory_bytes: int = 512 * 1024 * 1024
+    cpu_time_ms: int = 15_000
+    cpus: float = 1.0
+    """Processors that it can keep busy at a time."""
+    processes: int = 64
+    spare_address_bytes: int = 0
+    """How much more than its memory a process may map."""
+    watched: bool = False
+    """Whether nobody but us enforces memory: there are no control groups."""
+
+
 class _Verdict(msgspec.Struct, frozen=True):
     trigger: Trigger
+    by_guest: bool = False
     result: Any | UnsetType = UNSET
     error: FinalError | UnsetType = UNSET
 
@@ -184,10 +212,20 @@ class Session:
     """See the module's text. Attributes are read by the shell, written only here."""
 
     def __init__(
-        self, session_id: SessionId, limits: Limits, *, now_s: float, first_seq: int = 1, queue_ms: float = 0.0
+        self,
+        session_id: SessionId,
+        limits: Limits,
+        *,
+        now_s: float,
+        first_seq: int = 1,
+        queue_ms: float = 0.0,
+        allowance: Allowance = Allowance(),  # noqa: B008 - frozen
     ) -> None:
         self.session_id = session_id
         self.limits = limits
+        self.memory_bytes = _lower(limits.memory_limit_bytes, allowance.memory_bytes)
+        self.cpu_time_ms = _lower(limits.cpu_time_ms, allowance.cpu_time_ms)
+        self._allowance = allowance
         self.state = State.STARTING
         self.next_seq = first_seq
         self.max_frame_bytes = max(limits.max_result_bytes, 1 << 20) + MAX_FRAME_OVERHEAD_BYTES
@@ -224,17 +262,30 @@ class Session:
         """Hand the code to the sandbox that was found."""
         self._start_ms = (now_s - self._accepted_s) * 1000
         self.state = transition(self.state, Trigger.START)
-        memory = self.limits.memory_limit_bytes
-        return [
-            ToGuest(
-                {
-                    "type": "execute",
-                    "code": code,
-                    "memoryLimitBytes": 0 if memory is UNSET else memory,
-                    "maxResultBytes": self.limits.max_result_bytes,
-                }
+        lowered = self.memory_bytes < self._allowance.memory_bytes
+        request = {
+            "type": "execute",
+            "code": code,
+            "addressSpaceBytes": self.memory_bytes + self._allowance.spare_address_bytes if lowered else 0,
+            "maxResultBytes": self.limits.max_result_bytes,
+        }
+        return [ToGuest(request), *self._next_check(0.0)]
+
+    def used(self, usage: Usage, held_bytes: int = 0) -> list[Instruction]:
+        """The kernel was asked what the sandbox has used so far, and what memory it holds where only we enforce it."""
+        if self.decided:
+            return []
+        if usage.cpu_ms >= self.cpu_time_ms:
+            return self._fail(
+                Code.CPU_LIMIT_EXCEEDED, f"used {usage.cpu_ms:.0f} ms of processor time: cpuTimeMs={self.cpu_time_ms}"
             )
-        ]
+        if held_bytes > self.memory_bytes:
+            return self.out_of_memory()
+        return self._next_check(usage.cpu_ms)
+
+    def out_of_memory(self) -> list[Instruction]:
+        """The sandbox has used up its memory."""
+        return [] if self.decided else self._fail(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message())
 
     def frame(self, body: bytes) -> list[Instruction]:
         """Handle one frame of the guest's. Everything in it is a claim."""
@@ -337,24 +388,54 @@ class Session:
 
     def ended(self, exit_: Exit | None, now_s: float) -> list[Instruction]:
         """The sandbox is gone, or about to be (None: there never was one). Emit what is left and the `final`."""
-        if self._verdict is None and exit_ is not None and exit_.lost:
-            self._fail(Code.INTERNAL_ERROR, f"the sandbox was lost: {exit_.lost}")
-        if self._verdict is None:
-            self._fail(Code.GUEST_CRASHED, _describe_exit(exit_))
-        verdict = self._verdict
-        assert verdict is not None
+        usage = Usage() if exit_ is None else exit_.usage
+        verdict = self._final_verdict(exit_, usage)
         told: list[Instruction] = []
         rests = [(output.event, output.flush()) for output in self._outputs.values()]
         told += [self._emit(event, ev.ChunkPayload(chunk=rest)) for event, rest in rests if rest]
+        if usage.refused_processes:
+            told.append(self._emit(ev.Log, self._refused_processes(usage)))
         self.state = transition(self.state, verdict.trigger)
         ok = verdict.trigger is Trigger.COMPLETE
-        payload = FinalPayload(ok=ok, result=verdict.result, error=verdict.error, stats=self._stats(exit_, now_s))
+        payload = FinalPayload(ok=ok, result=verdict.result, error=verdict.error, stats=self._stats(usage, now_s))
         told.append(self._emit(Final, payload))
         code = verdict.error.code if verdict.error is not UNSET else "OK"
         told.append(Ended("OK" if code is UNSET else code))
         return told
 
     # How it is done.
+
+    def _final_verdict(self, exit_: Exit | None, usage: Usage) -> _Verdict:
+        """Return how the session ends, now that it is known what the kernel has to say."""
+        if self._verdict is None and exit_ is not None and exit_.lost:
+            self._fail(Code.INTERNAL_ERROR, f"the sandbox was lost: {exit_.lost}")
+        if self._verdict is None and not usage.oom_kills:
+            self._fail(Code.GUEST_CRASHED, _describe_exit(exit_))
+        verdict = self._verdict
+        if usage.oom_kills and (verdict is None or verdict.by_guest):
+            # Whatever the guest made of the loss of a process: the limit has struck.
+            return _Verdict(Trigger.FAIL, error=_final_error(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message()))
+        assert verdict is not None, "decided above"
+        error = verdict.error
+        if usage.refused_processes and verdict.by_guest and error is not UNSET and _is_failed_fork(error):
+            error = msgspec.structs.replace(error, code=Code.PROCESS_LIMIT_EXCEEDED.value)
+            return msgspec.structs.replace(verdict, error=error)
+        return verdict
+
+    def _memory_message(self) -> str:
+        return f"the sandbox used up its memory: memoryLimitBytes={self.memory_bytes}"
+
+    def _refused_processes(self, usage: Usage) -> ev.LogPayload:
+        most = self._allowance.processes
+        message = f"{usage.refused_processes} forks or threads were refused: a sandbox may have {most} at a time"
+        return ev.LogPayload(level="warn", message=message, data={"limit": "processes", "processes": most})
+
+    def _next_check(self, cpu_ms: float) -> list[Instruction]:
+        """Look again when the processor time can be used up at the earliest; never, if the deadline comes before."""
+        by_cpu_ms = (self.cpu_time_ms - cpu_ms) / self._allowance.cpus
+        if self._allowance.watched:
+            return [CheckUsage(min(WATCH_INTERVAL_MS, max(by_cpu_ms, LEAST_INTERVAL_MS)))]
+        return [CheckUsage(max(by_cpu_ms, LEAST_INTERVAL_MS))] if by_cpu_ms < self.budget_ms else []
 
     def _output(self, stream: Stream) -> _Output:
         return _Output(stream, self.limits.max_stdout_bytes)
@@ -419,13 +500,13 @@ class Session:
                 f"the result is {len(value)} bytes as JSON, more than maxResultBytes={self.limits.max_result_bytes}"
             )
             return self._fail(Code.RESULT_TOO_LARGE, message)
-        return self._decide(_Verdict(Trigger.COMPLETE, result=msgspec.Raw(value)), Conclude())
+        return self._decide(_Verdict(Trigger.COMPLETE, by_guest=True, result=msgspec.Raw(value)), Conclude())
 
     def _guest_error(self, error: GuestError) -> list[Instruction]:
         code = error.code
         if code not in _GUEST_CODES and not (code in self._tool_codes and _ERROR_CODE.fullmatch(code)):
             code = Code.EXECUTION_ERROR
-        raised = code in {Code.EXECUTION_ERROR, Code.MEMORY_LIMIT_EXCEEDED} or code not in _GUEST_CODES
+        raised = code in _RAISED or code not in _GUEST_CODES
         said = [error.name, error.message] if raised else [error.message]
         message = ": ".join(part for part in said if part)
         final = FinalError(
@@ -436,7 +517,7 @@ class Session:
             line=UNSET if error.line is None else error.line,
             retryable=is_retryable(code),
         )
-        return self._decide(_Verdict(Trigger.FAIL, error=final), Conclude())
+        return self._decide(_Verdict(Trigger.FAIL, by_guest=True, error=final), Conclude())
 
     def _fail(self, code: Code, message: str) -> list[Instruction]:
         return self._decide(_Verdict(Trigger.FAIL, error=_final_error(code, message)), Kill())
@@ -452,15 +533,17 @@ class Session:
             self.state = transition(self.state, Trigger.TOOL_RESULT)
         return [*stop, how]
 
-    def _stats(self, exit_: Exit | None, now_s: float) -> Stats:
+    def _stats(self, usage: Usage, now_s: float) -> Stats:
         out, err = self._outputs["stdout"], self._outputs["stderr"]
         return Stats(
             duration_ms=round((now_s - self._accepted_s) * 1000, 3),
             tool_call_count=self._tool_call_count,
             stdout_bytes=out.total_bytes,
             stderr_bytes=err.total_bytes,
-            cpu_ms=0.0 if exit_ is None else round(exit_.cpu_ms, 3),
-            peak_memory_bytes=0 if exit_ is None else exit_.peak_memory_bytes,
+            cpu_ms=round(usage.cpu_ms, 3),
+            peak_memory_bytes=usage.peak_memory_bytes,
+            refused_processes=usage.refused_processes,
+            oom_kills=usage.oom_kills,
             queue_ms=round(self._queue_ms, 3),
             start_ms=round(self._start_ms, 3),
             truncated=out.cut or err.cut,
@@ -489,6 +572,15 @@ def _encode_again(value: object, spare_frames: int = _SPARE_FRAMES) -> bytes:
 
 def _final_error(code: Code, message: str) -> FinalError:
     return FinalError(message=message, code=str(code), retryable=code.retryable)
+
+
+def _lower(asked: int | UnsetType, allowed: int) -> int:
+    return allowed if asked is UNSET else min(asked, allowed)
+
+
+def _is_failed_fork(error: FinalError) -> bool:
+    """Whether this can be how a guest sees that it got no process: fork's EAGAIN, or what `threading` makes of it."""
+    return error.code == Code.EXECUTION_ERROR and error.name in {"BlockingIOError", "RuntimeError", "OSError"}
 
 
 def _describe_exit(exit_: Exit | None) -> str:

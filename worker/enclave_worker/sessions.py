@@ -32,6 +32,8 @@ from enclave_protocol.events import iso_time
 
 from .listeners import Listeners
 from .session import (
+    Allowance,
+    CheckUsage,
     Conclude,
     Emit,
     Ended,
@@ -44,8 +46,11 @@ from .session import (
     Stream,
     ToGuest,
 )
+from .usage import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .config import RuntimeConfig
     from .metrics import WorkerMetrics
     from .pools import Pools
@@ -90,9 +95,15 @@ class Sessions:
     """Starts, feeds and ends sessions. `active` never exceeds `max_sessions`."""
 
     def __init__(
-        self, config: RuntimeConfig, pools: Pools, metrics: WorkerMetrics, listeners: Listeners | None = None
+        self,
+        config: RuntimeConfig,
+        pools: Pools,
+        metrics: WorkerMetrics,
+        listeners: Listeners | None = None,
+        allowance: Allowance = Allowance(),  # noqa: B008 - frozen
     ) -> None:
         self.config = config
+        self.allowance = allowance
         self.pools = pools
         self.metrics = metrics
         self.listeners = listeners or Listeners()
@@ -122,7 +133,14 @@ class Sessions:
         limits = self._limits(message, session_id)
         first_seq = 1 if message.first_seq is UNSET else message.first_seq
         queue_ms = 0.0 if message.queue_ms is UNSET else message.queue_ms
-        session = Session(session_id, limits, now_s=time.monotonic(), first_seq=first_seq, queue_ms=queue_ms)
+        session = Session(
+            session_id,
+            limits,
+            now_s=time.monotonic(),
+            first_seq=first_seq,
+            queue_ms=queue_ms,
+            allowance=self.allowance,
+        )
         if self.draining or len(self._runs) >= self.config.max_sessions:
             why = "the worker is draining" if self.draining else f"all {self.config.max_sessions} slots are taken"
             self.metrics.refused.inc()
@@ -207,10 +225,13 @@ class Sessions:
         except RemoteProtocolError as error:
             error.session_id = session_id
             raise
-        memory, most = limits.memory_limit_bytes, self.config.memory_limit_bytes
+        memory, most = limits.memory_limit_bytes, self.allowance.memory_bytes
         if memory is not UNSET and not MIN_MEMORY_BYTES <= memory <= most:
             allowed = f"{MIN_MEMORY_BYTES} to {most} bytes on this worker"
             raise _bad(session_id, "limits.memoryLimitBytes", f"{memory} bytes", allowed)
+        cpu_time, most = limits.cpu_time_ms, self.allowance.cpu_time_ms
+        if cpu_time is not UNSET and cpu_time > most:
+            raise _bad(session_id, "limits.cpuTimeMs", f"{cpu_time} ms", f"up to {most} ms on this worker")
         return limits
 
 
@@ -269,6 +290,8 @@ class _Run:
         sandbox.max_frame_bytes = self.session.max_frame_bytes
         now_s = time.monotonic()
         self._sessions.metrics.start_seconds.observe(now_s - self._started_s)
+        if self.session.memory_bytes < self._sessions.allowance.memory_bytes:
+            sandbox.limit_memory(self.session.memory_bytes)
         self._perform(self.session.started(self._code, now_s))
         self._code = ""
 
@@ -298,6 +321,11 @@ class _Run:
         del sandbox
         self.session.count_dropped(stream, size_bytes)
 
+    def on_oom(self, sandbox: Sandbox) -> None:
+        """The sandbox's memory is used up."""
+        del sandbox
+        self._perform(self.session.out_of_memory())
+
     def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
         """The sandbox is gone."""
         sandbox.home.released(sandbox)
@@ -312,16 +340,18 @@ class _Run:
                 if self._sandbox is not None:
                     self._sandbox.send(instruction.message)
             elif isinstance(instruction, StartToolTimer):
-                delay_s = instruction.timeout_ms / 1000
-                self._timers[instruction.call_id] = self._loop.call_later(
-                    delay_s, self._on_tool_timeout, instruction.call_id
-                )
+                self._arm(instruction.call_id, instruction.timeout_ms, self._on_tool_timeout, instruction.call_id)
             elif isinstance(instruction, StopToolTimer):
                 self._timers.pop(instruction.call_id).cancel()
+            elif isinstance(instruction, CheckUsage):
+                self._arm("usage", instruction.delay_ms, self._on_check)
             elif isinstance(instruction, Conclude):
                 self._conclude()
             elif isinstance(instruction, Kill):
                 self._kill()
+
+    def _arm(self, name: str, delay_ms: float, callback: Callable[..., None], *arguments: object) -> None:
+        self._timers[name] = self._loop.call_later(delay_ms / 1000, callback, *arguments)
 
     def _deliver(self, line: bytes) -> None:
         self.sink.deliver(line)
@@ -344,9 +374,9 @@ class _Run:
             used = sandbox.usage()
         except Exception:  # an ending must not depend on a measurement
             log.exception("what sandbox %d used can't be told", sandbox.number)
-            used = Exit(status=0, cpu_ms=0.0, peak_memory_bytes=0)
+            used = Usage()
         try:
-            self._finish(used)
+            self._finish(Exit(0, used))
         finally:
             sandbox.home.retire(sandbox)  # after the `final` is on its way: nobody waits for a kill
 
@@ -365,6 +395,11 @@ class _Run:
 
     def _on_deadline(self) -> None:
         self._perform(self.session.deadline(time.monotonic()))
+
+    def _on_check(self) -> None:
+        if self._sandbox is not None:
+            held_bytes = self._sandbox.held_bytes() if self._sessions.allowance.watched else 0
+            self._perform(self.session.used(self._sandbox.usage(), held_bytes))
 
     def _on_tool_timeout(self, call_id: str) -> None:
         self._perform(self.session.tool_timeout(call_id))

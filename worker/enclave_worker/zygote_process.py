@@ -25,12 +25,14 @@ from enclave_protocol import SandboxError
 
 from .sandbox_process import Sandbox
 from .session import Exit
+from .usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .sandbox.plan import Plan
     from .sandbox_process import Home
+    from .slots import Slot
 
 log = logging.getLogger("enclave.worker")
 
@@ -108,18 +110,18 @@ class ZygoteProcess:
             raise
         return self
 
-    def spawn(self, number: int, uid: int, uid_slot: int, home: Home) -> Sandbox:
+    def spawn(self, number: int, slot: Slot, home: Home) -> Sandbox:
         """Ask for a sandbox. It tells `home` when it is ready, or why it never will be."""
-        sandbox = Sandbox(self, number, uid_slot, home)
+        sandbox = Sandbox(self, number, slot, home)
         self.sandboxes[number] = sandbox
         self.forked += 1
-        request = {"op": "spawn", "id": number, "uid": uid, "check": not self.proven}
+        request = {"op": "spawn", "id": number, "slot": slot.number, "uid": slot.uid, "check": not self.proven}
         self._request(json.dumps(request).encode())
         return sandbox
 
     def unresponsive(self, reason: str) -> None:
         """Give up on a zygote that does not do its work: it is killed, and with it every sandbox of it."""
-        self._process.kill()
+        self._process.terminate()  # its parent, the launcher, ends it
         self._died(reason)
 
     def kill(self, number: int) -> None:
@@ -130,13 +132,17 @@ class ZygoteProcess:
         """End the zygote and with it every sandbox; returns when the kernel has reaped them all."""
         self._stopping = True
         self._close()
-        # Its parent, the launcher, leaves only when the zygote's namespace is empty.
-        try:
-            async with asyncio.timeout(_LEAVE_S):
-                await self._wait_left()
-        except TimeoutError:
-            self._process.kill()  # and the zygote with it, even one that somebody stopped: it has its death signal
-            await self._wait_left()
+        # Its parent, the launcher, leaves only when the zygote's namespace is empty. Told to, it kills a zygote that
+        # somebody stopped; should it be stopped itself, its own death is the zygote's.
+        for hurry in (self._process.terminate, self._process.kill):
+            try:
+                async with asyncio.timeout(_LEAVE_S):
+                    await self._wait_left()
+            except TimeoutError:
+                hurry()
+            else:
+                return
+        await self._wait_left()
 
     async def _wait_left(self) -> None:
         # Not by a thread that waits: an interpreter that is ending, whose atexit handler stops us, starts no more.
@@ -190,7 +196,7 @@ class ZygoteProcess:
                 self._exited(packet)
             elif packet.type == "unspawned":
                 log.error("sandbox %d: no process: %s", packet.id, packet.reason)
-                self.sandboxes.pop(packet.id).exited(Exit(0, 0.0, 0, lost=packet.reason))
+                self.sandboxes.pop(packet.id).exited(Exit(0, lost=packet.reason))
             elif packet.type == "prepared":
                 self._prepared.set_result(None)
             else:
@@ -209,7 +215,8 @@ class ZygoteProcess:
 
     def _exited(self, packet: _Packet) -> None:
         sandbox = self.sandboxes.pop(packet.id)
-        sandbox.exited(Exit(packet.status, packet.cpu_ms, packet.peak_memory_bytes))
+        usage = Usage(cpu_ms=packet.cpu_ms, peak_memory_bytes=packet.peak_memory_bytes)
+        sandbox.exited(Exit(packet.status, usage))
 
     def _died(self, reason: str, error: SandboxError | None = None) -> None:
         if self._stopping:
@@ -228,7 +235,7 @@ class ZygoteProcess:
             self._control.close()
         orphans, self.sandboxes = list(self.sandboxes.values()), {}
         for sandbox in orphans:
-            sandbox.exited(Exit(status=9, cpu_ms=0.0, peak_memory_bytes=0, lost="its zygote ended"))
+            sandbox.exited(Exit(status=9, lost="its zygote ended"))
 
 
 def _stderr() -> int:

@@ -37,19 +37,26 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     help="Sessions that one worker runs at once.  [default: the worker's]",
 )
 @click.option(
+    "--level",
+    default="BEST",
+    show_default=True,
+    envvar="ENCLAVE_LEVEL",
+    help="Security level of each worker, as for enclave-runtime. BEST: SECURE if this machine gives it, else STANDARD.",
+)
+@click.option(
     "--tools",
     multiple=True,
     metavar="MODULE",
     envvar="ENCLAVE_TOOLS",
     help="A Python module with tools for the code to call. May be given several times.",
 )
-def command(workers: int, port: int, max_sessions: int | None, tools: tuple[str, ...]) -> None:
+def command(workers: int, port: int, max_sessions: int | None, level: str, tools: tuple[str, ...]) -> None:
     """Start a whole fleet on this machine.
 
     Starts workers and a broker on loopback, says where they are, and keeps them running: a worker that dies is started
     again. Ctrl-C stops everything.
     """
-    spec = FleetSpec(workers=workers, port=port, max_sessions=max_sessions, tools=tools)
+    spec = FleetSpec(workers=workers, port=port, max_sessions=max_sessions, level=level, tools=tools)
     try:
         asyncio.run(serve(spec))
     except FleetError as error:

@@ -14,8 +14,9 @@ regained every capability of its own would still own no mount, no network and no
 `enclose` is a chain of needs: mounting needs the capabilities that `identity` gives up, the id maps need the user
 namespace, dropping needs the maps, and nothing but the guest's code may come after the filter.
 
-A step is `[name, operation, *arguments]`: see `enclave_worker.zygote.steps`. `{uid}` and `{proc}` are filled in per
-sandbox: the host user id it runs as, and a descriptor of the zygote's own `/proc`.
+A step is `[name, operation, *arguments]`: see `enclave_worker.zygote.steps`. In braces stands what is filled in per
+sandbox: `{uid}`, the host user id it runs as; `{slot}`, the name of its control groups, below the directories that the
+descriptors `{group_…}` show; `{proc}`, a descriptor of the zygote's own `/proc`; `{seccomp}`, the filter.
 """
 
 from __future__ import annotations
@@ -57,9 +58,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The filter, base64: steps refer to it as `{seccomp}`."""
     preload: tuple[str, ...]
     """Modules to import before the first fork."""
+    control_groups: dict[str, str]
+    """By controller (v2: `unified`), the directory above the slots' groups. Empty: there are none."""
 
 
-def make_plan(spec: SandboxSpec, *, privilege: Privilege, uid: int, gid: int) -> Plan:
+def make_plan(
+    spec: SandboxSpec, *, privilege: Privilege, uid: int, gid: int, control_groups: dict[str, str] | None = None
+) -> Plan:
     """Compile a spec.
 
     Args:
@@ -67,14 +72,24 @@ def make_plan(spec: SandboxSpec, *, privilege: Privilege, uid: int, gid: int) ->
         privilege: whether real root performs the plan.
         uid: the effective user id of whoever performs it.
         gid: the same, of the group.
+        control_groups: by controller, the directory above the slots' groups; None or empty if there are none.
     """
+    groups = control_groups or {}
     return Plan(
         launch=[] if privilege == "root" else _own_user_namespace(uid, gid),
         prepare=[*_detach(privilege), *_root(spec), *_lock()],
-        enclose=[*_namespaces(spec), *_private_mounts(spec), *_identity(spec, privilege), *_limits(spec), _FILTER],
+        enclose=[
+            *_join_groups(groups),
+            *_namespaces(spec),
+            *_private_mounts(spec),
+            *_identity(spec, privilege),
+            *_limits(spec),
+            _FILTER,
+        ],
         privilege=privilege,
-        seccomp_base64=base64.b64encode(compile_filter(spec.machine)).decode(),
+        seccomp_base64=base64.b64encode(compile_filter(spec.machine, memory_is_counted=bool(groups))).decode(),
         preload=spec.preload,
+        control_groups=groups,
     )
 
 
@@ -158,6 +173,11 @@ def _lock() -> list[Step]:
         ["pivot root", "pivot"],
         ["read-only root", "mount_attributes", "/", _RDONLY | _NOSUID | _NODEV, False],
     ]
+
+
+def _join_groups(groups: dict[str, str]) -> list[Step]:
+    # First of all, so that everything below is charged to the sandbox; before the cgroup namespace, whose root it is.
+    return [[f"join {name} group", "join", f"{{group_{name}}}", "{slot}"] for name in groups]
 
 
 def _namespaces(spec: SandboxSpec) -> list[Step]:

@@ -36,11 +36,16 @@ DENIED: dict[str, str] = {
     "Clocks and names of the machine.": "settimeofday clock_settime clock_adjtime adjtimex setdomainname sethostname",
     "Identities: a sandbox has one.": """setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid
         setgroups capset chown fchown lchown fchownat""",
-    "Memory that RLIMIT_AS does not see: it stays when nothing maps it.": "shmget memfd_create",
     "Memory that cannot be swapped or is placed by node.": """mlockall mlock2 mbind set_mempolicy get_mempolicy
         set_mempolicy_home_node""",
 }
 """Why, and which calls. Every other call of `syscalls` is allowed; every call beyond it gets ENOSYS."""
+
+UNCOUNTED: dict[str, str] = {
+    "Without control groups: memory that RLIMIT_AS does not see, for it stays when nothing maps it.": """shmget
+        memfd_create"""
+}
+"""Refused as well where nothing but address space is limited."""
 
 PROBED = frozenset({"clone3", "io_uring_setup", "userfaultfd", "bpf", "perf_event_open", "open_tree", "fsopen"})
 """Refused with ENOSYS: libraries try these and fall back. glibc turns EPERM from clone3 into a failed thread."""
@@ -91,8 +96,16 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {"x86_64": Architecture(0xC000003E, X86_64), "aarch64": Architecture(0xC00000B7, AARCH64)}
 
 
-def compile_filter(machine: str) -> bytes:
-    """Return the filter for `machine` (as `uname -m` says it) as BPF; raises KeyError for an unknown machine."""
+def compile_filter(machine: str, *, memory_is_counted: bool) -> bytes:
+    """Return the filter as BPF.
+
+    Args:
+        machine: as `uname -m` says it.
+        memory_is_counted: whether a control group counts all memory of the sandbox, mapped or not.
+
+    Raises:
+        KeyError: there is no table for this machine.
+    """
     architecture = ARCHITECTURES[machine]
     head = [
         Instruction(_LOAD, 0, 0, _ARCH_OFFSET),
@@ -102,15 +115,15 @@ def compile_filter(machine: str) -> bytes:
         Instruction(_GREATER_EQUAL, 0, 1, _X32_BIT),
         Instruction(_RETURN, 0, 0, _ENOSYS),
     ]
-    program = head + _tree(_ranges(_actions(architecture.numbers)))
+    program = head + _tree(_ranges(_actions(architecture.numbers, DENIED if memory_is_counted else DENIED | UNCOUNTED)))
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
 
 
 _Action = int | str  # a return value, or the name of a call whose arguments decide
 
 
-def _actions(numbers: dict[str, int]) -> dict[int, _Action]:
-    denied = {name for names in DENIED.values() for name in names.split()}
+def _actions(numbers: dict[str, int], policy: dict[str, str]) -> dict[int, _Action]:
+    denied = {name for names in policy.values() for name in names.split()}
     actions: dict[int, _Action] = {}
     for name, number in numbers.items():
         if name in _BY_ARGUMENT:

@@ -7,10 +7,16 @@ import platform
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+if TYPE_CHECKING:
+    from .levels import Resources
+
 MIB = 1024 * 1024
+_STACK_BYTES = 8 * MIB
+"""What glibc reserves for a thread's stack, from the usual limit of 8 MiB."""
 
 
 class Tmpfs(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,20 +46,52 @@ class Rlimit(msgspec.Struct, frozen=True, kw_only=True):
         return int(getattr(resource, f"RLIMIT_{self.name}"))
 
 
-RLIMITS = (
-    # With a core_pattern that is a pipe the kernel ignores 0; only the value 1 keeps the helper from running.
-    Rlimit(name="CORE", soft=1, hard=1),
-    Rlimit(name="NOFILE", soft=256, hard=256),
-    Rlimit(name="NPROC", soft=64, hard=64),
-    Rlimit(name="FSIZE", soft=64 * MIB, hard=64 * MIB),
-    Rlimit(name="STACK", soft=8 * MIB, hard=64 * MIB),
-    Rlimit(name="MEMLOCK", soft=65536, hard=65536),
-    Rlimit(name="MSGQUEUE", soft=65536, hard=65536),
-    Rlimit(name="SIGPENDING", soft=512, hard=512),
-    Rlimit(name="NICE", soft=0, hard=0),
-    Rlimit(name="RTPRIO", soft=0, hard=0),
-)
-"""What every sandbox is limited to beside memory, per process; NPROC counts the whole sandbox."""
+def rlimits(resources: Resources, *, counted: bool) -> tuple[Rlimit, ...]:
+    """Return what each process is limited to.
+
+    Args:
+        resources: what the whole sandbox may use.
+        counted: whether control groups count memory and processes. They tell when they strike, so they have to strike
+            first.
+    """
+    processes = resources.processes * (2 if counted else 1)
+    address_space_bytes = resources.memory_limit_bytes + spare_address_bytes(resources, counted=counted)
+    # A backstop, in whole seconds: the worker watches the whole sandbox's time, and is more exact.
+    cpu_time_s = resources.cpu_time_ms // 1000 + 2
+    return (
+        # With a core_pattern that is a pipe the kernel ignores 0; only the value 1 keeps the helper from running.
+        Rlimit(name="CORE", soft=1, hard=1),
+        Rlimit(name="NOFILE", soft=resources.open_files, hard=resources.open_files),
+        Rlimit(name="NPROC", soft=processes, hard=processes),
+        Rlimit(name="FSIZE", soft=resources.disk_bytes, hard=resources.disk_bytes),
+        Rlimit(name="CPU", soft=cpu_time_s, hard=cpu_time_s),
+        Rlimit(name="AS", soft=address_space_bytes, hard=address_space_bytes),
+        Rlimit(name="STACK", soft=_STACK_BYTES, hard=64 * MIB),
+        Rlimit(name="MEMLOCK", soft=65536, hard=65536),
+        Rlimit(name="MSGQUEUE", soft=65536, hard=65536),
+        Rlimit(name="SIGPENDING", soft=512, hard=512),
+        Rlimit(name="NICE", soft=0, hard=0),
+        Rlimit(name="RTPRIO", soft=0, hard=0),
+    )
+
+
+def spare_address_bytes(resources: Resources, *, counted: bool) -> int:
+    """Return how much more than its memory a process may map.
+
+    Where a control group limits memory, address space only has to be bounded: the stacks of all the threads it may
+    have (8 MiB each, hardly used) come on top. Elsewhere it is the limit, and those who want many threads make their
+    stacks smaller (`threading.stack_size`).
+    """
+    return resources.processes * _STACK_BYTES if counted else 0
+
+
+def tmpfs(size_bytes: int) -> tuple[Tmpfs, ...]:
+    """Return the private writable directories, `size_bytes` each."""
+    return (
+        Tmpfs(path="/tmp", size_bytes=size_bytes, inodes=8192, mode="1777"),  # noqa: S108 - the sandbox's own
+        Tmpfs(path="/workspace", size_bytes=size_bytes, inodes=8192, mode="0755", owned=True),
+        Tmpfs(path="/dev/shm", size_bytes=size_bytes, inodes=1024, mode="1777"),  # noqa: S108 - the sandbox's own
+    )
 
 
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,11 +114,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Small files of our own making, `(path, content)`."""
     devices: tuple[str, ...] = ("null", "zero", "full", "random", "urandom")
     """Device nodes of the host's `/dev`. All five are stateless."""
-    tmpfs: tuple[Tmpfs, ...] = (
-        Tmpfs(path="/tmp", size_bytes=64 * MIB, inodes=8192, mode="1777"),  # noqa: S108 - the sandbox's own
-        Tmpfs(path="/workspace", size_bytes=64 * MIB, inodes=8192, mode="0755", owned=True),
-        Tmpfs(path="/dev/shm", size_bytes=64 * MIB, inodes=1024, mode="1777"),  # noqa: S108 - the sandbox's own
-    )
+    tmpfs: tuple[Tmpfs, ...]
     workdir: str = "/workspace"
     loopback: bool = True
     """Whether `lo` is up. It leads nowhere else either way."""
@@ -97,11 +131,10 @@ PRELOADED = (
 """What most code that imports anything imports. A fork costs 0.3 ms without them and 0.9 ms with them."""
 
 
-def python_spec(*, memory_limit_bytes: int) -> SandboxSpec:
+def python_spec(resources: Resources, *, counted: bool) -> SandboxSpec:
     """Return the sandbox of the `python` profile on this host: its interpreter, its system libraries, nothing else.
 
-    Args:
-        memory_limit_bytes: address space of each of the guest's processes.
+    See `rlimits` for the arguments.
     """
     visible, links = _system_directories()
     directories, files = _interpreter_parts()
@@ -113,7 +146,8 @@ def python_spec(*, memory_limit_bytes: int) -> SandboxSpec:
         hidden=tuple(path for path in _installed_packages() if _below(path, visible)),
         links=tuple(links),
         preload=PRELOADED,
-        rlimits=(*RLIMITS, Rlimit(name="AS", soft=memory_limit_bytes, hard=memory_limit_bytes)),
+        tmpfs=tmpfs(resources.disk_bytes),
+        rlimits=rlimits(resources, counted=counted),
         files=(
             ("/etc/passwd", "sandbox:x:1000:1000::/workspace:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"),
             ("/etc/group", "sandbox:x:1000:\nnogroup:x:65534:\n"),

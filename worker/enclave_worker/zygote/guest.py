@@ -45,6 +45,8 @@ _MSG_DONTWAIT = 0x40
 _COROUTINE = 0x80
 _GENERATOR = 0x20 | 0x200
 _PLACE: dict[str, Any] = {"lineno": 1, "col_offset": 0, "end_lineno": 1, "end_col_offset": 0}
+_FULL = (27, 28, 122)
+"""EFBIG, ENOSPC, EDQUOT: a file, or the directory it is in, has no room left."""
 _OWN_FILES = (__file__, frames.__file__)
 
 
@@ -190,7 +192,7 @@ def main() -> None:
         os.read(CONTROL_FD, 65536) or os._exit(0)
 
 
-_REHEARSAL = b'{"code":"return 1 + 1","memoryLimitBytes":0,"maxResultBytes":99}'
+_REHEARSAL = b'{"code":"return 1 + 1","addressSpaceBytes":0,"maxResultBytes":99}'
 
 
 def _rehearse(worker: Worker) -> None:
@@ -206,8 +208,8 @@ def _rehearse(worker: Worker) -> None:
 
 def _run(worker: Worker, request: Message) -> bytes:
     """Compile and run; return the frame that tells how it ended."""
-    if request["memoryLimitBytes"]:
-        resource.setrlimit(resource.RLIMIT_AS, (request["memoryLimitBytes"], request["memoryLimitBytes"]))
+    if request["addressSpaceBytes"]:
+        resource.setrlimit(resource.RLIMIT_AS, (request["addressSpaceBytes"], request["addressSpaceBytes"]))
     try:
         source = request["code"]
         linecache.cache[FILENAME] = (len(source), None, source.splitlines(keepends=True), FILENAME)
@@ -358,6 +360,13 @@ def _syntax_error(error: Exception) -> bytes:
     return _error("SYNTAX_ERROR", message, name=type(error).__name__, line=line, stack=stack)
 
 
+def _safe_errno(error: OSError) -> object:
+    try:
+        return error.errno
+    except BaseException:  # noqa: BLE001 - a guest's own class may do anything
+        return None
+
+
 def _failure(error: BaseException) -> bytes:
     """Return the frame for an exception that the guest let out."""
     if isinstance(error, SystemExit) and not error.code:
@@ -367,6 +376,8 @@ def _failure(error: BaseException) -> bytes:
         code = error.code
     elif isinstance(error, MemoryError):
         code = "MEMORY_LIMIT_EXCEEDED"
+    elif isinstance(error, OSError) and _safe_errno(error) in _FULL:
+        code = "DISK_LIMIT_EXCEEDED"
     try:
         told = traceback.TracebackException.from_exception(error, limit=-50)
         line = _drop_own_frames(told)

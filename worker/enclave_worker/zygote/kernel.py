@@ -48,6 +48,7 @@ _MNT_DETACH = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
+_M_ARENA_MAX = -8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _long, _ulong, _int, _char_p, _void_p = ctypes.c_long, ctypes.c_ulong, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
@@ -149,6 +150,17 @@ def load_seccomp(program: bytes) -> None:
     code = ctypes.create_string_buffer(program, len(program))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code)))
     _syscall("seccomp", _long(_SECCOMP_SET_MODE_FILTER), _long(0), header)
+
+
+def share_malloc_arenas() -> None:
+    """Have all threads of this process and its forks allocate from two arenas.
+
+    glibc gives each thread its own, eight per processor at most, and reserves 64 MiB of address space for each: with a
+    limit of address space a few threads would be all there can be. Elsewhere than in glibc there is nothing to do.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 2)
 
 
 def raise_loopback() -> None:

@@ -13,7 +13,7 @@ Each sandbox is pid 1 of a pid namespace of its own, below the zygote's. So the 
 its first process, and every sandbox with the zygote: nothing depends on a list of processes, and a guest can't opt
 out. The zygote ends when its socket does, which is when the worker is gone, however it went; PDEATHSIG backs that up.
 
-The socket carries JSON, one message a packet. To the zygote: the plan, `{"op": "spawn", "id", "uid", "check"}`,
+The socket carries JSON, one message a packet. To the zygote: the plan, `{"op": "spawn", "id", "slot", "uid", "check"}`,
 `{"op": "kill", "id"}`. From it: `prepared`; `spawned` with four descriptors (control socket, stdout, stderr, a pidfd),
 which only the worker holds from then on; `unspawned` with the reason, if there was no process to be had;
 `exited` with the wait status and the kernel's count of CPU time and memory;
@@ -49,14 +49,17 @@ _NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "user")
 class Zygote:
     """Serves `spawn` and `kill` until its socket closes."""
 
-    def __init__(self, control: socket.socket, plan: Message, run_guest: Callable[[], None]) -> None:
+    def __init__(
+        self, control: socket.socket, plan: Message, groups: dict[str, int], run_guest: Callable[[], None]
+    ) -> None:
         self._control = control
+        self._groups = groups
         self._run_guest = run_guest
         self._plan = plan
         self._ids: dict[int, int] = {}  # pid -> sandbox id
         self._pids: dict[int, int] = {}  # sandbox id -> pid
         self._waiting: list[Message] = []  # spawn requests
-        self._compiled: dict[int, list[Compiled]] = {}  # uid -> compiled steps; uids are few and reused
+        self._compiled: dict[int, list[Compiled]] = {}  # by slot; those in use are few
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._outside = _namespaces()
@@ -122,10 +125,10 @@ class Zygote:
             )
 
     def _spawn(self, request: Message) -> None:
-        sandbox_id, uid = request["id"], request["uid"]
-        if uid not in self._compiled:
-            values = {"uid": uid, "proc": self._proc, "seccomp": self._filter}
-            self._compiled[uid] = steps.compile_steps(self._plan["enclose"], values)
+        sandbox_id, slot = request["id"], request["slot"]
+        if slot not in self._compiled:
+            values = {"uid": request["uid"], "slot": f"slot-{slot}", "proc": self._proc, "seccomp": self._filter}
+            self._compiled[slot] = steps.compile_steps(self._plan["enclose"], values | self._groups)
         opened: list[int] = []
         try:
             self._fork(request, opened)
@@ -137,7 +140,7 @@ class Zygote:
 
     def _fork(self, request: Message, opened: list[int]) -> None:
         """Fork a sandbox and tell the worker. Notes in `opened` what is to be closed."""
-        sandbox_id, uid = request["id"], request["uid"]
+        sandbox_id = request["id"]
         ours, theirs = (end.detach() for end in socket.socketpair())
         opened += (ours, theirs)
         out_reader, out_writer = os.pipe()
@@ -149,7 +152,7 @@ class Zygote:
         kernel.unshare(kernel.CLONE_NEWPID)
         pid = os.fork()
         if not pid:
-            self._become_sandbox(uid, theirs, out_writer, err_writer, check=request["check"])
+            self._become_sandbox(request["slot"], theirs, out_writer, err_writer, check=request["check"])
         self._ids[pid] = sandbox_id
         self._pids[sandbox_id] = pid
         pidfd = os.pidfd_open(pid)
@@ -164,7 +167,7 @@ class Zygote:
         else:
             self._tell(type="unspawned", id=sandbox_id, reason=f"{error.strerror or error}")
 
-    def _become_sandbox(self, uid: int, control: int, out: int, err: int, *, check: bool) -> None:
+    def _become_sandbox(self, slot: int, control: int, out: int, err: int, *, check: bool) -> None:
         """Enclose this freshly forked process, then hand it to the guest's driver. Never returns.
 
         From here on nothing may return to the zygote's loop, and nothing may be read from its socket.
@@ -177,7 +180,7 @@ class Zygote:
             os.dup2(out, 1)
             os.dup2(err, 2)
             os.dup2(control, _CONTROL_FD)
-            steps.perform(self._compiled[uid])
+            steps.perform(self._compiled[slot])
             if check:
                 _self_test(self._outside)
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
@@ -226,7 +229,8 @@ def _failed(failure: steps.StepFailed) -> Message:
 
 def main(control_fd: int) -> None:
     """Be the launcher, and in its child the zygote. Never returns."""
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
+    worker = os.getppid()
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGTERM)
     os.setsid()
     os.dup2(control_fd, _CONTROL_FD)
     kernel.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)
@@ -241,10 +245,10 @@ def main(control_fd: int) -> None:
         pid = os.fork()
         if pid:
             control.close()
-            _, status = os.waitpid(pid, 0)
-            os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+            _launcher(pid, worker, list(plan["control_groups"].values()))
         kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
-        zygote = Zygote(control, plan, _prepare(plan))
+        groups = {f"group_{name}": os.open(path, _DIRECTORY) for name, path in plan["control_groups"].items()}
+        zygote = Zygote(control, plan, groups, _prepare(plan))
     except steps.StepFailed as failure:
         control.send(json.dumps(_failed(failure)).encode())
         os._exit(1)
@@ -256,6 +260,35 @@ def main(control_fd: int) -> None:
     os._exit(0)  # and with pid 1 of the namespace, every sandbox
 
 
+def _launcher(zygote: int, worker: int, group_parents: list[str]) -> None:
+    """Wait for the zygote's end. Never returns.
+
+    If the worker is dead, as SIGTERM tells, end the zygote, and remove what the worker can't any more.
+    """
+    _signal.signal(_signal.SIGTERM, lambda *_: os.kill(zygote, _signal.SIGKILL))
+    if os.getppid() != worker:  # it died before the handler was there
+        os.kill(zygote, _signal.SIGKILL)
+    _, status = os.waitpid(zygote, 0)
+    if os.getppid() != worker:
+        for parent in group_parents:
+            _remove_groups(parent)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _remove_groups(parent: str) -> None:
+    """Remove the control groups of a dead worker. What another of its zygotes still uses stays; that one removes it."""
+    try:
+        slots = [f"{parent}/{name}" for name in os.listdir(parent) if name.startswith("slot-")]
+    except OSError:
+        return
+    for path in (*slots, parent):
+        try:
+            os.rmdir(path)
+        except OSError:
+            continue
+
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _PID_NAMESPACE = ["zygote's pid namespace", "unshare", kernel.CLONE_NEWPID]
 
 
@@ -270,6 +303,7 @@ def _prepare(plan: Message) -> Callable[[], None]:
 
     steps.perform(steps.compile_steps(plan["prepare"], {}))
     os.environ.clear()
+    kernel.share_malloc_arenas()
     guest.prepare()
     sys.argv = [guest.FILENAME]
     sys.path[:] = [path for path in sys.path if not path.endswith(".zip")]

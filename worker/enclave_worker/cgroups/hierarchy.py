@@ -1,0 +1,225 @@
+"""The worker's part of the control group tree: made at its start, gone at its end, and swept up after one that died.
+
+Theory of operation. Below our own group we make one directory, in v1 in each controller's tree:
+
+    v1   <own>/enclave-<pid>/slot-0, slot-1, …          for memory, pids, cpu, cpuacct
+    v2   <own>/enclave-<pid>/worker                      we ourselves
+         <own>/enclave-<pid>/sandboxes/slot-0, slot-1, …
+
+In v2 a group with processes in it cannot hand controllers down, so the worker first moves into a leaf. If others share
+our group (a shell, say) that fails, unless the group is the root of a container: then all in it are moved.
+
+A slot's directories are made when it is first used and stay until the end; sandboxes join them one after another. The
+zygote makes a sandbox join, by a descriptor of the directory above the slots, as the first thing after the fork.
+
+We hold a lock on each directory of ours. A lock that can be taken belongs to a worker that is gone, so whoever starts
+next removes its directories: control groups are all that a killed worker can leave behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .group import ControlGroup, ControlGroupV1, ControlGroupV2, GroupLimits, write_control
+from .layout import CONTROLLERS, DELEGATE, WRITABLE, ControlGroupsMissing, find_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .layout import Layout
+
+log = logging.getLogger("enclave.worker")
+
+_PREFIX = "enclave-"
+_WORKER_WEIGHT = 1000
+"""v2: of the worker's own group beside the one of all sandboxes, which has the usual 100."""
+
+
+class ControlGroups:
+    """The directories of one worker. Make one with `open`; `close` it when every sandbox is gone.
+
+    Owns its lock descriptors and, through them, the directories.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        make_directory: Callable[[str], None] = os.mkdir,
+        remove_directory: Callable[[str], None] = os.rmdir,
+    ) -> None:
+        self._layout = layout
+        self._make_directory = make_directory
+        self._remove_directory = remove_directory
+        self._bases: dict[str, str] = {}  # where our tree begins, by controller
+        self._groups: dict[int, ControlGroup] = {}
+        self._undo = contextlib.ExitStack()
+
+    def __repr__(self) -> str:
+        return f"<ControlGroups v{self._layout.version} groups={len(self._groups)}>"
+
+    @classmethod
+    def open(cls) -> ControlGroups:
+        """Find our control group, remove what dead workers left in it, and make our own directory.
+
+        Raises:
+            ControlGroupsMissing: this host gives us none that we can use; says why and what would help.
+        """
+        own, mounts = (Path(f"/proc/self/{name}").read_text() for name in ("cgroup", "mountinfo"))
+        self = cls(find_layout(own, mounts, lambda path: Path(path).read_text()))
+        self.prepare()
+        return self
+
+    @property
+    def version(self) -> int:
+        """1 or 2."""
+        return self._layout.version
+
+    @property
+    def slot_parents(self) -> dict[str, str]:
+        """By controller (v2: one, `unified`): the directory that holds the slots."""
+        if self.version == 1:
+            return dict(self._bases)
+        return {"unified": f"{self._bases['memory']}/sandboxes"}
+
+    def prepare(self) -> None:
+        """Sweep, then make and lock our directories. What `open` does after finding the layout."""
+        try:
+            self._sweep()
+            for controller, directory in self._layout.directories.items():
+                self._bases[controller] = self._make_base(directory)
+            if self.version == 2:
+                self._hand_down()
+        except OSError as error:
+            self.close()
+            fix = DELEGATE if self.version == 2 and not self._layout.at_root else WRITABLE
+            raise ControlGroupsMissing(f"{error.strerror}: {error.filename}", fix) from error
+
+    def group(self, number: int, limits: GroupLimits) -> ControlGroup:
+        """Return slot `number`'s group, made if it is not there, begun anew. All of one number have the same limits."""
+        group = self._groups.get(number)
+        if group is None:
+            directories = {
+                name: f"{self.slot_parents.get(name) or self.slot_parents['unified']}/slot-{number}"
+                for name in CONTROLLERS[self.version]
+            }
+            for directory in dict.fromkeys(directories.values()):
+                with contextlib.suppress(FileExistsError):
+                    self._make_directory(directory)
+            group = (ControlGroupV1 if self.version == 1 else ControlGroupV2)(directories, limits)
+            self._groups[number] = group
+        group.begin()
+        return group
+
+    def discard(self, number: int) -> None:
+        """Remove slot `number`'s group, whose sandbox is gone: one that cannot serve again."""
+        self._groups.pop(number).close()
+        for parent in self.slot_parents.values():
+            self._remove(f"{parent}/slot-{number}")
+
+    def close(self) -> None:
+        """Remove all our directories. Safe to call again."""
+        for group in self._groups.values():
+            group.close()
+        self._groups.clear()
+        for directory in dict.fromkeys(self.slot_parents.values()) if self._bases else ():
+            self._remove_slots(directory)
+        self._undo.close()
+        self._bases.clear()
+
+    def _make_base(self, directory: str) -> str:
+        """Make `enclave-<pid>`, locked before anybody could take it for a dead worker's."""
+        base = f"{directory}/{_PREFIX}{os.getpid()}"
+        if base in self._bases.values():
+            return base  # v2: one for all controllers
+        while True:
+            with contextlib.suppress(FileExistsError):
+                self._make_directory(base)
+            lock = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.path.samestat(os.fstat(lock), os.stat(base))  # noqa: PTH116 - as above
+            except FileNotFoundError:
+                held = False  # swept away between our two calls
+            except BlockingIOError:
+                os.close(lock)
+                base += "x"  # another worker in this very process
+                continue
+            if held:
+                self._undo.callback(os.close, lock)
+                self._undo.callback(self._remove, base)
+                return base
+            os.close(lock)
+
+    def _sweep(self) -> None:
+        for directory in dict.fromkeys(self._layout.directories.values()):
+            with os.scandir(directory) as entries:
+                left = [entry.path for entry in entries if entry.name.startswith(_PREFIX)]
+            for path in left:
+                if _is_dead(path):
+                    log.info("removing the control groups of a worker that is gone: %s", path)
+                    for parent in (path, f"{path}/sandboxes"):
+                        self._remove_slots(parent)
+                    for leaf in (f"{path}/sandboxes", f"{path}/worker", path):
+                        self._remove(leaf)
+
+    def _hand_down(self) -> None:
+        """v2: leave our group for a leaf of it, and let the sandboxes' part have the controllers."""
+        own, base = self._layout.directories["memory"], self._bases["memory"]
+        leaf, parent = f"{base}/worker", f"{base}/sandboxes"
+        for path in (leaf, parent):
+            with contextlib.suppress(FileExistsError):
+                self._make_directory(path)
+            self._undo.callback(self._remove, path)
+        enable = " ".join(f"+{name}" for name in CONTROLLERS[2])
+        write_control(f"{leaf}/cgroup.procs", str(os.getpid()))
+        self._undo.callback(_move, leaf, own)
+        if self._layout.at_root:
+            _move(own, leaf)
+        for path in (own, base, parent):
+            write_control(f"{path}/cgroup.subtree_control", enable)
+            self._undo.callback(_disable, f"{path}/cgroup.subtree_control", enable.replace("+", "-"))
+        write_control(f"{leaf}/cpu.weight", str(_WORKER_WEIGHT))
+
+    def _remove_slots(self, directory: str) -> None:
+        with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+            for path in [entry.path for entry in entries if entry.name.startswith("slot-")]:
+                self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        """Remove a directory. One that is in use stays, for the next sweep."""
+        try:
+            self._remove_directory(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("control group %s stays: %s", path, error.strerror)
+
+
+def _move(source: str, target: str) -> None:
+    for pid in Path(source, "cgroup.procs").read_text().split():
+        with contextlib.suppress(OSError):  # it has just ended, or the target hands controllers down for another worker
+            write_control(f"{target}/cgroup.procs", pid)
+
+
+def _disable(path: str, controllers: str) -> None:
+    with contextlib.suppress(OSError):  # another worker beside us still needs them
+        write_control(path, controllers)
+
+
+def _is_dead(path: str) -> bool:
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False  # gone, or somebody else's
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True

@@ -1,0 +1,95 @@
+"""What a worker stands on: the layers that this host gives it, checked against the level it is to hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from enclave_protocol import SandboxError
+
+from .cgroups import ControlGroups, ControlGroupsMissing, GroupLimits
+from .sandbox.levels import Layer, choose_level, missing_layers
+from .sandbox.spec import spare_address_bytes
+from .session import Allowance
+from .zygote.kernel import acts_as_root, lacking_capabilities
+
+if TYPE_CHECKING:
+    from .config import RuntimeConfig
+    from .sandbox.levels import Level, Resources
+    from .sandbox.plan import Privilege
+
+log = logging.getLogger("enclave.worker")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Footing:
+    """Owns the control groups: `close` it when the last sandbox is gone."""
+
+    level: Level
+    resources: Resources
+    privilege: Privilege
+    groups: ControlGroups | None
+    lacking: dict[Layer, str]
+    """Layers that it does without, each with the reason."""
+
+    @property
+    def group_limits(self) -> GroupLimits:
+        """What the control groups are to enforce."""
+        resources = self.resources
+        return GroupLimits(
+            memory_bytes=resources.memory_limit_bytes, processes=resources.processes, cpus=resources.cpus
+        )
+
+    @property
+    def allowance(self) -> Allowance:
+        """What sessions have to know of the limits."""
+        resources, counted = self.resources, self.groups is not None
+        return Allowance(
+            memory_bytes=resources.memory_limit_bytes,
+            cpu_time_ms=resources.cpu_time_ms,
+            cpus=(resources.cpus if counted else 0) or float(os.cpu_count() or 1),
+            processes=resources.processes,
+            spare_address_bytes=spare_address_bytes(resources, counted=counted),
+            watched=not counted,
+        )
+
+    @property
+    def group_parents(self) -> dict[str, str]:
+        """Where sandboxes join their control groups; empty if there are none."""
+        return self.groups.slot_parents if self.groups is not None else {}
+
+    def close(self) -> None:
+        """Remove the control groups."""
+        if self.groups is not None:
+            self.groups.close()
+
+
+def find_footing(config: RuntimeConfig) -> Footing:
+    """Take what this host gives.
+
+    Raises:
+        SandboxError: it lacks a layer that the level requires; says which, why and what would help.
+    """
+    lacking: dict[Layer, str] = {}
+    hints: dict[Layer, str] = {}
+    privilege: Privilege = "root" if acts_as_root() else "user"
+    if privilege == "user":
+        lacks = ", ".join(lacking_capabilities())
+        lacking[Layer.OWN_USER] = f"root here lacks {lacks}" if os.geteuid() == 0 else "not started as root"
+        hints[Layer.OWN_USER] = "start the worker as root"
+    groups = None
+    try:
+        groups = ControlGroups.open()
+    except ControlGroupsMissing as missing:
+        lacking[Layer.CONTROL_GROUPS], hints[Layer.CONTROL_GROUPS] = missing.reason, missing.fix
+    level = choose_level(config.level, lacking)
+    for layer, reason in missing_layers(level, lacking).items():
+        if groups is not None:
+            groups.close()
+        hint = f"{hints[layer]}; or accept less with --level STANDARD, which limits what it can without"
+        raise SandboxError(f"hold level {level.name}", 0, f"no {layer}: {reason}", hint=hint)
+    for layer, reason in lacking.items():
+        log.warning("level %s, without %s: %s", level.name, layer, reason)
+    return Footing(level=level, resources=config.resources(level), privilege=privilege, groups=groups, lacking=lacking)
