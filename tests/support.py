@@ -226,7 +226,9 @@ def watched(pids: Iterable[int]) -> Iterator[Callable[[], None]]:
 
 def control_groups_of(pid: int) -> list[Path]:
     """Return the control groups that a worker with this process id has made, in every hierarchy."""
-    return [path for path in Path("/sys/fs/cgroup").rglob(f"enclave-{pid}*") if path.is_dir()]
+    # Others come and go while we look: os.walk passes over what has just gone.
+    walk = os.walk("/sys/fs/cgroup")
+    return [Path(parent, name) for parent, names, _ in walk for name in names if name.startswith(f"enclave-{pid}")]
 
 
 class Footprint(NamedTuple):

@@ -14,7 +14,7 @@ def test_restarts_come_ever_later_up_to_half_a_minute() -> None:
 
 
 def test_a_worker_gets_only_the_options_that_were_given() -> None:
-    always = ["--host", "127.0.0.1", "--port", "3001", "--worker-id", "worker-1"]
+    always = ["--host", "127.0.0.1", "--port", "3001", "--worker-id", "worker-1", "--level", "BEST"]
 
     assert worker_arguments(FleetSpec(), "worker-1", 3001) == always
     spec = FleetSpec(max_sessions=7, pool_size=1)

@@ -35,7 +35,7 @@ def real_plan() -> Plan:
 def pool_of(plan: Plan) -> Pool:
     limits = GroupLimits(memory_bytes=1 << 30, processes=64, cpus=1)
     slots = Slots(4, first_uid=200_000 if plan.privilege == "root" else 0, groups=None, limits=limits)
-    return Pool(plan, interpreter(), size=2, max_live=4, slots=slots)
+    return Pool(plan, interpreter(), size=2, max_live=4, slots=slots, zygote_forks=100)
 
 
 @pytest.mark.usefixtures("no_leaks")

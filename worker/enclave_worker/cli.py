@@ -43,6 +43,13 @@ _LISTEN_HINTS = {
     help="Warm sandboxes of each of the two kinds.",
 )
 @click.option(
+    "--zygote-forks",
+    default=_DEFAULTS.zygote_forks,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Sandboxes after which the process that they are forked from is replaced.",
+)
+@click.option(
     "--first-uid",
     default=_DEFAULTS.first_uid,
     show_default=True,

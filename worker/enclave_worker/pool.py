@@ -16,7 +16,7 @@ import msgspec
 
 from enclave_protocol import SandboxError
 
-from .zygote_process import ZygoteProcess
+from .zygotes import Zygotes
 
 if TYPE_CHECKING:
     from .sandbox.plan import Plan
@@ -30,7 +30,6 @@ _START_TIMEOUT_S = 10.0
 """A sandbox that is not ready by then is stuck; it takes milliseconds."""
 _HOLD_S = 0.5
 _REFILL_DELAY_S = 0.005
-_RESTART_DELAYS_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 
 
 class Taker(Protocol):
@@ -55,21 +54,19 @@ _notices = msgspec.json.Decoder(_Notice)
 class Pool:
     """Keeps `size` sandboxes warm. Owner of every sandbox until it is taken."""
 
-    def __init__(self, plan: Plan, interpreter: str, *, size: int, max_live: int, slots: Slots) -> None:
-        self._plan = plan
-        self._interpreter = interpreter
+    def __init__(
+        self, plan: Plan, interpreter: str, *, size: int, max_live: int, slots: Slots, zygote_forks: int
+    ) -> None:
+        self._zygotes = Zygotes(plan, interpreter, forks=zygote_forks, on_current=self._refill)
         self._size = size
         self._max_live = max_live
         self._slots = slots
-        self._zygote: ZygoteProcess | None = None
-        self._dead: ZygoteProcess | None = None  # until it is reaped
         self._warm: deque[Sandbox] = deque()
         self._starting: dict[Sandbox, asyncio.TimerHandle] = {}
         self._takers: deque[Taker] = deque()
         self._numbers = itertools.count(1)
         self._live = 0
         self._first: asyncio.Future[None] | None = None
-        self._restart: asyncio.Task[None] | None = None
         self._stopping = False
         self._hold: asyncio.TimerHandle | None = None  # while it runs, none is made
         self._later: asyncio.TimerHandle | None = None  # when to make the next one
@@ -98,7 +95,7 @@ class Pool:
             SandboxError: names the step that failed.
         """
         self._first = asyncio.get_running_loop().create_future()
-        self._zygote = await self._start_zygote()
+        await self._zygotes.start()
         self._refill()
         try:
             await self._first
@@ -113,12 +110,7 @@ class Pool:
         for timer in (self._hold, self._later):
             if timer is not None:
                 timer.cancel()
-        if self._restart is not None:
-            self._restart.cancel()
-            await asyncio.gather(self._restart, return_exceptions=True)
-        for zygote in (self._zygote, self._dead):
-            if zygote is not None:
-                await zygote.stop()
+        await self._zygotes.stop()
         self._warm.clear()
 
     def take(self, taker: Taker) -> None:
@@ -146,6 +138,7 @@ class Pool:
 
     def released(self, sandbox: Sandbox) -> None:
         """A sandbox has exited: its slot is free again, soon if not at once."""
+        self._zygotes.released(sandbox.process)
         self._slots.release(sandbox.slot, self._freed)
 
     def _freed(self) -> None:
@@ -202,7 +195,7 @@ class Pool:
         if timeout is not None:
             timeout.cancel()
             # A zygote that was lost, or is told to stop, says nothing about the host.
-            if (sandbox.process is self._zygote and not self._stopping) or self._first is not None:
+            if (self._zygotes.is_current(sandbox.process) and not self._stopping) or self._first is not None:
                 reason = exit_.lost or f"it ended with wait status {exit_.status}"
                 self._failed(SandboxError("start a sandbox", 0, reason))
         elif sandbox in self._warm:
@@ -215,13 +208,13 @@ class Pool:
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        if self._stopping or self._hold is not None or self._zygote is None:
+        if self._stopping or self._hold is not None or not self._zygotes.can_spawn:
             return
         wanted = self._size + len(self._takers) - len(self._warm) - len(self._starting)
-        while wanted > 0 and self._live < self._max_live and self._spawn(self._zygote):
+        while wanted > 0 and self._live < self._max_live and self._spawn():
             wanted -= 1
 
-    def _spawn(self, zygote: ZygoteProcess) -> bool:
+    def _spawn(self) -> bool:
         """Have one made; say whether there was a slot for it."""
         try:
             slot = self._slots.take()
@@ -231,8 +224,8 @@ class Pool:
         if slot is None:
             return False
         self._live += 1
-        sandbox = zygote.spawn(next(self._numbers), slot, self)
-        self._starting[sandbox] = zygote.loop.call_later(_START_TIMEOUT_S, self._stuck, sandbox)
+        sandbox = self._zygotes.spawn(next(self._numbers), slot, self)
+        self._starting[sandbox] = asyncio.get_running_loop().call_later(_START_TIMEOUT_S, self._stuck, sandbox)
         return True
 
     def _stuck(self, sandbox: Sandbox) -> None:
@@ -256,30 +249,6 @@ class Pool:
     def _release_hold(self) -> None:
         self._hold = None
         self._refill()
-
-    async def _start_zygote(self) -> ZygoteProcess:
-        return await ZygoteProcess.start(self._plan, self._interpreter, self._on_zygote_death)
-
-    def _on_zygote_death(self, reason: str) -> None:
-        log.error("the zygote ended: %s; its sandboxes are gone, starting another", reason)
-        self._dead, self._zygote = self._zygote, None
-        self._warm.clear()
-        if not self._stopping:
-            self._restart = asyncio.get_running_loop().create_task(self._replace())
-
-    async def _replace(self) -> None:
-        if self._dead is not None:
-            await self._dead.stop()
-            self._dead = None
-        for attempt in itertools.count():
-            await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
-            try:
-                self._zygote = await self._start_zygote()
-            except (SandboxError, OSError) as error:
-                log.error("no new zygote: %s", error)  # noqa: TRY400 - one line; the step says where
-                continue
-            self._refill()
-            return
 
 
 class _Retired:

@@ -349,7 +349,16 @@ def _make_pools(config: RuntimeConfig, footing: Footing) -> tuple[Slots, Pools]:
             gid=os.getegid(),
             control_groups=footing.group_parents,
         )
-        pools.append(Pool(plan, interpreter(), size=config.pool_size, max_live=max_live, slots=slots))
+        pools.append(
+            Pool(
+                plan,
+                interpreter(),
+                size=config.pool_size,
+                max_live=max_live,
+                slots=slots,
+                zygote_forks=config.zygote_forks,
+            )
+        )
     return slots, Pools(*pools)
 
 

@@ -23,6 +23,8 @@ from .usage import Usage, first_process_usage, read_small, tree_memory_bytes
 from .zygote import frames
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .slots import Slot
     from .zygote_process import ZygoteProcess
 
@@ -137,6 +139,10 @@ class Sandbox:
         """Whether the zygote has forked it."""
         return self._pidfd >= 0
 
+    def watch_end(self, on_end: Callable[[Sandbox], None]) -> None:
+        """Call `on_end` when every process of it is gone. For one whose zygote is: nobody else will say so."""
+        self._loop.add_reader(self._pidfd, on_end, self)
+
     def usage(self) -> Usage:
         """Ask the kernel what the sandbox has used so far."""
         group = self.slot.group
@@ -207,6 +213,7 @@ class Sandbox:
         self._loop.remove_reader(self._control.fileno())
         self._loop.remove_writer(self._control.fileno())
         self._control.close()
+        self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         for fd in self._pipes.values():
             self._loop.remove_reader(fd)

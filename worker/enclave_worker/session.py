@@ -156,8 +156,8 @@ Stream = Literal["stdout", "stderr"]
 class Exit(msgspec.Struct, frozen=True):
     """What the kernel said of a sandbox at its end."""
 
-    status: int
-    """As `waitpid` gives it; 0 if it had not ended yet."""
+    status: int | None
+    """As `waitpid` gives it; 0 if it had not ended yet, None if nobody was there to be told."""
     usage: Usage = Usage()
     lost: str = ""
     """Why the kernel could not be asked: our failure, not the guest's."""
@@ -586,6 +586,8 @@ def _is_failed_fork(error: FinalError) -> bool:
 def _describe_exit(exit_: Exit | None) -> str:
     if exit_ is None:
         return "the sandbox never came up"
+    if exit_.status is None:
+        return "the guest ended before it returned a result"
     if os.WIFSIGNALED(exit_.status):
         number = os.WTERMSIG(exit_.status)
         return f"the guest died of {signal.Signals(number).name if number in set(signal.Signals) else number}"

@@ -1,8 +1,8 @@
 """The worker's handle on its zygote.
 
 Driven by readiness callbacks of the event loop, as its sandboxes are. The packet socket belongs to `ZygoteProcess`;
-closing it is how the zygote is told to end, and with it, as pid 1 of their namespace, every sandbox. The descriptors
-that come with a new sandbox are handed to its `Sandbox` at once.
+closing it is how the zygote is told to end, and with it every sandbox. The descriptors that come with a new sandbox
+are handed to its `Sandbox` at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -61,10 +62,16 @@ _packets = msgspec.json.Decoder(_Packet)
 
 
 class ZygoteProcess:
-    """A running zygote. Make one with `start`; it calls `on_death` once if it ends by itself."""
+    """A zygote. Make one with `start`; it calls `on_death` once if it ends by itself.
+
+    Its sandboxes outlive it then, until `stop`: see `enclave_worker.zygote.main`.
+    """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], control: socket.socket, on_death: Callable[[str], None]
+        self,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        on_death: Callable[[ZygoteProcess, str], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.sandboxes: dict[int, Sandbox] = {}
@@ -77,12 +84,13 @@ class ZygoteProcess:
         self._on_death = on_death
         self._prepared: asyncio.Future[None] = self.loop.create_future()
         self._requests: deque[bytes] = deque()
-        self._stopping = False
+        self._stopping = False  # or dead: nothing is asked of it any more
+        self._pidfd = -1
         control.setblocking(False)
         self.loop.add_reader(control.fileno(), self._on_packet)
 
     @classmethod
-    async def start(cls, plan: Plan, interpreter: str, on_death: Callable[[str], None]) -> ZygoteProcess:
+    async def start(cls, plan: Plan, interpreter: str, on_death: Callable[[ZygoteProcess, str], None]) -> ZygoteProcess:
         """Start a zygote and wait until it is prepared.
 
         Raises:
@@ -120,8 +128,10 @@ class ZygoteProcess:
         return sandbox
 
     def unresponsive(self, reason: str) -> None:
-        """Give up on a zygote that does not do its work: it is killed, and with it every sandbox of it."""
-        self._process.terminate()  # its parent, the launcher, ends it
+        """Give up on a zygote that does not do its work: it is killed. Sandboxes that it has made live on."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self._died(reason)
 
     def kill(self, number: int) -> None:
@@ -129,9 +139,12 @@ class ZygoteProcess:
         self._request(json.dumps({"op": "kill", "id": number}).encode())
 
     async def stop(self) -> None:
-        """End the zygote and with it every sandbox; returns when the kernel has reaped them all."""
+        """End the zygote and every sandbox of it; returns when the kernel has reaped them all."""
         self._stopping = True
         self._close()
+        if self.sandboxes:
+            self._process.terminate()  # orphans: with the zygote gone, nothing else ends them
+            self._lose(list(self.sandboxes.values()))
         # Its parent, the launcher, leaves only when the zygote's namespace is empty. Told to, it kills a zygote that
         # somebody stopped; should it be stopped itself, its own death is the zygote's.
         for hurry in (self._process.terminate, self._process.kill):
@@ -198,6 +211,7 @@ class ZygoteProcess:
                 log.error("sandbox %d: no process: %s", packet.id, packet.reason)
                 self.sandboxes.pop(packet.id).exited(Exit(0, lost=packet.reason))
             elif packet.type == "prepared":
+                self._pidfd = descriptors[0]
                 self._prepared.set_result(None)
             else:
                 self._died(packet.reason, SandboxError(packet.step, packet.errno, packet.reason))
@@ -223,19 +237,31 @@ class ZygoteProcess:
             return
         self._stopping = True
         if self._prepared.done():
-            self._on_death(reason)  # first: whoever loses a sandbox must not ask for another here
+            self._on_death(self, reason)  # first: whoever loses a sandbox must not ask for another here
         else:
             self._prepared.set_exception(error or SandboxError("start the zygote", 0, reason))
         self._close()
+        self._lose([sandbox for sandbox in self.sandboxes.values() if not sandbox.is_open])
+        for sandbox in self.sandboxes.values():
+            sandbox.watch_end(self._orphan_ended)
+
+    def _orphan_ended(self, sandbox: Sandbox) -> None:
+        del self.sandboxes[sandbox.number]
+        sandbox.exited(Exit(status=None))
+
+    def _lose(self, sandboxes: list[Sandbox]) -> None:
+        for sandbox in sandboxes:
+            del self.sandboxes[sandbox.number]
+            sandbox.exited(Exit(status=None, lost="its zygote ended"))
 
     def _close(self) -> None:
         if self._control.fileno() >= 0:
             self.loop.remove_reader(self._control.fileno())
             self.loop.remove_writer(self._control.fileno())
             self._control.close()
-        orphans, self.sandboxes = list(self.sandboxes.values()), {}
-        for sandbox in orphans:
-            sandbox.exited(Exit(status=9, lost="its zygote ended"))
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
 
 def _stderr() -> int:

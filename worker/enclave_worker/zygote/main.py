@@ -1,17 +1,20 @@
 """The zygote: a prepared process that sandboxes are forked from.
 
-Theory of operation. Four roles, each the parent of the next:
+Theory of operation. Five roles, each the parent of the next:
 
-    worker ──exec──▶ launcher ──fork──▶ zygote ──fork──▶ sandbox, sandbox, …
+    worker ──exec──▶ launcher ──fork──▶ keeper ──fork──▶ zygote ──fork──▶ sandbox, sandbox, …
 
 The worker execs the launcher with an empty environment and one descriptor, a SEQPACKET socket, over which the first
 message is the plan. The launcher enters a new pid namespace (and, for an ordinary user, a user namespace) by forking
-the zygote into it as pid 1, and then only waits for it. The zygote imports what guests need, builds and enters the
-root they will see, and from then on serves two requests: `spawn` and `kill`. It has one thread and holds no secret.
+the keeper into it as pid 1, and then only waits for it. The keeper forks the zygote and only reaps. The zygote imports
+what guests need, builds and enters the root they will see, and from then on serves two requests: `spawn` and `kill`. It
+has one thread and holds no secret.
 
-Each sandbox is pid 1 of a pid namespace of its own, below the zygote's. So the kernel ends a sandbox's whole tree with
-its first process, and every sandbox with the zygote: nothing depends on a list of processes, and a guest can't opt
-out. The zygote ends when its socket does, which is when the worker is gone, however it went; PDEATHSIG backs that up.
+Each sandbox is pid 1 of a pid namespace of its own, below the keeper's. So the kernel ends a sandbox's whole tree with
+its first process, and every sandbox with the keeper: nothing depends on a list of processes, and a guest can't opt
+out. The zygote ends when its socket does, which is when the worker lets go of it or is gone, however it went, and the
+keeper with it; the launcher's death signal backs that up. A zygote that dies in any other way takes nobody along: its
+sandboxes become the keeper's, which stays for the last of them.
 
 The socket carries JSON, one message a packet. To the zygote: the plan, `{"op": "spawn", "id", "slot", "uid", "check"}`,
 `{"op": "kill", "id"}`. From it: `prepared`; `spawned` with four descriptors (control socket, stdout, stderr, a pidfd),
@@ -62,6 +65,8 @@ class Zygote:
         self._compiled: dict[int, list[Compiled]] = {}  # by slot; those in use are few
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.pidfd = os.pidfd_open(os.getpid())
+        """To be given to the worker."""
         self._outside = _namespaces()
         self._filter = base64.b64decode(plan["seccomp_base64"])
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -247,28 +252,52 @@ def main(control_fd: int) -> None:
             control.close()
             _launcher(pid, worker, list(plan["control_groups"].values()))
         kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
+        zygote_pid = os.fork()
+        if zygote_pid:
+            control.close()
+            _keeper(zygote_pid)
         groups = {f"group_{name}": os.open(path, _DIRECTORY) for name, path in plan["control_groups"].items()}
         zygote = Zygote(control, plan, groups, _prepare(plan))
     except steps.StepFailed as failure:
         control.send(json.dumps(_failed(failure)).encode())
         os._exit(1)
     try:
-        control.send(b'{"type": "prepared"}')
+        socket.send_fds(control, [b'{"type": "prepared"}'], [zygote.pidfd])
+        os.close(zygote.pidfd)
         zygote.serve()
     except ConnectionError:
         pass  # the worker closed the socket while something was on its way: the same end
-    os._exit(0)  # and with pid 1 of the namespace, every sandbox
+    os._exit(0)  # and with us the keeper, and with it every sandbox
 
 
-def _launcher(zygote: int, worker: int, group_parents: list[str]) -> None:
-    """Wait for the zygote's end. Never returns.
+def _keeper(zygote: int) -> None:
+    """Reap, as pid 1 of the namespace. Never returns.
 
-    If the worker is dead, as SIGTERM tells, end the zygote, and remove what the worker can't any more.
+    A zygote that ended because it was told to ends everything. One that was killed leaves sandboxes, which must not
+    suffer for it: the worker sees to them, and we wait for the last.
     """
-    _signal.signal(_signal.SIGTERM, lambda *_: os.kill(zygote, _signal.SIGKILL))
+    status = 0
+    while True:
+        try:
+            pid, ended_with = os.wait()
+        except ChildProcessError:
+            os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+        if pid == zygote:
+            status = ended_with
+            if not status:
+                os._exit(0)
+
+
+def _launcher(keeper: int, worker: int, group_parents: list[str]) -> None:
+    """Wait for the keeper's end. Never returns.
+
+    SIGTERM, which the worker sends or its death causes, ends the keeper and with it everything. If the worker is dead,
+    remove what it can't remove any more.
+    """
+    _signal.signal(_signal.SIGTERM, lambda *_: os.kill(keeper, _signal.SIGKILL))
     if os.getppid() != worker:  # it died before the handler was there
-        os.kill(zygote, _signal.SIGKILL)
-    _, status = os.waitpid(zygote, 0)
+        os.kill(keeper, _signal.SIGKILL)
+    _, status = os.waitpid(keeper, 0)
     if os.getppid() != worker:
         for parent in group_parents:
             _remove_groups(parent)
