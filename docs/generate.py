@@ -195,7 +195,10 @@ _ARGUMENT_RULES = {
     "kill": "not `SIGKILL` nor `SIGSTOP` to process 1: `EPERM`",
     "personality": "only plain Linux, and asking: `EPERM`",
     "prctl": "not the parent-death signal, dumpability, securebits, memory maps, syscall dispatch: `EPERM`",
-    "socket": "only `AF_UNIX`, `AF_INET` and `AF_INET6`: `EAFNOSUPPORT`",
+    "socket": (
+        "only `AF_UNIX`, `AF_INET` and `AF_INET6`: `EAFNOSUPPORT`; of the latter two only streams and datagrams, "
+        "and of the protocols only the default, TCP and UDP: `EPROTONOSUPPORT`"
+    ),
     "socketpair": "as `socket`",
     "tgkill": "as `kill`",
     "tkill": "as `kill`",
