@@ -123,8 +123,9 @@ def spec() -> SandboxSpec:
 
 def _plans() -> tuple[Plan, Plan]:
     groups = {name: f"…/{name}/…/enclave-1" for name in CONTROLLERS[1]}
-    root = make_plan(spec(), privilege="root", uid=0, gid=0, control_groups=groups)
-    return root, make_plan(spec(), privilege="user", uid=1234, gid=1234, control_groups=groups)
+    host: dict[str, Any] = {"control_groups": groups, "landlock_abi": 7, "own_clocks": True}
+    root = make_plan(spec(), privilege="root", uid=0, gid=0, **host)
+    return root, make_plan(spec(), privilege="user", uid=1234, gid=1234, **host)
 
 
 def launch_steps() -> str:
