@@ -213,7 +213,7 @@ NEEDS = (
     _Need(
         probe="time_namespace",
         name="time namespace",
-        needed_for="hiding the host's uptime",
+        needed_for="clocks that do not go on from the host's",
         fix=fix_time_namespace,
         required=False,
     ),
