@@ -1,4 +1,4 @@
-"""A guest's clocks: they run, and not on from the host's. (Who looks for the difference finds it: docs/sandbox.md.)"""
+"""A guest's clocks run, and not on from the host's. Who looks for the difference finds it: see docs/sandbox.md."""
 
 from __future__ import annotations
 
