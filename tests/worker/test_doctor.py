@@ -14,6 +14,7 @@ import pytest
 from enclave_worker import doctor
 from enclave_worker.doctor import Check, Host, fix_namespace, fix_proc, fix_time_namespace, render
 from enclave_worker.doctor_probes import PROBES
+from enclave_worker.zygote.kernel import landlock_abi
 from tests.support import ordinary_user
 
 SCRIPT = Path(doctor.__file__).with_name("doctor_probes.py")
@@ -32,6 +33,9 @@ exec(sys.argv[2])
 os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 """
 COMMAND = ("-P", "-m", "enclave_client.cli", "doctor")
+needs_time_namespaces = pytest.mark.skipif(
+    not Path("/proc/sys/user/max_time_namespaces").exists(), reason="this kernel has no time namespaces"
+)
 NO_USER_NAMESPACES = "open('/proc/sys/user/max_user_namespaces', 'w').write('0')"
 
 
@@ -124,6 +128,7 @@ def test_the_advice_names_the_setting_that_forbids_it(machine: Host, advice: str
     assert advice in fix_namespace(machine, ANSWER)
 
 
+@pytest.mark.skipif(not landlock_abi(), reason="this kernel has no Landlock")
 def test_a_landlock_that_cannot_be_entered_is_found_missing() -> None:
     # The kernel stacks sixteen layers, and they are all in force already.
     stack = "kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)\nfor _ in range(16): kernel.landlock(1 << 12, 0, 0)"
@@ -146,12 +151,31 @@ def test_clocks_of_their_own_are_not_bought_with_the_power_to_set_the_hosts(
     assert advice in fix_time_namespace(machine, doctor._Answer(ok=False, found="refused", errno=number))
 
 
+@needs_time_namespaces
 def test_root_that_may_not_set_clocks_makes_none() -> None:
     spoil = "kernel.prctl(kernel.PR_CAPBSET_DROP, 25)"
 
     answer = probe_after("time_namespace", spoil)
 
     assert (answer["ok"], answer["errno"]) == (False, errno.EPERM)
+
+
+@needs_time_namespaces
+@pytest.mark.parametrize(
+    ("spoil", "possible"),
+    [
+        ("", True),
+        ("kernel.prctl(kernel.PR_CAPBSET_DROP, 25)", False),
+        ("open('/proc/sys/user/max_time_namespaces', 'w').write('0')", False),
+    ],
+    ids=["allowed", "root without CAP_SYS_TIME", "none allowed"],
+)
+def test_a_worker_plans_for_clocks_only_where_it_can_set_them(spoil: str, possible: bool) -> None:  # noqa: FBT001 - a parameter
+    ask = "import sys; sys.path.insert(0, sys.argv[1]); import kernel; print(kernel.can_set_clocks())"
+
+    done = run_spoilt(spoil, "-I", "-S", "-c", ask, str(SCRIPT.parent / "zygote"))
+
+    assert done.stdout.decode().strip() == str(possible), done.stderr.decode()
 
 
 def test_a_masked_proc_in_a_container_is_unmasked_by_the_container() -> None:

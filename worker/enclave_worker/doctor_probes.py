@@ -333,7 +333,7 @@ def interpreter() -> str:
 def landlock() -> str:
     """With everything forbidden, a file that could be read a moment ago cannot be opened."""
     if not (version := kernel.landlock_abi()):
-        raise Missing("the kernel has none, or was started without it")
+        raise Missing("the kernel has none, was started without it, or a filter forbids it")
     no_new_privs()
     kernel.landlock(LANDLOCK_READ_FILE, 0, 0)
     try:
