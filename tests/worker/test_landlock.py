@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from enclave_worker.sandbox import landlock
@@ -9,6 +12,7 @@ from enclave_worker.sandbox.landlock import handled, landlock_step, scoped
 from enclave_worker.sandbox.levels import LEVELS
 from enclave_worker.sandbox.plan import make_plan
 from enclave_worker.sandbox.spec import python_spec
+from tests.support import PATIENCE_S
 
 SPEC = python_spec(LEVELS["SECURE"].resources, counted=False)
 ABIS = range(1, 10)
@@ -60,6 +64,41 @@ def test_only_reading_is_allowed_outside_of_a_sandboxes_own_directories(abi: int
 def test_device_nodes_can_be_made_nowhere(abi: int) -> None:
     for mask in rules(abi).values():
         assert not mask & (landlock.MAKE_CHAR | landlock.MAKE_BLOCK)
+
+
+WITHOUT = """
+import os, struct, sys
+from enclave_worker.zygote import kernel
+
+number, equal, refuse, allow = (0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50026), (0x06, 0, 0, 0x7FFF0000)
+kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+kernel.load_seccomp(b"".join(struct.pack("HBBI", *each) for each in (number, equal, refuse, allow)))
+os.execv(sys.executable, [sys.executable, "-m", "enclave_worker.cli", "--port", "0", *sys.argv[1:]])
+"""
+"""Becomes a worker to which the kernel says that it has no Landlock: ENOSYS."""
+
+
+@pytest.mark.parametrize("level", ["STRICT", "SECURE"])
+def test_a_worker_that_must_have_landlock_does_not_start_without(level: str) -> None:
+    command = [sys.executable, "-c", WITHOUT, "--level", level]
+
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
+
+    assert done.returncode == 1
+    assert b"no Landlock" in done.stderr or b"no control groups" in done.stderr
+
+
+def test_a_worker_that_may_do_without_landlock_says_so_and_runs() -> None:
+    command = [sys.executable, "-c", WITHOUT, "--level", "STANDARD", "--pool-size", "1"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        started = worker.stdout.readline()
+        worker.terminate()
+        _, said = worker.communicate(timeout=PATIENCE_S)
+
+    assert started.startswith(b"enclave-runtime listening on ")
+    assert b"without Landlock" in said
 
 
 @pytest.mark.parametrize("abi", ABIS)

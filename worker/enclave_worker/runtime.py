@@ -28,7 +28,6 @@ from .sandbox.spec import bare, interpreter, python_spec
 from .server import WEBSOCKET_PATH, WorkerServer
 from .sessions import Sessions
 from .slots import Slots
-from .zygote.kernel import can_set_clocks, landlock_abi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -341,7 +340,6 @@ def _make_pools(config: RuntimeConfig, footing: Footing) -> tuple[Slots, Pools]:
     count = max_live * len(kinds)
     first_uid = _first_uid(config.first_uid, count) if footing.privilege == "root" else 0
     slots = Slots(count, first_uid=first_uid, groups=footing.groups, limits=footing.group_limits)
-    abi, own_clocks = landlock_abi(), can_set_clocks()
     pools = []
     for kind in kinds:
         plan = make_plan(
@@ -349,8 +347,8 @@ def _make_pools(config: RuntimeConfig, footing: Footing) -> tuple[Slots, Pools]:
             privilege=footing.privilege,
             uid=os.geteuid(),
             gid=os.getegid(),
-            landlock_abi=abi,
-            own_clocks=own_clocks,
+            landlock_abi=footing.landlock_abi,
+            own_clocks=footing.own_clocks,
             control_groups=footing.group_parents,
         )
         pools.append(Pool(plan, interpreter(), size=config.pool_size, max_live=max_live, slots=slots))

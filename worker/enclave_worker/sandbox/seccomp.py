@@ -30,7 +30,7 @@ DENIED: dict[str, str] = {
         io_uring_enter io_uring_register io_setup io_submit io_destroy io_cancel io_getevents io_pgetevents
         fanotify_init fanotify_mark lookup_dcookie vmsplice splice tee remap_file_pages memfd_secret modify_ldt uselib
         seccomp lsm_set_self_attr lsm_get_self_attr lsm_list_modules map_shadow_stack""",
-    "Landlock of its own: kernel memory without a limit, sixteen copies deep; it could take nothing back.": """
+    "Landlock: a guest could only forbid itself more, for kernel memory that is copied sixteen layers deep.": """
         landlock_create_ruleset landlock_add_rule landlock_restrict_self""",
     "Modules, kexec, power, consoles, raw I/O.": """init_module finit_module delete_module create_module query_module
         get_kernel_syms kexec_load kexec_file_load reboot ioperm iopl vhangup syslog _sysctl nfsservctl afs_syscall
