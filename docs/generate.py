@@ -123,8 +123,9 @@ def spec() -> SandboxSpec:
 
 def _plans() -> tuple[Plan, Plan]:
     groups = {name: f"…/{name}/…/enclave-1" for name in CONTROLLERS[1]}
-    root = make_plan(spec(), privilege="root", uid=0, gid=0, control_groups=groups)
-    return root, make_plan(spec(), privilege="user", uid=1234, gid=1234, control_groups=groups)
+    host: dict[str, Any] = {"control_groups": groups, "landlock_abi": 7, "own_clocks": True}
+    root = make_plan(spec(), privilege="root", uid=0, gid=0, **host)
+    return root, make_plan(spec(), privilege="user", uid=1234, gid=1234, **host)
 
 
 def launch_steps() -> str:
@@ -195,7 +196,10 @@ _ARGUMENT_RULES = {
     "kill": "not `SIGKILL` nor `SIGSTOP` to process 1: `EPERM`",
     "personality": "only plain Linux, and asking: `EPERM`",
     "prctl": "not the parent-death signal, dumpability, securebits, memory maps, syscall dispatch: `EPERM`",
-    "socket": "only `AF_UNIX`, `AF_INET` and `AF_INET6`: `EAFNOSUPPORT`",
+    "socket": (
+        "only `AF_UNIX`, `AF_INET` and `AF_INET6`: `EAFNOSUPPORT`; of the latter two only streams and datagrams, "
+        "and of the protocols only the default, TCP and UDP: `EPROTONOSUPPORT`"
+    ),
     "socketpair": "as `socket`",
     "tgkill": "as `kill`",
     "tkill": "as `kill`",

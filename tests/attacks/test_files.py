@@ -89,12 +89,12 @@ return found
 
 
 def test_device_nodes_cannot_be_made(attack: Attack) -> None:
-    # mknod needs CAP_MKNOD in the first user namespace, and every mount is nodev.
+    # mknod needs CAP_MKNOD in the first user namespace, every mount is nodev, and no Landlock rule allows it.
     outcome = attack(
         "return [attempt(lambda: os.mknod(f'/tmp/{d}', 0o60600, os.makedev(*d))) for d in [(8, 0), (1, 1)]]"
     )
 
-    assert outcome.result == ["EPERM", "EPERM"]
+    assert set(outcome.result) <= {"EPERM", "EACCES"}
 
 
 def test_a_setuid_file_gives_nothing(attack: Attack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from enclave_worker import doctor
-from enclave_worker.doctor import Check, Host, fix_namespace, fix_proc, render
+from enclave_worker.doctor import Check, Host, fix_namespace, fix_proc, fix_time_namespace, render
 from enclave_worker.doctor_probes import PROBES
+from enclave_worker.zygote.kernel import landlock_abi
 from tests.support import ordinary_user
 
 SCRIPT = Path(doctor.__file__).with_name("doctor_probes.py")
@@ -31,6 +33,9 @@ exec(sys.argv[2])
 os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 """
 COMMAND = ("-P", "-m", "enclave_client.cli", "doctor")
+needs_time_namespaces = pytest.mark.skipif(
+    not Path("/proc/sys/user/max_time_namespaces").exists(), reason="this kernel has no time namespaces"
+)
 NO_USER_NAMESPACES = "open('/proc/sys/user/max_user_namespaces', 'w').write('0')"
 
 
@@ -63,7 +68,7 @@ def test_a_forbidden_user_namespace_is_found_missing() -> None:
     assert "No space left" in answer["found"]
 
 
-@pytest.mark.parametrize("kind", ["mnt", "net", "pid", "ipc", "uts", "cgroup"])
+@pytest.mark.parametrize("kind", ["mnt", "net", "pid", "ipc", "uts", "cgroup", "time"])
 def test_a_forbidden_namespace_is_found_missing(kind: str) -> None:
     names = {"mnt": "mount", "net": "network"}
     spoil = f"open('/proc/sys/user/max_{kind}_namespaces', 'w').write('0')"
@@ -121,6 +126,56 @@ def test_root_that_cannot_do_what_root_does_is_tried_as_an_ordinary_user(probe: 
 )
 def test_the_advice_names_the_setting_that_forbids_it(machine: Host, advice: str) -> None:
     assert advice in fix_namespace(machine, ANSWER)
+
+
+@pytest.mark.skipif(not landlock_abi(), reason="this kernel has no Landlock")
+def test_a_landlock_that_cannot_be_entered_is_found_missing() -> None:
+    # The kernel stacks sixteen layers, and they are all in force already.
+    stack = "kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)\nfor _ in range(16): kernel.landlock(1 << 12, 0, 0)"
+
+    assert not probe_after("landlock", stack)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "number", "advice"),
+    [
+        (host(user__max_time_namespaces="0"), errno.ENOSPC, "sysctl -w user.max_time_namespaces=15000"),
+        (host(user__max_time_namespaces="15000", root=True), errno.EPERM, "as an ordinary user"),
+        (host(container="docker", root=True), errno.EPERM, "as an ordinary user"),
+        (host(), errno.EINVAL, "CONFIG_TIME_NS=y"),
+    ],
+)
+def test_clocks_of_their_own_are_not_bought_with_the_power_to_set_the_hosts(
+    machine: Host, number: int, advice: str
+) -> None:
+    assert advice in fix_time_namespace(machine, doctor._Answer(ok=False, found="refused", errno=number))
+
+
+@needs_time_namespaces
+def test_root_that_may_not_set_clocks_makes_none() -> None:
+    spoil = "kernel.prctl(kernel.PR_CAPBSET_DROP, 25)"
+
+    answer = probe_after("time_namespace", spoil)
+
+    assert (answer["ok"], answer["errno"]) == (False, errno.EPERM)
+
+
+@needs_time_namespaces
+@pytest.mark.parametrize(
+    ("spoil", "possible"),
+    [
+        ("", True),
+        ("kernel.prctl(kernel.PR_CAPBSET_DROP, 25)", False),
+        ("open('/proc/sys/user/max_time_namespaces', 'w').write('0')", False),
+    ],
+    ids=["allowed", "root without CAP_SYS_TIME", "none allowed"],
+)
+def test_a_worker_plans_for_clocks_only_where_it_can_set_them(spoil: str, possible: bool) -> None:  # noqa: FBT001 - a parameter
+    ask = "import sys; sys.path.insert(0, sys.argv[1]); import kernel; print(kernel.can_set_clocks())"
+
+    done = run_spoilt(spoil, "-I", "-S", "-c", ask, str(SCRIPT.parent / "zygote"))
+
+    assert done.stdout.decode().strip() == str(possible), done.stderr.decode()
 
 
 def test_a_masked_proc_in_a_container_is_unmasked_by_the_container() -> None:

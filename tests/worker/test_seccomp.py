@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import struct
 
 import pytest
@@ -11,16 +12,19 @@ from enclave_worker.sandbox import seccomp
 from enclave_worker.sandbox.seccomp import ARCHITECTURES, DENIED, PROBED, compile_filter
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
-REFUSE = {name: 0x00050000 | getattr(errno, name) for name in ("EPERM", "ENOSYS", "EAFNOSUPPORT")}
+REFUSE = {name: 0x00050000 | getattr(errno, name) for name in ("EPERM", "ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT")}
 MACHINES = sorted(ARCHITECTURES)
+
+
+@functools.cache
+def compiled(machine: str) -> list[seccomp.Instruction]:
+    program = compile_filter(machine, memory_is_counted=True)
+    return [seccomp.Instruction(*fields) for fields in struct.iter_unpack("HBBI", program)]
 
 
 def answer(machine: str, number: int, *arguments: int, audit: int | None = None) -> int:
     """Run the program on one call, as the kernel does."""
-    program = [
-        seccomp.Instruction(*fields)
-        for fields in struct.iter_unpack("HBBI", compile_filter(machine, memory_is_counted=True))
-    ]
+    program = compiled(machine)
     audit = ARCHITECTURES[machine].audit if audit is None else audit
     padded = [*arguments, 0, 0, 0, 0, 0, 0][:6]
     data = struct.pack("<iIQ6Q", number, audit, 0, *(argument % 2**64 for argument in padded))
@@ -84,12 +88,31 @@ def test_clone_may_make_threads_and_processes_but_no_namespace(machine: str) -> 
         assert answer(machine, clone, 17 | flag) == REFUSE["EPERM"], hex(flag)
 
 
-def test_sockets_are_unix_and_internet_only(machine: str) -> None:
+@pytest.mark.parametrize("name", ["socket", "socketpair"])
+def test_sockets_are_unix_and_internet_only(machine: str, name: str) -> None:
+    number = ARCHITECTURES[machine].numbers[name]
+    allowed = {family for family in range(64) if answer(machine, number, family, 1) == ALLOW}
+    assert allowed == {1, 2, 10}
+    assert answer(machine, number, 16 | 1 << 32, 1) == REFUSE["EAFNOSUPPORT"]
+
+
+@pytest.mark.parametrize("name", ["socket", "socketpair"])
+@pytest.mark.parametrize("family", [2, 10])
+def test_internet_sockets_are_tcp_and_udp_only(machine: str, name: str, family: int) -> None:
+    number = ARCHITECTURES[machine].numbers[name]
+    cloexec_nonblock = 0o2004000
+    for kind in range(16):
+        for protocol in range(512):
+            allowed = kind in {1, 2} and protocol in {0, 6, 17}
+            expected = ALLOW if allowed else REFUSE["EPROTONOSUPPORT"]
+            assert answer(machine, number, family, kind | cloexec_nonblock, protocol) == expected, (kind, protocol)
+    assert answer(machine, number, family, 1, 262 | 1 << 32) == REFUSE["EPROTONOSUPPORT"]
+
+
+def test_unix_sockets_are_of_any_type(machine: str) -> None:
     for name in ("socket", "socketpair"):
         number = ARCHITECTURES[machine].numbers[name]
-        allowed = {family for family in range(64) if answer(machine, number, family) == ALLOW}
-        assert allowed == {1, 2, 10}
-        assert answer(machine, number, 16 | 1 << 32) == REFUSE["EAFNOSUPPORT"]
+        assert {answer(machine, number, 1, kind, protocol) for kind in range(16) for protocol in (0, 1)} == {ALLOW}
 
 
 @pytest.mark.parametrize("request_number", [0x5412, 0x541C, 0x5412 | 1 << 32])

@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,7 +17,7 @@ from enclave_worker.sandbox.levels import LEVELS
 from enclave_worker.sandbox.plan import make_plan
 from enclave_worker.sandbox.spec import bare, interpreter, python_spec
 from enclave_worker.slots import Slots
-from enclave_worker.zygote.kernel import acts_as_root
+from enclave_worker.zygote.kernel import acts_as_root, can_set_clocks, landlock_abi
 from tests.support import Client, children_of, client_of, parent_of, running
 
 if TYPE_CHECKING:
@@ -27,9 +27,15 @@ if TYPE_CHECKING:
 FAILING: Step = ["a step that fails", "chdir", "/no/such/directory"]
 
 
-def real_plan() -> Plan:
+def real_plan(**host: Any) -> Plan:
     spec = bare(python_spec(LEVELS["SECURE"].resources, counted=False))
-    return make_plan(spec, privilege="root" if acts_as_root() else "user", uid=os.geteuid(), gid=os.getegid())
+    return make_plan(
+        spec,
+        privilege="root" if acts_as_root() else "user",
+        uid=os.geteuid(),
+        gid=os.getegid(),
+        **({"landlock_abi": landlock_abi(), "own_clocks": can_set_clocks()} | host),
+    )
 
 
 def pool_of(plan: Plan) -> Pool:
@@ -63,6 +69,54 @@ async def test_a_layer_that_was_left_out_is_found_by_the_self_test(layer: str) -
 
     with pytest.raises(SandboxError):
         await pool_of(plan).start()
+
+
+@pytest.mark.skipif(not landlock_abi(), reason="this kernel has no Landlock")
+@pytest.mark.usefixtures("no_leaks")
+async def test_landlock_that_was_left_out_is_found_by_the_self_test() -> None:
+    plan = real_plan()
+    plan.enclose[:] = [step for step in plan.enclose if step[0] != "Landlock"]
+
+    with pytest.raises(SandboxError, match="not in force: Landlock"):
+        await pool_of(plan).start()
+
+
+@pytest.mark.skipif(not can_set_clocks(), reason="no time namespace to be had here")
+@pytest.mark.usefixtures("no_leaks")
+async def test_clocks_that_are_the_hosts_are_found_by_the_self_test() -> None:
+    plan = real_plan()
+    plan.launch[:] = [step for step in plan.launch if step[0] not in {"time namespace", "clocks from zero"}]
+
+    with pytest.raises(SandboxError, match="not in force: time namespace"):
+        await pool_of(plan).start()
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_host_without_landlock_and_time_namespaces_starts_without_them() -> None:
+    pool = pool_of(real_plan(landlock_abi=0, own_clocks=False))
+    await pool.start()
+    await pool.stop()
+
+
+@pytest.mark.skipif(not landlock_abi(), reason="this kernel has no Landlock")
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_landlock_rule_that_the_kernel_refuses_keeps_the_worker_from_starting() -> None:
+    plan = real_plan()
+    step = next(step for step in plan.enclose if step[0] == "Landlock")
+    step[step.index("/dev")] = "/no/such/directory"
+
+    with pytest.raises(SandboxError) as caught:
+        await pool_of(plan).start()
+
+    assert caught.value.step == "Landlock"
+
+
+@pytest.mark.parametrize("abi", range(1, min(landlock_abi(), 7) + 1))
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_sandbox_can_be_made_with_every_older_landlock(abi: int) -> None:
+    pool = pool_of(real_plan(landlock_abi=abi))
+    await pool.start()
+    await pool.stop()
 
 
 @pytest.mark.usefixtures("no_leaks")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import platform
 import select
@@ -87,6 +88,7 @@ _SYSCTLS = (
     "user/max_ipc_namespaces",
     "user/max_cgroup_namespaces",
     "user/max_uts_namespaces",
+    "user/max_time_namespaces",
     "kernel/unprivileged_userns_clone",
     "kernel/apparmor_restrict_unprivileged_userns",
 )
@@ -108,6 +110,15 @@ def fix_namespace(host: Host, answer: _Answer) -> str:  # noqa: ARG001 - the sys
 def fix_proc(host: Host, answer: _Answer) -> str:
     """Return what lets a new /proc be mounted."""
     return _container_fix(host) or fix_namespace(host, answer)
+
+
+def fix_time_namespace(host: Host, answer: _Answer) -> str:
+    """Return what gives guests clocks of their own; never CAP_SYS_TIME, by which a container could set the host's."""
+    if host.sysctls.get("user/max_time_namespaces") == "0":
+        return _sysctl("user.max_time_namespaces", 15_000)
+    if answer.errno in (errno.ENOENT, errno.EINVAL):
+        return "boot a kernel with CONFIG_TIME_NS=y (Linux 5.6)"
+    return "start the worker as an ordinary user: root would need CAP_SYS_TIME for it, which is worth more than this"
 
 
 def _sysctl(name: str, value: int) -> str:
@@ -200,9 +211,16 @@ NEEDS = (
     ),
     _Need(probe="pidfd", name="pidfd_open", needed_for="killing the right process", fix=_kernel("Linux 5.3")),
     _Need(
+        probe="time_namespace",
+        name="time namespace",
+        needed_for="clocks that do not go on from the host's",
+        fix=fix_time_namespace,
+        required=False,
+    ),
+    _Need(
         probe="landlock",
         name="Landlock",
-        needed_for="a second line of defence",
+        needed_for="a second wall around files and signals",
         fix=_kernel("CONFIG_SECURITY_LANDLOCK=y and landlock in lsm="),
         required=False,
     ),

@@ -18,6 +18,7 @@ import select
 import signal
 import struct
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ READ_ONLY_NOSUID_NODEV_NOEXEC = 15
 UNPRIVILEGED_UID = 20_000
 DEATH_TIMEOUT_S = 5.0
 CAP_SYS_ADMIN = kernel.ROOT_CAPABILITIES["SYS_ADMIN"]
-LANDLOCK_CREATE_RULESET = 444
+LANDLOCK_READ_FILE = 1 << 2
 GETPPID = {"x86_64": 110, "aarch64": 173}
 
 
@@ -330,13 +331,33 @@ def interpreter() -> str:
 
 
 def landlock() -> str:
-    """The ABI's version."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    version = libc.syscall(ctypes.c_long(LANDLOCK_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint32(1))
-    if version < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return f"ABI {version}"
+    """With everything forbidden, a file that could be read a moment ago cannot be opened."""
+    if not (version := kernel.landlock_abi()):
+        raise Missing("the kernel has none, was started without it, or a filter forbids it")
+    no_new_privs()
+    kernel.landlock(LANDLOCK_READ_FILE, 0, 0)
+    try:
+        os.close(os.open("/proc/self/status", os.O_RDONLY))
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            return f"ABI {version}"
+        raise
+    raise Missing("in force, but without effect")
+
+
+def time_namespace() -> str:
+    """One whose first process sees clocks that start anew."""
+    be_privileged()
+    kernel.unshare(kernel.CLONE_NEWTIME)
+    monotonic, boottime = (int(time.clock_gettime(clock)) for clock in (time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME))
+    write("/proc/self/timens_offsets", f"monotonic -{monotonic} 0\nboottime -{boottime} 0\n")
+
+    def first() -> str:
+        if time.clock_gettime(time.CLOCK_BOOTTIME) > boottime:
+            raise Missing("the clocks are the host's")
+        return "clocks start anew"
+
+    return in_child(first)
 
 
 def cgroups() -> str:
@@ -386,6 +407,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "ipc_namespace": namespace(kernel.CLONE_NEWIPC),
     "cgroup_namespace": namespace(kernel.CLONE_NEWCGROUP),
     "uts_namespace": uts_namespace,
+    "time_namespace": time_namespace,
     "tmpfs": tmpfs,
     "proc": proc,
     "read_only_bind": read_only_bind,

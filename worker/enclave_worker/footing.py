@@ -13,7 +13,7 @@ from .cgroups import ControlGroups, ControlGroupsMissing, GroupLimits
 from .sandbox.levels import Layer, choose_level, missing_layers
 from .sandbox.spec import spare_address_bytes
 from .session import Allowance
-from .zygote.kernel import acts_as_root, lacking_capabilities
+from .zygote.kernel import acts_as_root, can_set_clocks, lacking_capabilities, landlock_abi
 
 if TYPE_CHECKING:
     from .config import RuntimeConfig
@@ -31,6 +31,10 @@ class Footing:
     resources: Resources
     privilege: Privilege
     groups: ControlGroups | None
+    landlock_abi: int
+    """0 if there is no Landlock."""
+    own_clocks: bool
+    """Whether sandboxes can have clocks of their own. No layer: nothing depends on it."""
     lacking: dict[Layer, str]
     """Layers that it does without, each with the reason."""
 
@@ -84,6 +88,10 @@ def find_footing(config: RuntimeConfig) -> Footing:
         groups = ControlGroups.open()
     except ControlGroupsMissing as missing:
         lacking[Layer.CONTROL_GROUPS], hints[Layer.CONTROL_GROUPS] = missing.reason, missing.fix
+    abi = landlock_abi()
+    if not abi:
+        lacking[Layer.LANDLOCK] = "this kernel has none, or was started without it"
+        hints[Layer.LANDLOCK] = "boot a kernel with CONFIG_SECURITY_LANDLOCK=y and landlock in lsm="
     level = choose_level(config.level, lacking)
     for layer, reason in missing_layers(level, lacking).items():
         if groups is not None:
@@ -92,4 +100,12 @@ def find_footing(config: RuntimeConfig) -> Footing:
         raise SandboxError(f"hold level {level.name}", 0, f"no {layer}: {reason}", hint=hint)
     for layer, reason in lacking.items():
         log.warning("level %s, without %s: %s", level.name, layer, reason)
-    return Footing(level=level, resources=config.resources(level), privilege=privilege, groups=groups, lacking=lacking)
+    return Footing(
+        level=level,
+        resources=config.resources(level),
+        privilege=privilege,
+        groups=groups,
+        landlock_abi=abi,
+        own_clocks=can_set_clocks(),
+        lacking=lacking,
+    )

@@ -347,6 +347,8 @@ def _make_pools(config: RuntimeConfig, footing: Footing) -> tuple[Slots, Pools]:
             privilege=footing.privilege,
             uid=os.geteuid(),
             gid=os.getegid(),
+            landlock_abi=footing.landlock_abi,
+            own_clocks=footing.own_clocks,
             control_groups=footing.group_parents,
         )
         pools.append(

@@ -3,16 +3,18 @@
 Theory of operation. Three lists, performed by `enclave_worker.zygote`:
 
 1. `launch`, once, in the process that will be the zygote's parent. An ordinary user gets a user namespace here, in
-   which the zygote is root over nothing but its own namespaces; started as root there is nothing to do.
+   which the zygote is root over nothing but its own namespaces. Where the kernel can, the zygote is born with clocks of
+   its own, and each of its forks with the same.
 2. `prepare`, once, in the zygote: everything that a fork inherits. It builds the root that sandboxes see, pivots into
    it and lets go of the host's.
 3. `enclose`, in every sandbox, right after the fork, before it knows what it will run: namespaces, private mounts,
-   identity, user namespace, capabilities, limits, and last the system call filter.
+   identity, user namespace, capabilities, limits, Landlock, and last the system call filter.
 
 The user namespace comes last of all namespaces. The others then belong to the zygote's, so that a guest that somehow
 regained every capability of its own would still own no mount, no network and no name to use it on. The order inside
 `enclose` is a chain of needs: mounting needs the capabilities that `identity` gives up, the id maps need the user
-namespace, dropping needs the maps, and nothing but the guest's code may come after the filter.
+namespace, dropping needs the maps, Landlock forbids mounting, and nothing but the guest's code may come after the
+filter.
 
 A step is `[name, operation, *arguments]`: see `enclave_worker.zygote.steps`. In braces stands what is filled in per
 sandbox: `{uid}`, the host user id it runs as; `{slot}`, the name of its control groups, below the directories that the
@@ -29,6 +31,7 @@ import msgspec
 
 from enclave_worker.zygote import kernel
 
+from .landlock import landlock_step
 from .seccomp import compile_filter
 
 if TYPE_CHECKING:
@@ -44,6 +47,11 @@ _SYS_ADMIN = 1 << 21
 _STAGES = ("/tmp", "/var/tmp", "/mnt", "/media", "/srv", "/opt")  # noqa: S108 - mount points to choose from
 
 
+# For the zygote and not per sandbox: its forks share it for nothing.
+_CLOCKS: list[Step] = [
+    ["time namespace", "unshare", kernel.CLONE_NEWTIME],
+    ["clocks from zero", "clocks_from_zero"],
+]
 _FILTER: Step = ["system call filter", "seccomp", "{seccomp}"]
 
 
@@ -58,12 +66,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The filter, base64: steps refer to it as `{seccomp}`."""
     preload: tuple[str, ...]
     """Modules to import before the first fork."""
+    landlock: bool
+    """Whether Landlock is among the layers. The self-test holds a sandbox to it."""
+    own_clocks: bool
+    """The same of the time namespace."""
     control_groups: dict[str, str]
     """By controller (v2: `unified`), the directory above the slots' groups. Empty: there are none."""
 
 
 def make_plan(
-    spec: SandboxSpec, *, privilege: Privilege, uid: int, gid: int, control_groups: dict[str, str] | None = None
+    spec: SandboxSpec,
+    *,
+    privilege: Privilege,
+    uid: int,
+    gid: int,
+    landlock_abi: int,
+    own_clocks: bool,
+    control_groups: dict[str, str] | None = None,
 ) -> Plan:
     """Compile a spec.
 
@@ -72,11 +91,14 @@ def make_plan(
         privilege: whether real root performs the plan.
         uid: the effective user id of whoever performs it.
         gid: the same, of the group.
+        landlock_abi: what `kernel.landlock_abi` says; at 0 the plan does without.
+        own_clocks: what `kernel.can_set_clocks` says; if not, guests see the host's monotonic clocks.
         control_groups: by controller, the directory above the slots' groups; None or empty if there are none.
     """
     groups = control_groups or {}
+    landlock = [landlock_step(spec, landlock_abi)] if landlock_abi else []
     return Plan(
-        launch=[] if privilege == "root" else _own_user_namespace(uid, gid),
+        launch=[*_own_user_namespace(privilege, uid, gid), *(_CLOCKS if own_clocks else [])],
         prepare=[*_detach(privilege), *_root(spec), *_lock()],
         enclose=[
             *_join_groups(groups),
@@ -84,16 +106,21 @@ def make_plan(
             *_private_mounts(spec),
             *_identity(spec, privilege),
             *_limits(spec),
+            *landlock,
             _FILTER,
         ],
         privilege=privilege,
         seccomp_base64=base64.b64encode(compile_filter(spec.machine, memory_is_counted=bool(groups))).decode(),
         preload=spec.preload,
+        landlock=bool(landlock),
+        own_clocks=own_clocks,
         control_groups=groups,
     )
 
 
-def _own_user_namespace(uid: int, gid: int) -> list[Step]:
+def _own_user_namespace(privilege: Privilege, uid: int, gid: int) -> list[Step]:
+    if privilege == "root":
+        return []
     return [
         ["user namespace", "unshare", kernel.CLONE_NEWUSER],
         # The kernel lets an ordinary user map a group only after giving up setgroups.

@@ -30,6 +30,8 @@ DENIED: dict[str, str] = {
         io_uring_enter io_uring_register io_setup io_submit io_destroy io_cancel io_getevents io_pgetevents
         fanotify_init fanotify_mark lookup_dcookie vmsplice splice tee remap_file_pages memfd_secret modify_ldt uselib
         seccomp lsm_set_self_attr lsm_get_self_attr lsm_list_modules map_shadow_stack""",
+    "Landlock: a guest could only forbid itself more, for kernel memory that is copied sixteen layers deep.": """
+        landlock_create_ruleset landlock_add_rule landlock_restrict_self""",
     "Modules, kexec, power, consoles, raw I/O.": """init_module finit_module delete_module create_module query_module
         get_kernel_syms kexec_load kexec_file_load reboot ioperm iopl vhangup syslog _sysctl nfsservctl afs_syscall
         getpmsg putpmsg security tuxcall vserver""",
@@ -47,7 +49,12 @@ UNCOUNTED: dict[str, str] = {
 }
 """Refused as well where nothing but address space is limited."""
 
-PROBED = frozenset({"clone3", "io_uring_setup", "userfaultfd", "bpf", "perf_event_open", "open_tree", "fsopen"})
+PROBED = frozenset(
+    {
+        *("clone3", "io_uring_setup", "userfaultfd", "bpf", "perf_event_open", "open_tree", "fsopen"),
+        *("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
+    }
+)
 """Refused with ENOSYS: libraries try these and fall back. glibc turns EPERM from clone3 into a failed thread."""
 
 NEW_NAMESPACE_FLAGS = 0x7E020080
@@ -55,6 +62,11 @@ NEW_NAMESPACE_FLAGS = 0x7E020080
 SOCKET_FAMILIES = (1, 2, 10)
 """AF_UNIX, AF_INET, AF_INET6: all three are private to the sandbox's network namespace. AF_VSOCK would reach the
 hypervisor; netlink, packet, XDP and ALG open kernel code that a guest has no use for."""
+INTERNET_PROTOCOLS = (0, 6, 17)
+"""The type's own, TCP, UDP. Any other number (MPTCP, SCTP, SMC, UDP-Lite, L2TP) opens a further protocol's code, and
+where that is a module has the kernel load it."""
+INTERNET_TYPES = (1, 2)
+"""SOCK_STREAM, SOCK_DGRAM. Types stand for protocols, too: SOCK_SEQPACKET is SCTP, 6 is DCCP."""
 TTY_INJECTION = (0x5412, 0x541C)
 """ioctl TIOCSTI and TIOCLINUX: typing into somebody's terminal."""
 PRCTL_DENIED = (1, 4, 28, 35, 59, 67)
@@ -71,10 +83,13 @@ _KILL = 0x80000000
 _EPERM = 0x00050000 | errno.EPERM
 _ENOSYS = 0x00050000 | errno.ENOSYS
 _EAFNOSUPPORT = 0x00050000 | errno.EAFNOSUPPORT
+_EPROTONOSUPPORT = 0x00050000 | errno.EPROTONOSUPPORT
 
 _LOAD, _AND, _JUMP, _EQUAL, _GREATER_EQUAL, _ANY_BIT, _RETURN = 0x20, 0x54, 0x05, 0x15, 0x35, 0x45, 0x06
 _NUMBER_OFFSET, _ARCH_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16
 _X32_BIT = 0x40000000
+_SOCK_TYPE_MASK = 0xF
+"""The rest of the argument is SOCK_CLOEXEC and SOCK_NONBLOCK."""
 
 
 class Instruction(NamedTuple):
@@ -162,9 +177,13 @@ def _argument(index: int) -> Instruction:
     return Instruction(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * index)  # the low half: both machines are little-endian
 
 
-def _one_of(index: int, values: tuple[int, ...], *, matched: int, otherwise: int) -> list[Instruction]:
+def _given(values: tuple[int, ...], then: list[Instruction], *, otherwise: int) -> list[Instruction]:
     tests = [Instruction(_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
-    return [_argument(index), *tests, Instruction(_RETURN, 0, 0, otherwise), Instruction(_RETURN, 0, 0, matched)]
+    return [*tests, Instruction(_RETURN, 0, 0, otherwise), *then]
+
+
+def _one_of(index: int, values: tuple[int, ...], *, matched: int, otherwise: int) -> list[Instruction]:
+    return [_argument(index), *_given(values, [Instruction(_RETURN, 0, 0, matched)], otherwise=otherwise)]
 
 
 def _not_to_pid_1(pid_index: int, signal_index: int) -> list[Instruction]:
@@ -180,6 +199,22 @@ def _not_to_pid_1(pid_index: int, signal_index: int) -> list[Instruction]:
     ]
 
 
+def _socket() -> list[Instruction]:
+    unix, *internet = SOCKET_FAMILIES
+    types = [
+        _argument(1),
+        Instruction(_AND, 0, 0, _SOCK_TYPE_MASK),
+        *_given(INTERNET_TYPES, [Instruction(_RETURN, 0, 0, _ALLOW)], otherwise=_EPROTONOSUPPORT),
+    ]
+    protocols = [_argument(2), *_given(INTERNET_PROTOCOLS, types, otherwise=_EPROTONOSUPPORT)]
+    return [
+        _argument(0),
+        Instruction(_EQUAL, 0, 1, unix),
+        Instruction(_RETURN, 0, 0, _ALLOW),
+        *_given(tuple(internet), protocols, otherwise=_EAFNOSUPPORT),
+    ]
+
+
 _BY_ARGUMENT: dict[str, list[Instruction]] = {
     "clone": [
         _argument(0),
@@ -191,8 +226,8 @@ _BY_ARGUMENT: dict[str, list[Instruction]] = {
     "kill": _not_to_pid_1(0, 1),
     "personality": _one_of(0, PERSONALITIES, matched=_ALLOW, otherwise=_EPERM),
     "prctl": _one_of(0, PRCTL_DENIED, matched=_EPERM, otherwise=_ALLOW),
-    "socket": _one_of(0, SOCKET_FAMILIES, matched=_ALLOW, otherwise=_EAFNOSUPPORT),
-    "socketpair": _one_of(0, SOCKET_FAMILIES, matched=_ALLOW, otherwise=_EAFNOSUPPORT),
+    "socket": _socket(),
+    "socketpair": _socket(),
     "tgkill": _not_to_pid_1(1, 2),
     "tkill": _not_to_pid_1(0, 1),
 }

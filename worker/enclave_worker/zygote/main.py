@@ -39,13 +39,15 @@ from . import frames, kernel, steps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` itself is too large for a zygote
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from .frames import Message
     from .steps import Compiled
 
 _MAX_PACKET = 1 << 18
 _CONTROL_FD = 3
+_CHARACTER_DEVICE = 0o020000
+_EACCES = 13
 _NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "user")
 
 
@@ -53,7 +55,12 @@ class Zygote:
     """Serves `spawn` and `kill` until its socket closes."""
 
     def __init__(
-        self, control: socket.socket, plan: Message, groups: dict[str, int], run_guest: Callable[[], None]
+        self,
+        control: socket.socket,
+        plan: Message,
+        groups: dict[str, int],
+        run_guest: Callable[[], None],
+        host_clocks: str,
     ) -> None:
         self._control = control
         self._groups = groups
@@ -67,7 +74,9 @@ class Zygote:
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.pidfd = os.pidfd_open(os.getpid())
         """To be given to the worker."""
-        self._outside = _namespaces()
+        self._outside = _namespaces(_NAMESPACES)
+        if plan["own_clocks"]:  # shared with the sandboxes: what they must differ from is the host's
+            self._outside["time"] = host_clocks
         self._filter = base64.b64decode(plan["seccomp_base64"])
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -187,7 +196,7 @@ class Zygote:
             os.dup2(control, _CONTROL_FD)
             steps.perform(self._compiled[slot])
             if check:
-                _self_test(self._outside)
+                _self_test(self._outside, landlock=self._plan["landlock"])
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             kernel.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)
             gc.enable()
@@ -204,11 +213,11 @@ class Zygote:
         self._control.send(json.dumps(message).encode())
 
 
-def _namespaces() -> dict[str, str]:
-    return {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
+def _namespaces(names: Iterable[str]) -> dict[str, str]:
+    return {name: os.readlink(f"/proc/self/ns/{name}") for name in names}
 
 
-def _self_test(outside: dict[str, str]) -> None:
+def _self_test(outside: dict[str, str], *, landlock: bool) -> None:
     """Ask the kernel what holds; raises StepFailed for what does not.
 
     Done in a zygote's sandboxes until one has passed, while only our own code has run in them.
@@ -218,7 +227,8 @@ def _self_test(outside: dict[str, str]) -> None:
     missing = [name for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb") if int(status[name], 16)]
     missing += ["NoNewPrivs"] if status["NoNewPrivs"] != "1" else []
     missing += ["Seccomp"] if status["Seccomp"] != "2" else []
-    missing += [f"{name} namespace" for name, link in _namespaces().items() if outside[name] == link]
+    missing += [f"{name} namespace" for name, link in _namespaces(outside).items() if outside[name] == link]
+    missing += ["Landlock"] if landlock and not _landlock_holds() else []
     try:
         kernel.unshare(kernel.CLONE_NEWUSER)
         missing.append("the ban on further namespaces")
@@ -226,6 +236,15 @@ def _self_test(outside: dict[str, str]) -> None:
         pass
     if missing:
         raise steps.StepFailed("self-test", 0, f"not in force: {', '.join(missing)}")
+
+
+def _landlock_holds() -> bool:
+    # The one device node that anybody may make, in a directory where we may make files: who refuses is Landlock.
+    try:
+        os.mknod("self-test", _CHARACTER_DEVICE)
+    except OSError as error:
+        return error.errno == _EACCES
+    return False
 
 
 def _failed(failure: steps.StepFailed) -> Message:
@@ -245,6 +264,7 @@ def main(control_fd: int) -> None:
     if not packet:
         os._exit(0)
     plan = json.loads(packet)
+    host_clocks = os.readlink("/proc/self/ns/time") if plan["own_clocks"] else ""
     try:
         steps.perform(steps.compile_steps([*plan["launch"], _PID_NAMESPACE], {}))
         pid = os.fork()
@@ -257,7 +277,7 @@ def main(control_fd: int) -> None:
             control.close()
             _keeper(zygote_pid)
         groups = {f"group_{name}": os.open(path, _DIRECTORY) for name, path in plan["control_groups"].items()}
-        zygote = Zygote(control, plan, groups, _prepare(plan))
+        zygote = Zygote(control, plan, groups, _prepare(plan), host_clocks)
     except steps.StepFailed as failure:
         control.send(json.dumps(_failed(failure)).encode())
         os._exit(1)

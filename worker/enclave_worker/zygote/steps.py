@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 
 from . import kernel
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:  # `typing` itself is too large for a zygote
     from typing import Any
 
     Compiled = tuple[str, Callable[..., object], tuple[object, ...]]
+
+
+_CLOCKS = (("monotonic", time.CLOCK_MONOTONIC), ("boottime", time.CLOCK_BOOTTIME))
 
 
 class StepFailed(Exception):  # noqa: N818 - said in the past tense everywhere
@@ -75,16 +79,24 @@ def _identity(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
+def _clocks_from_zero() -> None:
+    # Of the namespace that our next child starts in. Whole seconds: the kernel refuses a clock that would be negative.
+    offsets = [f"{name} -{int(time.clock_gettime(clock))} 0\n" for name, clock in _CLOCKS]
+    _write(b"/proc/self/timens_offsets", "".join(offsets).encode())
+
+
 OPERATIONS: dict[str, Callable[..., object]] = {
     "capabilities": kernel.set_capabilities,
     "bounding_set": kernel.drop_bounding_set,
     "chdir": os.chdir,
+    "clocks_from_zero": _clocks_from_zero,
     "directory": _directory,
     "file": _file,
     "hostname": kernel.sethostname,
     "identity": _identity,
     "join": _join,
     "keyring": kernel.join_new_session_keyring,
+    "landlock": kernel.landlock,
     "loopback": kernel.raise_loopback,
     "mount": kernel.mount,
     "mount_attributes": kernel.mount_attributes,
