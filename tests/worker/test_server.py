@@ -282,10 +282,11 @@ async def test_a_drain_lets_live_sessions_finish_and_takes_no_more() -> None:
 async def test_a_dead_zygote_is_replaced_and_its_sessions_go_on(client: Client, worker: RuntimeWorker) -> None:
     name = new_name()
     code = NAME_PROCESS.format(name=name)
-    answered = await client.start(code + "print('up', flush=True)\nreturn await call_tool('wait')")
-    spinning = await client.start(code + "print('up', flush=True)\nwhile True: pass")
+    answered = await client.start(code + "return await call_tool('wait')")
+    calls = [await client.until(answered, "tool_call")]
     crashing = await client.start("await call_tool('wait')\nimport os\nos._exit(3)")
-    calls = [await client.until(session, "tool_call") for session in (answered, crashing)]
+    calls.append(await client.until(crashing, "tool_call"))
+    spinning = await client.start(code + "print('up', flush=True)\nwhile True: pass")
     await client.until_written(spinning, "up")
     zygotes = {parent_of(guest) for guest in processes_named(name)}
     with watched(zygotes) as wait_gone:

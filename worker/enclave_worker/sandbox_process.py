@@ -97,7 +97,7 @@ class Sandbox:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Sandbox {self.number} {'open' if self._control else 'starting'} owner={self.owner!r}>"
+        return f"<Sandbox {self.number} {'open' if self._control else 'starting'} owner={type(self.owner).__name__}>"
 
     def opened(self, control: int, out: int, err: int, pidfd: int) -> None:
         """Take over the descriptors that the zygote sent."""
