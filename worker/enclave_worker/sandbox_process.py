@@ -94,6 +94,7 @@ class Sandbox:
         self._outbox = bytearray()
         self._unwanted: set[Stream] = set()
         self._paused = False
+        self._hung_up = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -179,7 +180,8 @@ class Sandbox:
         """Read again."""
         if self._paused and self._control is not None and not self._closed:
             self._paused = False
-            self._loop.add_reader(self._control.fileno(), self._on_control)
+            if not self._hung_up:
+                self._loop.add_reader(self._control.fileno(), self._on_control)
             for stream, fd in self._pipes.items():
                 self._loop.add_reader(fd, self._on_pipe, stream)
 
@@ -237,7 +239,9 @@ class Sandbox:
             data = b""
         if not data:
             self._loop.remove_reader(self._control.fileno())
-            self.owner.on_hangup(self)
+            if not self._hung_up:
+                self._hung_up = True
+                self.owner.on_hangup(self)
             return False
         self._inbox += data
         body = self._next_frame()

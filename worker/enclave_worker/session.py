@@ -57,6 +57,7 @@ MAX_WAITING_CALLS = 1000
 _SPARE_FRAMES = 100
 """How much deeper in its stack than we are a reader of a guest's value may be: how deep a value may be nested depends
 on it, and one that we can read but not pass on, or the broker not read, must be its sender's failure alone."""
+_MAX_REASON_CHARS = 500
 _ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _GUEST_CODES = frozenset(
     {
@@ -305,7 +306,9 @@ class Session:
 
     def broken(self, reason: str) -> list[Instruction]:
         """The guest's socket carried something that its driver never sends."""
-        return self._fail(Code.GUEST_CRASHED, f"the guest broke the protocol of its own socket: {reason}")
+        # A decoder quotes what it does not like, and a guest can send it megabytes of that.
+        said = reason if len(reason) <= _MAX_REASON_CHARS else f"{reason[:_MAX_REASON_CHARS]}…"
+        return self._fail(Code.GUEST_CRASHED, f"the guest broke the protocol of its own socket: {said}")
 
     def output(self, stream: Stream, data: bytes) -> list[Instruction]:
         """Pass on what was written, up to the cap; mark the place where it is cut."""
