@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS = "/sys/fs/cgroup"
 
 
 def children(pid: int) -> list[int]:
@@ -68,13 +68,15 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     """What a fleet holds: must be the same before and after any number of sessions."""
 
     processes: int
+    zombies: int
+    """Of the processes, those that nobody has waited for yet."""
     broker_fds: int
     worker_fds: int
     zygote_fds: int
     mounts: int
     """In the mount namespaces of this process, the programs and their zygotes."""
     cgroups: int
-    """Directories at and below the fleet's own cgroups."""
+    """Directories, under every controller of v1 and in v2's hierarchy, without a process that is not the fleet's."""
 
 
 def held(broker: int, workers: list[int]) -> Held:
@@ -82,14 +84,34 @@ def held(broker: int, workers: list[int]) -> Held:
     launchers = [launcher for worker in workers for launcher in children(worker)]
     zygotes = [zygote for launcher in launchers for zygote in children(launcher)]
     programs = [broker, *workers]
+    processes = [*programs, *(found for pid in programs for found in descendants(pid))]
     return Held(
-        processes=len(programs) + sum(len(descendants(pid)) for pid in programs),
+        processes=len(processes),
+        zombies=sum(_is_zombie(pid) for pid in processes),
         broker_fds=_descriptors([broker]),
         worker_fds=_descriptors(workers),
         zygote_fds=_descriptors([*launchers, *zygotes]),
         mounts=sum(_mounts(pid) for pid in (os.getpid(), *programs, *launchers, *zygotes)),
-        cgroups=_cgroups(programs),
+        cgroups=_cgroups(set(processes)),
     )
+
+
+def _cgroups(own: set[int]) -> int:
+    return sum(_members(directory) <= own for directory, _, _ in os.walk(_CGROUPS))
+
+
+def _members(cgroup: str) -> set[int]:
+    """Return the processes in a cgroup; of what is none, or is gone, everybody's first one."""
+    try:
+        return set(map(int, Path(cgroup, "cgroup.procs").read_text().split()))
+    except OSError:
+        return {1}
+
+
+def _is_zombie(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False
 
 
 def _cpu_ticks(pid: int) -> list[int]:
@@ -114,23 +136,3 @@ def _descriptors(pids: list[int]) -> int:
 
 def _mounts(pid: int) -> int:
     return len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
-
-
-def _cgroups(pids: list[int]) -> int:
-    found: set[Path] = set()
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            found |= _directories(_hierarchy(controllers) / path.lstrip("/"))
-    return len(found)
-
-
-def _hierarchy(controllers: str) -> Path:
-    """Return where a cgroup hierarchy is mounted; without controllers it is v2, alone or beside v1."""
-    if controllers:
-        return _CGROUPS / controllers.removeprefix("name=")
-    return _CGROUPS if (_CGROUPS / "cgroup.controllers").exists() else _CGROUPS / "unified"
-
-
-def _directories(top: Path) -> set[Path]:
-    return {Path(directory) for directory, _, _ in os.walk(top)}
