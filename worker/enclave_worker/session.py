@@ -82,13 +82,14 @@ class GuestToolCall(msgspec.Struct, tag_field="type", tag="tool_call", frozen=Tr
 
     id: Annotated[int, Meta(ge=1, le=2**53 - 1)]
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    args: Any
+    args: msgspec.Raw
+    """Not looked at before it is known that the call is not refused: a guest may make any number of those."""
 
 
 class GuestResult(msgspec.Struct, tag_field="type", tag="result", frozen=True):
     """The code returned."""
 
-    value: Any
+    value: msgspec.Raw
 
 
 class GuestError(msgspec.Struct, tag_field="type", tag="error", frozen=True):
@@ -293,16 +294,16 @@ class Session:
         if self.decided:
             return []
         try:
-            with _collector_held():
-                message = _guest_frames.decode(body)
+            message = _guest_frames.decode(body)
             if isinstance(message, GuestError):
                 return self._guest_error(message)
-            value = _encode_again(message.args if isinstance(message, GuestToolCall) else message.value)
+            if isinstance(message, GuestToolCall):
+                return self._refusal(message) or self._tool_call(message, _read_value(message.args))
+            return self._result(_read_value(message.value))
         except RecursionError:
             return self._fail(Code.RESULT_NOT_SERIALIZABLE, "a result or a tool's arguments are nested too deeply")
         except (msgspec.MsgspecError, UnicodeError) as error:
             return self.broken(str(error))
-        return self._tool_call(message, value) if isinstance(message, GuestToolCall) else self._result(value)
 
     def broken(self, reason: str) -> list[Instruction]:
         """The guest's socket carried something that its driver never sends."""
@@ -348,9 +349,7 @@ class Session:
         if result.error is not UNSET:
             return self._answer_error(result.call_id, result.error)
         try:
-            with _collector_held():
-                decoded = msgspec.json.decode(value)
-            value = _encode_again(decoded)
+            value = _read_value(value)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise self._refuse(f"not JSON: {error}", "any JSON value", field="value") from error
         return self._answer(result.call_id, {"ok": True, "value": msgspec.Raw(value)})
@@ -451,7 +450,8 @@ class Session:
     def _refuse(self, reason: str, allowed: str, *, field: str = "callId") -> RemoteProtocolError:
         return RemoteProtocolError(reason, field=field, allowed=allowed, session_id=self.session_id)
 
-    def _tool_call(self, call: GuestToolCall, args: bytes) -> list[Instruction]:
+    def _refusal(self, call: GuestToolCall) -> list[Instruction]:
+        """Count a call, and return what is to be done instead of it; nothing if it may be made."""
         if call.id in self._numbers:
             return self.broken(f"tool call {call.id} was made twice")
         self._tool_call_count += 1
@@ -461,6 +461,9 @@ class Session:
         if len(self._calls) >= MAX_WAITING_CALLS:
             message = f"more than {MAX_WAITING_CALLS} tool calls wait at once: await some before you make more"
             return self._refuse_call(call, Code.MAX_TOOL_CALLS_EXCEEDED, message)
+        return []
+
+    def _tool_call(self, call: GuestToolCall, args: bytes) -> list[Instruction]:
         if len(args) > MAX_VALUE_BYTES:
             # As encoded by us: a guest can write a number in three bytes that takes us thirty.
             message = f"the arguments of {call.name!r} are {len(args)} bytes as JSON, more than {MAX_VALUE_BYTES}"
@@ -566,6 +569,13 @@ def _collector_held() -> Iterator[None]:
     finally:
         if held:
             gc.enable()
+
+
+def _read_value(text: msgspec.Raw | bytes) -> bytes:
+    """Return a value from outside as JSON of ours. Raises MsgspecError, UnicodeError or RecursionError."""
+    with _collector_held():
+        decoded = msgspec.json.decode(text)
+    return _encode_again(decoded)
 
 
 def _encode_again(value: object, spare_frames: int = _SPARE_FRAMES) -> bytes:
