@@ -21,6 +21,7 @@ from enclave_worker.metrics import WorkerMetrics
 from enclave_worker.sandbox_process import Sandbox
 from enclave_worker.session import Exit
 from enclave_worker.sessions import Sessions
+from enclave_worker.slots import Slot
 from enclave_worker.zygote import frames
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class GuestHost:
     def take(self, taker: Taker, code: str) -> None:
         del code
         self._numbers += 1
-        sandbox = Sandbox(cast("ZygoteProcess", self), self._numbers, 0, self)
+        sandbox = Sandbox(cast("ZygoteProcess", self), self._numbers, Slot(self._numbers, 0), self)
         self.sandboxes[sandbox.number] = sandbox
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
@@ -191,6 +192,9 @@ class GuestHost:
     def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
         """The session is over."""
 
+    def on_oom(self, sandbox: Sandbox) -> None:
+        raise AssertionError("nothing counts the memory of what does not run")
+
     def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
         self.released(sandbox)
 
@@ -200,7 +204,7 @@ class GuestHost:
         raise AssertionError(f"sandbox {number} was open all along")
 
 
-_DIED = Exit(status=9, cpu_ms=1.0, peak_memory_bytes=1 << 20)
+_DIED = Exit(status=9)
 
 
 def _pidfd_of_the_dead() -> int:

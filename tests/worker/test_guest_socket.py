@@ -420,6 +420,9 @@ class Listening:
     def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
         self._owner.on_exit(sandbox, exit_)
 
+    def on_oom(self, sandbox: Sandbox) -> None:
+        raise AssertionError("nothing counts its memory")
+
     def on_frame(self, sandbox: Sandbox, body: bytes) -> None:
         raise AssertionError("this guest says nothing")
 

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enclave_protocol import SandboxError
+from enclave_worker.slots import Slot
 from enclave_worker.zygote_process import ZygoteProcess
 from tests.worker.guest_socket import same_descriptors, turns
 
@@ -52,6 +53,9 @@ class Home:
     def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
         """No guest writes here."""
 
+    def on_oom(self, sandbox: Sandbox) -> None:
+        """Nothing counts memory here."""
+
     def retire(self, sandbox: Sandbox) -> None:
         """Nobody takes a sandbox here."""
 
@@ -71,7 +75,7 @@ class FakeZygote:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.raised.append(context))
         self.handle = ZygoteProcess(self.process, ours, self.deaths.append)
         self.home = Home()
-        self.sandboxes = [self.handle.spawn(number, 0, 0, self.home) for number in (1, 2)]
+        self.sandboxes = [self.handle.spawn(number, Slot(number, 0), self.home) for number in (1, 2)]
 
     async def say(self, packet: bytes, descriptors: int = 0) -> None:
         """Send a packet, with what belongs to a sandbox or more or less than that."""
