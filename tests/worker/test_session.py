@@ -636,7 +636,7 @@ class AnyHistory(RuleBasedStateMachine):
                 self.timers.remove(item.call_id)
             elif isinstance(item, ToGuest):
                 assert self.begun
-                json.dumps(item.message, allow_nan=False)
+                json.loads(msgspec.json.encode(item.message))
             elif isinstance(item, Kill | Conclude):
                 assert not self.killed, "one verdict, one end"
                 self.killed = True

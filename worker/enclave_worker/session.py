@@ -411,13 +411,15 @@ class Session:
         """Return how the session ends, now that it is known what the kernel has to say."""
         if self._verdict is None and exit_ is not None and exit_.lost:
             self._fail(Code.INTERNAL_ERROR, f"the sandbox was lost: {exit_.lost}")
-        if self._verdict is None and not usage.oom_kills:
+        if self._verdict is None and usage.oom_kills:
+            self._fail(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message())
+        if self._verdict is None:
             self._fail(Code.GUEST_CRASHED, _describe_exit(exit_))
         verdict = self._verdict
-        if usage.oom_kills and (verdict is None or verdict.by_guest):
+        assert verdict is not None, "decided above"
+        if usage.oom_kills and verdict.by_guest:
             # Whatever the guest made of the loss of a process: the limit has struck.
             return _Verdict(Trigger.FAIL, error=_final_error(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message()))
-        assert verdict is not None, "decided above"
         error = verdict.error
         if usage.refused_processes and verdict.by_guest and error is not UNSET and _is_failed_fork(error):
             error = msgspec.structs.replace(error, code=Code.PROCESS_LIMIT_EXCEEDED.value)
