@@ -96,11 +96,14 @@ def test_memory_may_shrink_or_grow_a_little_but_not_by_a_twentieth() -> None:
     ]
 
 
-def test_an_error_in_a_programs_log_is_an_error_and_its_other_lines_are_not() -> None:
+def test_an_exception_in_a_programs_log_is_counted_an_error_is_shown_and_the_rest_is_neither() -> None:
     errors = Errors()
     errors.read("worker-1", "2026-01-01 00:00:00 INFO enclave.worker started")
     errors.read("worker-1", "2026-01-01 00:00:00 ERROR asyncio Exception in callback")
     errors.read("worker-1", "Traceback (most recent call last):")
 
-    assert errors.count == 2
-    assert errors.examples[0].startswith("worker-1: 2026-01-01 00:00:00 ERROR")
+    assert errors.tracebacks == 1
+    assert errors.examples == [
+        "worker-1: 2026-01-01 00:00:00 ERROR asyncio Exception in callback",
+        "worker-1: Traceback (most recent call last):",
+    ]

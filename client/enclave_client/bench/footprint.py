@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CGROUPS = "/sys/fs/cgroup"
+_WORKER_PREFIX = "enclave-"
+_SLOT_PREFIX = "slot-"
 
 
 def children(pid: int) -> list[int]:
@@ -72,11 +74,13 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     """Of the processes, those that nobody has waited for yet."""
     broker_fds: int
     worker_fds: int
+    """Without those that belong to slots, see `cgroups`."""
     zygote_fds: int
     mounts: int
     """In the mount namespaces of this process, the programs and their zygotes."""
     cgroups: int
-    """Directories, under every controller of v1 and in v2's hierarchy, without a process that is not the fleet's."""
+    """Directories, under every controller of v1 and in v2's hierarchy, without a process that is not the fleet's. Slots
+    aside: a worker makes one when it first has that many sandboxes, and keeps it."""
 
 
 def held(broker: int, workers: list[int]) -> Held:
@@ -89,7 +93,7 @@ def held(broker: int, workers: list[int]) -> Held:
         processes=len(processes),
         zombies=sum(_is_zombie(pid) for pid in processes),
         broker_fds=_descriptors([broker]),
-        worker_fds=_descriptors(workers),
+        worker_fds=sum(_belongs_to_no_slot(target) for pid in workers for target in _targets(pid)),
         zygote_fds=_descriptors([*launchers, *zygotes]),
         mounts=sum(_mounts(pid) for pid in (os.getpid(), *programs, *launchers, *zygotes)),
         cgroups=_cgroups(set(processes)),
@@ -97,7 +101,17 @@ def held(broker: int, workers: list[int]) -> Held:
 
 
 def _cgroups(own: set[int]) -> int:
-    return sum(_members(directory) <= own for directory, _, _ in os.walk(_CGROUPS))
+    count = 0
+    for directory, below, _ in os.walk(_CGROUPS):
+        below[:] = [name for name in below if _may_be_ours(name, own)]
+        count += _members(directory) <= own
+    return count
+
+
+def _may_be_ours(name: str, own: set[int]) -> bool:
+    """Leave aside what belongs to other workers, named after their process, and slots."""
+    worker = name.removeprefix(_WORKER_PREFIX)
+    return not name.startswith(_SLOT_PREFIX) and (worker == name or worker in map(str, own))
 
 
 def _members(cgroup: str) -> set[int]:
@@ -132,6 +146,19 @@ def _field_kib(path: Path, name: str) -> int:
 
 def _descriptors(pids: list[int]) -> int:
     return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)  # noqa: PTH208 - pathlib would stat each
+
+
+def _targets(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(entry.readlink()))
+    return found
+
+
+def _belongs_to_no_slot(target: str) -> bool:
+    # By an event descriptor the kernel tells a worker that a slot's memory is used up.
+    return f"/{_SLOT_PREFIX}" not in target and target != "anon_inode:[eventfd]"
 
 
 def _mounts(pid: int) -> int:
