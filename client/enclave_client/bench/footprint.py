@@ -93,11 +93,22 @@ def held(broker: int, workers: list[int]) -> Held:
         processes=len(processes),
         zombies=sum(_is_zombie(pid) for pid in processes),
         broker_fds=_descriptors([broker]),
-        worker_fds=sum(_belongs_to_no_slot(target) for pid in workers for target in _targets(pid)),
+        worker_fds=sum(worker_descriptors(pid) for pid in workers),
         zygote_fds=_descriptors([*launchers, *zygotes]),
         mounts=sum(_mounts(pid) for pid in (os.getpid(), *programs, *launchers, *zygotes)),
         cgroups=_cgroups(set(processes)),
     )
+
+
+def worker_descriptors(pid: int) -> int:
+    """Return how many descriptors a worker has, without those that belong to slots."""
+    count = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            target = str(entry.readlink())
+            # By an event descriptor the kernel tells a worker that a slot's memory is used up.
+            count += f"/{_SLOT_PREFIX}" not in target and target != "anon_inode:[eventfd]"
+    return count
 
 
 def _cgroups(own: set[int]) -> int:
@@ -146,19 +157,6 @@ def _field_kib(path: Path, name: str) -> int:
 
 def _descriptors(pids: list[int]) -> int:
     return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)  # noqa: PTH208 - pathlib would stat each
-
-
-def _targets(pid: int) -> list[str]:
-    found = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.append(str(entry.readlink()))
-    return found
-
-
-def _belongs_to_no_slot(target: str) -> bool:
-    # By an event descriptor the kernel tells a worker that a slot's memory is used up.
-    return f"/{_SLOT_PREFIX}" not in target and target != "anon_inode:[eventfd]"
 
 
 def _mounts(pid: int) -> int:
