@@ -7,6 +7,7 @@ no descriptor is left, and the session beside it is served.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import socket
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from enclave_protocol import Cancel, RemoteProtocolError, ToolResult
+from enclave_worker.cgroups import ControlGroup, GroupLimits
 from enclave_worker.sandbox_process import _MAX_UNREAD_BYTES
 from enclave_worker.zygote import frames
 from tests.real_client import check_stream
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
 
     from enclave_worker.sandbox_process import Sandbox
     from enclave_worker.session import Exit, Stream
+    from enclave_worker.usage import Usage
 
     Action = Callable[[Guest], Awaitable[None]]
 
@@ -402,6 +405,22 @@ async def test_a_flood_of_frames_leaves_the_loop_to_others_between_two_reads() -
         assert beside.sink.final is not None
         guest.exit()
         beside.exit()
+        check_stream(guest.sink.lines)
+
+
+class GoneGroup(ControlGroup):
+    """A control group that somebody has removed."""
+
+    def usage(self) -> Usage:
+        raise OSError(errno.ENODEV, "no such device")
+
+
+async def test_a_session_ends_though_nobody_can_tell_what_it_used() -> None:
+    async with GuestHost() as host:
+        guest = Guest(host)
+        guest.sandbox.slot.group = GoneGroup({}, GroupLimits(memory_bytes=1, processes=1, cpus=1))
+        guest.exit()
+
         check_stream(guest.sink.lines)
 
 

@@ -11,6 +11,7 @@ The zygote keeps none.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from .slots import Slot
     from .zygote_process import ZygoteProcess
+
+log = logging.getLogger("enclave.worker")
 
 _READ_BYTES = 65536
 _SMALL_READ_BYTES = 4096
@@ -195,7 +198,10 @@ class Sandbox:
             self.drain()
         self.close()
         if self.slot.group is not None:
-            exit_ = Exit(exit_.status, self.slot.group.usage(), exit_.lost)
+            try:
+                exit_ = Exit(exit_.status, self.slot.group.usage(), exit_.lost)
+            except Exception:  # an ending must not depend on a measurement; the zygote's count will have to do
+                log.exception("what sandbox %d used can't be told", self.number)
         self.owner.on_exit(self, exit_)
 
     def drain(self) -> None:
