@@ -125,7 +125,9 @@ class Soak:
     async def run(self, sessions: int) -> None:
         """Run so many sessions, or fewer if the time is over."""
         deck = [kind for kind in KINDS for _ in range(kind.share)]
-        kinds = list(itertools.islice(itertools.cycle(deck), sessions))
+        self._random.shuffle(deck)
+        # Each kind once, however few they are; then by their shares.
+        kinds = list(itertools.islice(itertools.chain(KINDS, itertools.cycle(deck)), sessions))
         self._random.shuffle(kinds)
         waiting = iter(kinds)
         async with asyncio.TaskGroup() as group:
