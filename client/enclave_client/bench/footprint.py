@@ -1,7 +1,7 @@
 """What the processes of a fleet hold and use, read from /proc.
 
-A worker's tree is worker ─▶ launcher ─▶ zygote ─▶ sandboxes, one launcher for each kind of sandbox; a process of
-it cannot leave the tree, because each zygote is pid 1 of a namespace.
+A worker's tree is worker ─▶ launcher ─▶ keeper ─▶ zygote ─▶ sandboxes, one launcher for each kind of sandbox; a
+process of it cannot leave the tree, because each keeper is pid 1 of a namespace.
 
 The kernel shows the memory of an ordinary user's sandboxes to root only.
 """
@@ -60,7 +60,8 @@ def proportional_mb(pid: int) -> float:
 
 def warm_sandboxes_mb(worker: int) -> list[list[float]]:
     """Return the proportional memory of the sandboxes of each of a worker's zygotes; empty if we may not look."""
-    zygotes = [zygote for launcher in children(worker) for zygote in children(launcher)]
+    keepers = [keeper for launcher in children(worker) for keeper in children(launcher)]
+    zygotes = [zygote for keeper in keepers for zygote in children(keeper)]
     with contextlib.suppress(PermissionError):
         return [[proportional_mb(pid) for pid in children(zygote)] for zygote in zygotes]
     return []
@@ -86,7 +87,8 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 def held(broker: int, workers: list[int]) -> Held:
     """Count what the fleet holds now."""
     launchers = [launcher for worker in workers for launcher in children(worker)]
-    zygotes = [zygote for launcher in launchers for zygote in children(launcher)]
+    keepers = [keeper for launcher in launchers for keeper in children(launcher)]
+    zygotes = [*keepers, *(zygote for keeper in keepers for zygote in children(keeper))]
     programs = [broker, *workers]
     processes = [*programs, *(found for pid in programs for found in descendants(pid))]
     return Held(
