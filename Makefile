@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --root-user-action=ignore
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench soak clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make lint    check style and types"
 	@echo "make bench   measure; SESSIONS=10000 for a longer run, JSON=FILE to keep the figures"
+	@echo "make soak    run good and hostile sessions, then look for leaks; SESSIONS=20000 for the promised number"
 	@echo "make clean   remove what the above have made"
 
 demo: $(VENV)/.installed
@@ -30,6 +31,9 @@ lint: $(VENV)/.test $(VENV)/.lint
 
 bench: $(VENV)/.installed
 	@$(BIN)/python -m enclave_client.bench --sessions $(SESSIONS) $(if $(JSON),--json $(JSON))
+
+soak: $(VENV)/.installed
+	@$(BIN)/python -m enclave_client.bench.soak --sessions $(SESSIONS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -59,6 +59,8 @@ class FleetSpec:
     """Security level of each worker."""
     tools: tuple[str, ...] = ()
     """Modules with tools for the broker."""
+    broker_options: tuple[str, ...] = ()
+    """Further options of the broker's command."""
 
 
 def restart_delay_s(failures: int) -> float:
@@ -84,7 +86,7 @@ def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:
         arguments += ["--worker", url]
     for module in spec.tools:
         arguments += ["--tools", module]
-    return arguments
+    return [*arguments, *spec.broker_options]
 
 
 class Fleet:

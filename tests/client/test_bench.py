@@ -34,9 +34,11 @@ FIGURES = {
     "tool_call_p50",
     "cancel_p50",
     "cancel_p99",
+    "neighbours_p50",
+    "neighbours_p99",
     "long_run_rate",
 }
-HELD = Held(processes=1, broker_fds=2, worker_fds=3, zygote_fds=4, mounts=5, cgroups=6)
+HELD = Held(processes=1, zombies=0, broker_fds=2, worker_fds=3, zygote_fds=4, mounts=5, cgroups=6)
 
 
 async def test_a_tiny_run_measures_everything_and_finds_no_failure_and_no_leak(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_a_missed_target_is_shown_and_is_no_failure() -> None:
 
 
 def test_a_leak_or_a_failed_session_is_a_failure_and_says_what() -> None:
-    more = Held(processes=2, broker_fds=2, worker_fds=3, zygote_fds=9, mounts=4, cgroups=6)
+    more = Held(processes=2, zombies=0, broker_fds=2, worker_fds=3, zygote_fds=9, mounts=4, cgroups=6)
     empty: dict[str, Any] = {"machine": {}, "settings": {}, "figures": []}
     leaking = report.Report(**empty, failures=[], failed=0, leaks=leaks(HELD, more))
     failing = report.Report(**empty, failures=["no answer"], failed=3, leaks=leaks(HELD, HELD))

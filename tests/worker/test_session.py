@@ -344,6 +344,18 @@ def test_one_call_too_many_is_answered_by_the_worker_itself() -> None:
     assert (told.message["id"], told.message["code"]) == (2, "MAX_TOOL_CALLS_EXCEEDED")
 
 
+def test_the_arguments_of_a_call_that_is_refused_are_not_looked_at() -> None:
+    session = running(max_tool_calls=1)
+    frame(session, type="tool_call", id=1, name="t", args=None)
+
+    # Read, they would end the session.
+    told = session.frame(b'{"type":"tool_call","id":2,"name":"t","args":%b}' % (b"9" * 5000))
+
+    (refused,) = told
+    assert isinstance(refused, ToGuest)
+    assert (refused.message["id"], refused.message["code"]) == (2, Code.MAX_TOOL_CALLS_EXCEEDED)
+
+
 def test_calls_that_wait_at_once_are_bounded_whatever_the_limits_say() -> None:
     session = running(max_tool_calls=10_000)
     ids = [call(session, number) for number in range(1, MAX_WAITING_CALLS + 1)]
@@ -624,7 +636,7 @@ class AnyHistory(RuleBasedStateMachine):
                 self.timers.remove(item.call_id)
             elif isinstance(item, ToGuest):
                 assert self.begun
-                json.dumps(item.message, allow_nan=False)
+                json.loads(msgspec.json.encode(item.message))
             elif isinstance(item, Kill | Conclude):
                 assert not self.killed, "one verdict, one end"
                 self.killed = True

@@ -18,11 +18,12 @@ from enclave_worker.sandbox.plan import make_plan
 from enclave_worker.sandbox.spec import bare, interpreter, python_spec
 from enclave_worker.slots import Slots
 from enclave_worker.zygote.kernel import acts_as_root, can_set_clocks, landlock_abi
-from tests.support import Client, children_of, client_of, parent_of, running
+from tests.support import PATIENCE_S, Client, children_of, client_of, parent_of, running
 
 if TYPE_CHECKING:
     from enclave_worker.runtime import RuntimeWorker
     from enclave_worker.sandbox.plan import Plan, Step
+    from enclave_worker.sandbox_process import Sandbox
 
 FAILING: Step = ["a step that fails", "chdir", "/no/such/directory"]
 
@@ -38,10 +39,10 @@ def real_plan(**host: Any) -> Plan:
     )
 
 
-def pool_of(plan: Plan) -> Pool:
+def pool_of(plan: Plan, size: int = 2) -> Pool:
     limits = GroupLimits(memory_bytes=1 << 30, processes=64, cpus=1)
     slots = Slots(4, first_uid=200_000 if plan.privilege == "root" else 0, groups=None, limits=limits)
-    return Pool(plan, interpreter(), size=2, max_live=4, slots=slots, zygote_forks=100)
+    return Pool(plan, interpreter(), size=size, max_live=4, slots=slots, zygote_forks=100)
 
 
 @pytest.mark.usefixtures("no_leaks")
@@ -127,6 +128,31 @@ async def test_each_pool_fills_to_its_size_and_no_further() -> None:
         while pools.warm < 6:  # noqa: ASYNC110 - nothing tells when a pool is full
             await asyncio.sleep(0)
         assert (pools.warm, pools.live) == (6, 6)
+
+
+class Waiting:
+    """Somebody who wants a sandbox, and does nothing with it."""
+
+    def on_sandbox(self, sandbox: Sandbox) -> None:
+        """Leave it to the pool's end."""
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_what_was_made_for_sessions_that_did_not_wait_for_it_is_not_kept_beyond_the_pools_size() -> None:
+    pool = pool_of(real_plan(), size=1)
+    await pool.start()
+    takers = [Waiting() for _ in range(3)]
+    for taker in takers:
+        pool.take(taker)
+    assert pool.live == 4
+    for taker in takers[1:]:
+        pool.forget(taker)
+
+    async with asyncio.timeout(PATIENCE_S):
+        while pool.live > 2:  # noqa: ASYNC110 - nothing tells when a sandbox has gone
+            await asyncio.sleep(0)
+    assert pool.warm == 1
+    await pool.stop()
 
 
 async def test_live_sandboxes_never_share_a_number_or_a_user(client: Client, worker: RuntimeWorker) -> None:

@@ -162,8 +162,10 @@ class Pool:
             self._first.set_result(None)
         if self._takers:
             self._takers.popleft().on_sandbox(sandbox)
-        else:
+        elif len(self._warm) < self._size:
             self._warm.append(sandbox)
+        else:
+            self.retire(sandbox)  # made for a session that has ended while it waited
         self._refill()
 
     def on_broken(self, sandbox: Sandbox, reason: str) -> None:

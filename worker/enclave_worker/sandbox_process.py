@@ -11,6 +11,7 @@ The zygote keeps none.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from .slots import Slot
     from .zygote_process import ZygoteProcess
+
+log = logging.getLogger("enclave.worker")
 
 _READ_BYTES = 65536
 _SMALL_READ_BYTES = 4096
@@ -94,6 +97,7 @@ class Sandbox:
         self._outbox = bytearray()
         self._unwanted: set[Stream] = set()
         self._paused = False
+        self._hung_up = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -179,7 +183,8 @@ class Sandbox:
         """Read again."""
         if self._paused and self._control is not None and not self._closed:
             self._paused = False
-            self._loop.add_reader(self._control.fileno(), self._on_control)
+            if not self._hung_up:
+                self._loop.add_reader(self._control.fileno(), self._on_control)
             for stream, fd in self._pipes.items():
                 self._loop.add_reader(fd, self._on_pipe, stream)
 
@@ -193,7 +198,10 @@ class Sandbox:
             self.drain()
         self.close()
         if self.slot.group is not None:
-            exit_ = Exit(exit_.status, self.slot.group.usage(), exit_.lost)
+            try:
+                exit_ = Exit(exit_.status, self.slot.group.usage(), exit_.lost)
+            except Exception:  # an ending must not depend on a measurement; the zygote's count will have to do
+                log.exception("what sandbox %d used can't be told", self.number)
         self.owner.on_exit(self, exit_)
 
     def drain(self) -> None:
@@ -237,7 +245,9 @@ class Sandbox:
             data = b""
         if not data:
             self._loop.remove_reader(self._control.fileno())
-            self.owner.on_hangup(self)
+            if not self._hung_up:
+                self._hung_up = True
+                self.owner.on_hangup(self)
             return False
         self._inbox += data
         body = self._next_frame()

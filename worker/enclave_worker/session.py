@@ -57,6 +57,7 @@ MAX_WAITING_CALLS = 1000
 _SPARE_FRAMES = 100
 """How much deeper in its stack than we are a reader of a guest's value may be: how deep a value may be nested depends
 on it, and one that we can read but not pass on, or the broker not read, must be its sender's failure alone."""
+_MAX_REASON_CHARS = 500
 _ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _GUEST_CODES = frozenset(
     {
@@ -81,13 +82,14 @@ class GuestToolCall(msgspec.Struct, tag_field="type", tag="tool_call", frozen=Tr
 
     id: Annotated[int, Meta(ge=1, le=2**53 - 1)]
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    args: Any
+    args: msgspec.Raw
+    """Not looked at before it is known that the call is not refused: a guest may make any number of those."""
 
 
 class GuestResult(msgspec.Struct, tag_field="type", tag="result", frozen=True):
     """The code returned."""
 
-    value: Any
+    value: msgspec.Raw
 
 
 class GuestError(msgspec.Struct, tag_field="type", tag="error", frozen=True):
@@ -292,20 +294,22 @@ class Session:
         if self.decided:
             return []
         try:
-            with _collector_held():
-                message = _guest_frames.decode(body)
+            message = _guest_frames.decode(body)
             if isinstance(message, GuestError):
                 return self._guest_error(message)
-            value = _encode_again(message.args if isinstance(message, GuestToolCall) else message.value)
+            if isinstance(message, GuestToolCall):
+                return self._refusal(message) or self._tool_call(message, _read_value(message.args))
+            return self._result(_read_value(message.value))
         except RecursionError:
             return self._fail(Code.RESULT_NOT_SERIALIZABLE, "a result or a tool's arguments are nested too deeply")
         except (msgspec.MsgspecError, UnicodeError) as error:
             return self.broken(str(error))
-        return self._tool_call(message, value) if isinstance(message, GuestToolCall) else self._result(value)
 
     def broken(self, reason: str) -> list[Instruction]:
         """The guest's socket carried something that its driver never sends."""
-        return self._fail(Code.GUEST_CRASHED, f"the guest broke the protocol of its own socket: {reason}")
+        # A decoder quotes what it does not like, and a guest can send it megabytes of that.
+        said = reason if len(reason) <= _MAX_REASON_CHARS else f"{reason[:_MAX_REASON_CHARS]}…"
+        return self._fail(Code.GUEST_CRASHED, f"the guest broke the protocol of its own socket: {said}")
 
     def output(self, stream: Stream, data: bytes) -> list[Instruction]:
         """Pass on what was written, up to the cap; mark the place where it is cut."""
@@ -345,9 +349,7 @@ class Session:
         if result.error is not UNSET:
             return self._answer_error(result.call_id, result.error)
         try:
-            with _collector_held():
-                decoded = msgspec.json.decode(value)
-            value = _encode_again(decoded)
+            value = _read_value(value)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise self._refuse(f"not JSON: {error}", "any JSON value", field="value") from error
         return self._answer(result.call_id, {"ok": True, "value": msgspec.Raw(value)})
@@ -409,13 +411,15 @@ class Session:
         """Return how the session ends, now that it is known what the kernel has to say."""
         if self._verdict is None and exit_ is not None and exit_.lost:
             self._fail(Code.INTERNAL_ERROR, f"the sandbox was lost: {exit_.lost}")
-        if self._verdict is None and not usage.oom_kills:
+        if self._verdict is None and usage.oom_kills:
+            self._fail(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message())
+        if self._verdict is None:
             self._fail(Code.GUEST_CRASHED, _describe_exit(exit_))
         verdict = self._verdict
-        if usage.oom_kills and (verdict is None or verdict.by_guest):
+        assert verdict is not None, "decided above"
+        if usage.oom_kills and verdict.by_guest:
             # Whatever the guest made of the loss of a process: the limit has struck.
             return _Verdict(Trigger.FAIL, error=_final_error(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message()))
-        assert verdict is not None, "decided above"
         error = verdict.error
         if usage.refused_processes and verdict.by_guest and error is not UNSET and _is_failed_fork(error):
             error = msgspec.structs.replace(error, code=Code.PROCESS_LIMIT_EXCEEDED.value)
@@ -448,7 +452,8 @@ class Session:
     def _refuse(self, reason: str, allowed: str, *, field: str = "callId") -> RemoteProtocolError:
         return RemoteProtocolError(reason, field=field, allowed=allowed, session_id=self.session_id)
 
-    def _tool_call(self, call: GuestToolCall, args: bytes) -> list[Instruction]:
+    def _refusal(self, call: GuestToolCall) -> list[Instruction]:
+        """Count a call, and return what is to be done instead of it; nothing if it may be made."""
         if call.id in self._numbers:
             return self.broken(f"tool call {call.id} was made twice")
         self._tool_call_count += 1
@@ -458,6 +463,9 @@ class Session:
         if len(self._calls) >= MAX_WAITING_CALLS:
             message = f"more than {MAX_WAITING_CALLS} tool calls wait at once: await some before you make more"
             return self._refuse_call(call, Code.MAX_TOOL_CALLS_EXCEEDED, message)
+        return []
+
+    def _tool_call(self, call: GuestToolCall, args: bytes) -> list[Instruction]:
         if len(args) > MAX_VALUE_BYTES:
             # As encoded by us: a guest can write a number in three bytes that takes us thirty.
             message = f"the arguments of {call.name!r} are {len(args)} bytes as JSON, more than {MAX_VALUE_BYTES}"
@@ -563,6 +571,13 @@ def _collector_held() -> Iterator[None]:
     finally:
         if held:
             gc.enable()
+
+
+def _read_value(text: msgspec.Raw | bytes) -> bytes:
+    """Return a value from outside as JSON of ours. Raises MsgspecError, UnicodeError or RecursionError."""
+    with _collector_held():
+        decoded = msgspec.json.decode(text)
+    return _encode_again(decoded)
 
 
 def _encode_again(value: object, spare_frames: int = _SPARE_FRAMES) -> bytes:

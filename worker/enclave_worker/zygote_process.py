@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections import deque
@@ -43,6 +44,8 @@ _BOOT = (
 )
 _LEAVE_S = 5.0
 """How long a zygote may take to leave before it is killed."""
+_MAX_PACKET = 1 << 16
+_INT = struct.Struct("i")
 _DESCRIPTORS = 4
 """What comes with a new sandbox: control socket, stdout, stderr, pidfd."""
 
@@ -194,7 +197,7 @@ class ZygoteProcess:
     def _on_packet(self) -> None:
         for _ in range(64):  # then let others have a turn
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
+                data, descriptors = _receive(self._control)
             except BlockingIOError:
                 return
             except OSError:
@@ -202,20 +205,35 @@ class ZygoteProcess:
             if not data:
                 self._died("it closed its socket")
                 return
-            packet = _packets.decode(data)
-            if packet.type == "spawned":
-                self._spawned(self.sandboxes[packet.id], descriptors)
-            elif packet.type == "exited":
-                self._exited(packet)
-            elif packet.type == "unspawned":
-                log.error("sandbox %d: no process: %s", packet.id, packet.reason)
-                self.sandboxes.pop(packet.id).exited(Exit(0, lost=packet.reason))
-            elif packet.type == "prepared":
-                self._pidfd = descriptors[0]
-                self._prepared.set_result(None)
-            else:
-                self._died(packet.reason, SandboxError(packet.step, packet.errno, packet.reason))
+            self._handle(data, descriptors)
+            if self._stopping:
                 return
+
+    def _handle(self, data: bytes, descriptors: list[int]) -> None:
+        """Do what a packet says. Our own code sent it; if it makes no sense all the same, that code is broken."""
+        try:
+            packet = _packets.decode(data)
+        except (msgspec.MsgspecError, UnicodeError):
+            packet = _Packet("")
+        sandbox = self.sandboxes.get(packet.id)
+        if packet.type == "spawned" and sandbox is not None and not sandbox.is_open:
+            self._spawned(sandbox, descriptors)
+            return
+        if packet.type == "prepared" and len(descriptors) == 1 and not self._prepared.done():
+            (self._pidfd,) = descriptors
+            self._prepared.set_result(None)
+            return
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if packet.type == "exited" and sandbox is not None:
+            self._exited(packet)
+        elif packet.type == "unspawned" and sandbox is not None:
+            log.error("sandbox %d: no process: %s", packet.id, packet.reason)
+            self.sandboxes.pop(packet.id).exited(Exit(0, lost=packet.reason))
+        elif packet.type == "failed":
+            self._died(packet.reason, SandboxError(packet.step, packet.errno, packet.reason))
+        else:
+            self.unresponsive(f"it sent a packet that makes no sense: {data[:100]!r}")
 
     def _spawned(self, sandbox: Sandbox, descriptors: list[int]) -> None:
         if len(descriptors) == _DESCRIPTORS:
@@ -262,6 +280,19 @@ class ZygoteProcess:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
+    """Return the next packet and its descriptors, which no program that we start inherits.
+
+    `socket.recv_fds` cannot promise that: it leaves its flags aside.
+    """
+    flags = socket.MSG_CMSG_CLOEXEC
+    data, ancillary, _, _ = control.recvmsg(_MAX_PACKET, socket.CMSG_LEN(_DESCRIPTORS * _INT.size), flags)
+    rights = (packed for level, kind, packed in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS))
+    # Of a list that the kernel cut, the last one may be a part.
+    whole = (packed[: len(packed) - len(packed) % _INT.size] for packed in rights)
+    return data, [descriptor for packed in whole for (descriptor,) in _INT.iter_unpack(packed)]
 
 
 def _stderr() -> int:

@@ -1,7 +1,7 @@
 """What the processes of a fleet hold and use, read from /proc.
 
-A worker's tree is worker ─▶ launcher ─▶ zygote ─▶ sandboxes, one launcher for each kind of sandbox; a process of
-it cannot leave the tree, because each zygote is pid 1 of a namespace.
+A worker's tree is worker ─▶ launcher ─▶ keeper ─▶ zygote ─▶ sandboxes, one launcher for each kind of sandbox; a
+process of it cannot leave the tree, because each keeper is pid 1 of a namespace.
 
 The kernel shows the memory of an ordinary user's sandboxes to root only.
 """
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS = "/sys/fs/cgroup"
+_WORKER_PREFIX = "enclave-"
+_SLOT_PREFIX = "slot-"
 
 
 def children(pid: int) -> list[int]:
@@ -58,7 +60,8 @@ def proportional_mb(pid: int) -> float:
 
 def warm_sandboxes_mb(worker: int) -> list[list[float]]:
     """Return the proportional memory of the sandboxes of each of a worker's zygotes; empty if we may not look."""
-    zygotes = [zygote for launcher in children(worker) for zygote in children(launcher)]
+    keepers = [keeper for launcher in children(worker) for keeper in children(launcher)]
+    zygotes = [zygote for keeper in keepers for zygote in children(keeper)]
     with contextlib.suppress(PermissionError):
         return [[proportional_mb(pid) for pid in children(zygote)] for zygote in zygotes]
     return []
@@ -68,28 +71,74 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     """What a fleet holds: must be the same before and after any number of sessions."""
 
     processes: int
+    zombies: int
+    """Of the processes, those that nobody has waited for yet."""
     broker_fds: int
     worker_fds: int
+    """Without those that belong to slots, see `cgroups`."""
     zygote_fds: int
     mounts: int
     """In the mount namespaces of this process, the programs and their zygotes."""
     cgroups: int
-    """Directories at and below the fleet's own cgroups."""
+    """Directories, under every controller of v1 and in v2's hierarchy, without a process that is not the fleet's. Slots
+    aside: a worker makes one when it first has that many sandboxes, and keeps it."""
 
 
 def held(broker: int, workers: list[int]) -> Held:
     """Count what the fleet holds now."""
     launchers = [launcher for worker in workers for launcher in children(worker)]
-    zygotes = [zygote for launcher in launchers for zygote in children(launcher)]
+    keepers = [keeper for launcher in launchers for keeper in children(launcher)]
+    zygotes = [*keepers, *(zygote for keeper in keepers for zygote in children(keeper))]
     programs = [broker, *workers]
+    processes = [*programs, *(found for pid in programs for found in descendants(pid))]
     return Held(
-        processes=len(programs) + sum(len(descendants(pid)) for pid in programs),
+        processes=len(processes),
+        zombies=sum(_is_zombie(pid) for pid in processes),
         broker_fds=_descriptors([broker]),
-        worker_fds=_descriptors(workers),
+        worker_fds=sum(worker_descriptors(pid) for pid in workers),
         zygote_fds=_descriptors([*launchers, *zygotes]),
         mounts=sum(_mounts(pid) for pid in (os.getpid(), *programs, *launchers, *zygotes)),
-        cgroups=_cgroups(programs),
+        cgroups=_cgroups(set(processes)),
     )
+
+
+def worker_descriptors(pid: int) -> int:
+    """Return how many descriptors a worker has, without those that belong to slots."""
+    count = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            target = str(entry.readlink())
+            # By an event descriptor the kernel tells a worker that a slot's memory is used up.
+            count += f"/{_SLOT_PREFIX}" not in target and target != "anon_inode:[eventfd]"
+    return count
+
+
+def _cgroups(own: set[int]) -> int:
+    count = 0
+    for directory, below, _ in os.walk(_CGROUPS):
+        below[:] = [name for name in below if _may_be_ours(name, own)]
+        count += _members(directory) <= own
+    return count
+
+
+def _may_be_ours(name: str, own: set[int]) -> bool:
+    """Leave aside what belongs to other workers, named after their process, and slots."""
+    worker = name.removeprefix(_WORKER_PREFIX)
+    return not name.startswith(_SLOT_PREFIX) and (worker == name or worker in map(str, own))
+
+
+def _members(cgroup: str) -> set[int]:
+    """Return the processes in a cgroup; of what is none, or is gone, everybody's first one."""
+    try:
+        return set(map(int, Path(cgroup, "cgroup.procs").read_text().split()))
+    except OSError:
+        return {1}
+
+
+def _is_zombie(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False
 
 
 def _cpu_ticks(pid: int) -> list[int]:
@@ -114,23 +163,3 @@ def _descriptors(pids: list[int]) -> int:
 
 def _mounts(pid: int) -> int:
     return len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
-
-
-def _cgroups(pids: list[int]) -> int:
-    found: set[Path] = set()
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            found |= _directories(_hierarchy(controllers) / path.lstrip("/"))
-    return len(found)
-
-
-def _hierarchy(controllers: str) -> Path:
-    """Return where a cgroup hierarchy is mounted; without controllers it is v2, alone or beside v1."""
-    if controllers:
-        return _CGROUPS / controllers.removeprefix("name=")
-    return _CGROUPS if (_CGROUPS / "cgroup.controllers").exists() else _CGROUPS / "unified"
-
-
-def _directories(top: Path) -> set[Path]:
-    return {Path(directory) for directory, _, _ in os.walk(top)}

@@ -72,6 +72,14 @@ class Connection(asyncio.Protocol):
         if marker:
             await self._wait(marker)
 
+    async def get(self, path: str) -> bytes:
+        """Ask for something; return the whole response. Raises as `post` does."""
+        if self._transport is None:
+            raise ConnectionError("not connected")
+        self._received.clear()
+        self._transport.write(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
+        return await self.rest()
+
     async def rest(self) -> bytes:
         """Return the whole response to what `post_until` has sent. Raises as `post` does."""
         await self._wait(b"")

@@ -12,6 +12,7 @@ from enclave_client.fleet import Fleet, FleetSpec, running_fleet
 
 from . import footprint, phases
 from .load import MAX_FAILURES_KEPT, MIXED, Load
+from .neighbours import neighbours
 from .report import Report, describe_machine, ending, line, machine_line
 
 if TYPE_CHECKING:
@@ -59,23 +60,24 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
 
     add(phases.memory(fleet))
     await load.in_flight(MIXED * (WARM_UP_SESSIONS // len(MIXED)), phases.IN_FLIGHT)
-    before = await _settled(fleet, None)
+    before = await settled(fleet, None)
     try:
         add(await phases.latency(load, plan))
         add(await phases.latency(load, plan, think_s=phases.THINK_S))
         add(await phases.throughput(load, fleet, plan))
         add(await phases.tool_calls(load, plan))
         add(await phases.cancels(load, plan))
+        add(await neighbours(load, plan))
         add(await phases.endurance(load, plan))
     except OSError as error:  # a timeout is one
         load.fail(f"{type(error).__name__} {error}; the rest was not measured")
-    after = await _settled(fleet, before)
+    after = await settled(fleet, before)
     say(f"held before {load.sessions} sessions: {_held(before)}\nheld after:  {_held(after)}")
     report.failed, report.failures = load.failed, load.failures
     report.leaks = leaks(before, after)
 
 
-async def _settled(fleet: Fleet, before: footprint.Held | None) -> footprint.Held:
+async def settled(fleet: Fleet, before: footprint.Held | None) -> footprint.Held:
     """Return what the fleet holds once that is the same as before, or has not changed for a while."""
     broker, workers = phases.pids(fleet)
     deadline = time.monotonic() + SETTLE_S

@@ -1,0 +1,280 @@
+"""The soak: very many sessions, good and hostile mixed, and what is left of them.
+
+Theory of operation. A real fleet runs a shuffled mixture of all kinds (`hostile.KINDS`), a bounded number at once. Each
+session has to end with exactly one `final`, the last of a numbered stream, and in a way that its kind may end. After
+a warm-up of the same mixture, and again at the end, the fleet is left alone until the broker has forgotten the
+sessions and the counts stand still; then what it holds is compared. A count that differs is a leak. Memory is compared
+at the same two moments, with an allocator that gives back what is free: how much it would keep of the largest moment so
+far is chance, and says nothing of a leak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import itertools
+import os
+import random
+import sys
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+import uvloop
+
+from enclave_client.fleet import FleetError, FleetSpec, running_fleet
+
+from . import footprint
+from .hostile import KINDS, Kind
+from .http import Connection
+from .phases import pids
+from .report import describe_machine, machine_line
+from .run import settled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from enclave_client.fleet import Fleet
+
+MAX_GROWTH = 0.05
+"""Of a program's resident memory, from the warm-up to the end."""
+SPARE_SLOTS = 4
+"""Of the worker: a session that was left, and waits to be given up, has a slot, and nobody runs it."""
+DISCONNECT_GRACE_S = 0.2
+RETAIN_S = 5.0
+_AWAY_S = 0.6
+"""How long after its client hung up a session is looked at: the broker has given it up, and not forgotten it."""
+_FORGOTTEN_S = RETAIN_S + 2.0
+_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""glibc's own first thresholds. Said, they stay; unsaid, they grow with the largest block that was ever freed."""
+_MAX_EXAMPLES = 10
+_ERROR = " ERROR "
+
+
+class SoakPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """How much to run."""
+
+    sessions: int
+    warm_up: int
+    """Sessions before the first look at what is held."""
+    at_once: int
+    minutes: float
+    """After so long no session is started any more."""
+    seed: int
+    """Of the order of the sessions."""
+
+
+class Tally:
+    """What became of the sessions."""
+
+    def __init__(self) -> None:
+        self.endings: dict[str, collections.Counter[str]] = {kind.name: collections.Counter() for kind in KINDS}
+        self.without_final = 0
+        """Sessions without exactly one `final` at the end of an unbroken stream."""
+        self.wrong = 0
+        """Sessions that ended in a way their kind may not."""
+        self.examples: list[str] = []
+
+    @property
+    def sessions(self) -> int:
+        """How many were run."""
+        return sum(counts.total() for counts in self.endings.values())
+
+    def add(self, kind: Kind, answer: bytes) -> None:
+        """Count a session by the whole of its stream, or of as much as has come."""
+        final, fault = ending(answer)
+        code = fault or ("OK" if final["ok"] else str(final["error"]["code"]))
+        self.endings[kind.name][code] += 1
+        if fault:
+            self.without_final += 1
+        elif code not in kind.endings:
+            self.wrong += 1
+        else:
+            return
+        if len(self.examples) < _MAX_EXAMPLES:
+            self.examples.append(f"{kind.name}: {code}: {answer[-300:].decode(errors='replace')}")
+
+
+def ending(answer: bytes) -> tuple[dict[str, Any], str]:
+    """Return the payload of a stream's `final`, and what is wrong with the stream, if anything is."""
+    # A chunk is whole lines, so a line that starts as an object is an event.
+    try:
+        events = [msgspec.json.decode(line) for line in answer.splitlines() if line.startswith(b"{")]
+    except msgspec.DecodeError:
+        return {}, "an event cut short"
+    kinds = [event.get("type") for event in events]
+    if kinds.count("final") != 1 or kinds[-1] != "final":
+        return {}, f"{kinds.count('final')} finals"
+    if [event["seq"] for event in events] != list(range(1, len(events) + 1)):
+        return {}, "a gap in the numbers"
+    return events[-1]["payload"], ""
+
+
+class Soak:
+    """Runs the mixture against one broker."""
+
+    def __init__(self, url: str, plan: SoakPlan, *, until_s: float) -> None:
+        self.tally = Tally()
+        self._url = url
+        self._at_once = plan.at_once
+        self._random = random.Random(plan.seed)  # noqa: S311 - a shuffle that can be repeated
+        self._until_s = until_s
+
+    async def run(self, sessions: int) -> None:
+        """Run so many sessions, or fewer if the time is over."""
+        deck = [kind for kind in KINDS for _ in range(kind.share)]
+        self._random.shuffle(deck)
+        # Each kind once, however few they are; then by their shares.
+        kinds = list(itertools.islice(itertools.chain(KINDS, itertools.cycle(deck)), sessions))
+        self._random.shuffle(kinds)
+        waiting = iter(kinds)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._at_once):
+                group.create_task(self._run_all(waiting))
+
+    async def _run_all(self, kinds: Iterator[Kind]) -> None:
+        for kind in kinds:  # shared by all: each takes the next
+            if time.monotonic() > self._until_s:
+                return
+            try:
+                self.tally.add(kind, await self._run_one(kind))
+            except OSError as error:  # a timeout is one
+                self.tally.add(kind, f"{type(error).__name__} {error}".encode())
+
+    async def _run_one(self, kind: Kind) -> bytes:
+        """Run one session the way of its kind; return its whole stream."""
+        session_id = f"s_{uuid.uuid4()}"
+        body = msgspec.json.encode({"code": kind.code, "sessionId": session_id, "limits": kind.limits})
+        async with Connection(self._url) as connection:
+            if kind.way == "to the end":
+                return await connection.post("/sessions", body)
+            await connection.post_until("/sessions", body, b'"stdout"')
+            if kind.way == "cancel":
+                async with Connection(self._url) as other:
+                    await other.post(f"/sessions/{session_id}/cancel", b"{}")
+                return await connection.rest()
+        await asyncio.sleep(_AWAY_S)
+        async with Connection(self._url) as connection:
+            return await connection.get(f"/sessions/{session_id}/stream")
+
+
+class Errors:
+    """What the programs had to say of failures of theirs.
+
+    An exception that nothing caught is a fault of ours whatever a guest did. Other errors may be the machine's, such as
+    one that is too busy to end a session in time; they are shown.
+    """
+
+    def __init__(self) -> None:
+        self.tracebacks = 0
+        self.examples: list[str] = []
+
+    def read(self, program: str, line: str) -> None:
+        """Take a line of a program's log."""
+        raised = line.startswith("Traceback")
+        self.tracebacks += raised
+        if not raised and _ERROR not in line:
+            return
+        if len(self.examples) < _MAX_EXAMPLES:
+            self.examples.append(f"{program}: {line}")
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fleet that has come to rest holds."""
+
+    held: footprint.Held
+    broker_mb: float
+    worker_mb: float
+    """All workers together."""
+
+
+async def look(fleet: Fleet, before: Look | None) -> Look:
+    """Leave the fleet alone until it holds what it held before, or no longer changes; say what it holds."""
+    await asyncio.sleep(_FORGOTTEN_S)
+    held = await settled(fleet, None if before is None else before.held)
+    broker, workers = pids(fleet)
+    return Look(
+        held=held,
+        broker_mb=footprint.resident_mb(broker),
+        worker_mb=sum(footprint.resident_mb(worker) for worker in workers),
+    )
+
+
+def differences(before: Look, after: Look) -> list[str]:
+    """Return what is not as it was, in words: any count, and memory that grew by `MAX_GROWTH` or more."""
+    was, now = msgspec.to_builtins(before.held), msgspec.to_builtins(after.held)
+    found = [f"{name}: {was[name]} before, {now[name]} after" for name in was if was[name] != now[name]]
+    for name in ("broker_mb", "worker_mb"):
+        growth = getattr(after, name) / getattr(before, name) - 1
+        if growth >= MAX_GROWTH:
+            found.append(f"{name}: grew by {growth:.1%}, at most {MAX_GROWTH:.0%}")
+    return found
+
+
+def table(tally: Tally, before: Look, after: Look) -> str:
+    """Return the endings of each kind, and what was held before and after."""
+    lines = [f"{'kind':25} {'sessions':>8}  endings"]
+    for name, counts in tally.endings.items():
+        said = ", ".join(f"{code} {count}" for code, count in counts.most_common())
+        lines.append(f"{name:25} {counts.total():8}  {said}")
+    lines += ["", f"{'held':25} {'before':>8} {'after':>8}"]
+    was, now = msgspec.to_builtins(before.held), msgspec.to_builtins(after.held)
+    lines += [f"{name:25} {was[name]:8} {now[name]:8}" for name in was]
+    for name in ("broker_mb", "worker_mb"):
+        old, new = getattr(before, name), getattr(after, name)
+        lines.append(f"{name:25} {old:8.1f} {new:8.1f}  {new / old - 1:+.1%}")
+    return "\n".join(lines)
+
+
+async def soak(plan: SoakPlan, say: Callable[[str], None]) -> bool:
+    """Run the soak; tell what was found to `say`; return whether all is well. Raises FleetError."""
+    say(machine_line(describe_machine()))
+    options = ("--retain-s", str(RETAIN_S), "--disconnect-grace-s", str(DISCONNECT_GRACE_S))
+    tools = ("enclave_client.bench.echo_tool",)
+    spec = FleetSpec(workers=1, max_sessions=plan.at_once + SPARE_SLOTS, tools=tools, broker_options=options)
+    errors = Errors()
+    async with running_fleet(spec, errors.read) as fleet:
+        started_s = time.monotonic()
+        running = Soak(fleet.url, plan, until_s=started_s + plan.minutes * 60)
+        await running.run(plan.warm_up)
+        before = await look(fleet, None)
+        say(f"{plan.warm_up} sessions to warm up, then {plan.sessions}, {plan.at_once} at once, seed {plan.seed}")
+        await running.run(plan.sessions)
+        after = await look(fleet, before)
+        took_s = time.monotonic() - started_s
+    say(table(running.tally, before, after))
+    tally, found = running.tally, differences(before, after)
+    if tally.sessions < plan.warm_up + plan.sessions:
+        say(f"stopped after {plan.minutes:g} minutes")
+    say(f"sessions: {tally.sessions} in {took_s:.0f} s; without one final: {tally.without_final}; wrong: {tally.wrong}")
+    say(f"exceptions in the logs: {errors.tracebacks}")
+    for example in (*tally.examples, *errors.examples):
+        say(f"  {example}")
+    say(f"differs: {'; '.join(found) or 'nothing'}")
+    return not (found or tally.without_final or tally.wrong or errors.tracebacks)
+
+
+@click.command(name="soak", context_settings={"show_default": True})
+@click.option("--sessions", type=click.IntRange(min=1), default=20_000, help="Sessions after the warm-up.")
+@click.option("--warm-up", type=click.IntRange(min=1), default=2000, help="Sessions before the first look.")
+@click.option("--at-once", type=click.IntRange(1, 256), default=16, help="How many run at once.")
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=60.0, help="No session starts after so long.")
+@click.option("--seed", type=int, default=1, help="Order of the sessions.")
+def command(**options: Any) -> None:
+    """Run good and hostile sessions through a broker and a worker, and compare what they hold before and after.
+
+    Exits with 0 if every session had its one final, and nothing was left of any.
+    """
+    os.environ.update(_GIVE_BACK)  # the programs inherit it
+    try:
+        well = uvloop.run(soak(SoakPlan(**options), click.echo))
+    except FleetError as error:
+        click.echo(f"{error.detail}\nenclave: {error}".lstrip(), err=True)
+        sys.exit(1)
+    sys.exit(0 if well else 1)
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m enclave_client.bench.soak")
