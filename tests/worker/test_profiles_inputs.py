@@ -132,6 +132,15 @@ async def test_a_hello_names_the_profiles_and_their_limits(file: str) -> None:
         assert client.hello["profileLimits"] == {"mine": {"maxToolCalls": 2, "deadlineMs": 40_000}}
 
 
+async def test_sandboxes_of_two_profiles_never_share_a_place_or_a_user(file: str) -> None:
+    async with running(profiles_file=file, pool_size=1, max_sessions=3) as worker:
+        places = [place for slots in worker._slots for place in slots._slots.values()]
+
+        assert len(places) == 2 * 2 * (3 + 1 + 16)
+        assert len({place.number for place in places}) == len(places)
+        assert len({place.uid for place in places} - {0}) in {0, len(places)}, "as root, each has its own"
+
+
 async def test_a_worker_without_limits_in_its_profiles_says_nothing_of_them(client: Client) -> None:
     assert client.hello["profiles"] == ["python"]
     assert "profileLimits" not in client.hello
