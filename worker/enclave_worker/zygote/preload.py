@@ -5,8 +5,8 @@ can, and a zygote never runs a package with the host's files in reach. A fork co
 so a thread that a package started would be missing in every guest with its locks held for ever: packages are told to
 make none, and a zygote that has one all the same refuses to serve.
 
-A fork also copies random generators. `random` and OpenSSL notice one by themselves, the latter by a process's number;
-but the zygote and each sandbox are all process 1. So `reseed` is called in every sandbox, before its code is known.
+A fork also copies random generators. `random` notices one; numpy's does not; OpenSSL and `tempfile` go by a process's
+number, of which a sandbox's is always 1. So `reseed` is called in every sandbox, before its code is known.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _without_ssl(name: str) -> None:
 
 
 def _forget_names() -> None:
-    # Its names come from a generator that it replaces in another process, and tells processes apart by their number.
+    # Its names come from a generator that it replaces only in a process of another number.
     tempfile = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile._name_sequence = None  # type: ignore[attr-defined]  # noqa: SLF001 - there is no other way
