@@ -55,8 +55,9 @@ $(VENV)/.pip: | $(BIN)/python
 	@$(PIP) --upgrade 'pip>=25.1'
 	@touch $@
 
+# With what guests of python-data find, which the demo can do without.
 $(VENV)/.test: pyproject.toml $(VENV)/.installed | $(VENV)/.pip
-	@$(PIP) --group test
+	@$(PIP) --editable '.[all,data]' --group test
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.installed | $(VENV)/.pip

@@ -27,6 +27,7 @@ from enclave_protocol import AnyEvent, Code, Limits, State
 from enclave_protocol.limits import ALIASES
 from enclave_protocol.session import TRANSITIONS
 from enclave_worker.cgroups import CONTROLLERS
+from enclave_worker.profiles import SHIPPED, Profile
 from enclave_worker.runtime import create_runtime_worker
 from enclave_worker.sandbox import seccomp
 from enclave_worker.sandbox.levels import LEVELS
@@ -105,6 +106,18 @@ def _described(cls: type) -> dict[str, str]:
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def profile_fields() -> str:
+    """Every field of a profile."""
+    described = _described(Profile)
+    names = [field.name for field in msgspec.structs.fields(Profile) if field.name != "name"]
+    return _table(("field", "meaning"), [(f"`{name}`", described[name]) for name in names])
+
+
+def shipped_profiles() -> str:
+    """The file of profiles that comes with a worker."""
+    return f"```toml\n{SHIPPED.read_text()}```"
 
 
 def spec() -> SandboxSpec:
@@ -258,7 +271,7 @@ def _metrics(registry: Any) -> str:
 _FUNCTIONS = (
     *(states, events, limits, outcomes),
     *(launch_steps, prepare_steps, enclose_steps, rlimits, syscalls, argument_rules),
-    *(options, worker_metrics, broker_metrics),
+    *(options, worker_metrics, broker_metrics, profile_fields, shipped_profiles),
 )
 PARTS: dict[str, Callable[[], str]] = {function.__name__: function for function in _FUNCTIONS}
 

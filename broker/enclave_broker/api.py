@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from enclave_protocol import MAX_CODE_BYTES, Limits, RemoteProtocolError, parse_limits, parse_session_id
+from enclave_protocol import (
+    MAX_CODE_BYTES,
+    Limits,
+    RemoteProtocolError,
+    parse_env,
+    parse_files,
+    parse_limits,
+    parse_session_id,
+)
+from enclave_protocol.inputs import ENV_FORM, FILES_FORM
 from enclave_protocol.limits import split_path
 
 from .dispatcher import CodeTooLarge, NewSession
+from .placement import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .sessions import BrokerSession
 
 CONFIG_NAMES = {
@@ -47,6 +59,11 @@ class CreateSession(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     """`s_…`; a new one if left out."""
     language: str | UnsetType = UNSET
     profile: str | UnsetType = UNSET
+    """A named environment that a worker offers; `python` if left out."""
+    env: dict[str, Any] | UnsetType = UNSET
+    """Environment variables of the code: at most 64, 64 KiB in all."""
+    files: dict[str, Any] | UnsetType = UNSET
+    """Files in its working directory, by relative path, each text or `{"base64": text}`: at most 100, 1 MiB in all."""
     limits: dict[str, Any] | UnsetType = UNSET
     config: SessionConfig | UnsetType = UNSET
     encryption: EncryptionRequest | UnsetType = UNSET
@@ -174,20 +191,28 @@ def decode_cancel(body: bytes) -> str:
     return (decode_body(_cancel_decoder, body).reason or "") if body.strip() else ""
 
 
-def decode_create(data: bytes, defaults: Limits) -> NewSession:
-    """Read and check a request for a session; raises ApiError naming the field."""
+def decode_create(data: bytes, default_limits: Callable[[str], Limits]) -> NewSession:
+    """Read and check a request for a session; raises ApiError naming the field.
+
+    Args:
+        data: the body.
+        default_limits: what limits start from, by profile.
+    """
     request: CreateSession = decode_body(_create_decoder, data)
     if request.filter is not UNSET and request.filter is not None:
         raise invalid("event filters are not supported yet", field="filter", allowed="absent")
     if request.encryption is not UNSET and request.encryption.mode == "required":
         raise invalid("encryption is not supported yet", field="encryption.mode", allowed="disabled, optional")
+    profile = DEFAULT_PROFILE if request.profile is UNSET else request.profile
     try:
         return NewSession(
             code=request.code,
             session_id=None if request.session_id is UNSET else parse_session_id(request.session_id),
-            limits=_limits(request, defaults),
+            limits=_limits(request, default_limits(profile)),
             language="python" if request.language is UNSET else request.language,
-            profile="python" if request.profile is UNSET else request.profile,
+            profile=profile,
+            env={} if request.env is UNSET else parse_env(request.env),
+            files={} if request.files is UNSET else parse_files(request.files),
         )
     except CodeTooLarge as error:
         body = ErrorBody("CODE_TOO_LARGE", str(error), field="code", limit=MAX_CODE_BYTES, actual=error.size_bytes)
@@ -235,6 +260,8 @@ def _allowed(field: str) -> str:
     known = {
         "code": "text",
         "sessionId": "text",
+        "env": ENV_FORM,
+        "files": FILES_FORM,
         "limits": "an object of limits",
         "config": "an object with maxExecutionMs, maxToolCalls, heartbeatIntervalMs",
         "encryption.mode": "disabled, optional",

@@ -17,7 +17,8 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from enclave_protocol import Limits, decode_event, parse_limits
+from enclave_protocol import Limits, decode_event, parse_env, parse_files, parse_limits
+from enclave_protocol.inputs import encode_file
 
 from .channels import RuntimeDial, WebSocketDial
 from .config import BrokerConfig
@@ -25,6 +26,7 @@ from .dispatcher import Dispatcher, NewSession
 from .http import create_app
 from .links import Link
 from .metrics import Metrics
+from .placement import DEFAULT_PROFILE
 from .server import Server, server_config
 from .tools import ToolRegistry
 
@@ -129,6 +131,9 @@ class Broker:
         *,
         session_id: str | None = None,
         limits: Limits | dict[str, Any] | None = None,
+        profile: str = DEFAULT_PROFILE,
+        env: dict[str, str] | None = None,
+        files: dict[str, str | bytes] | None = None,
     ) -> AsyncGenerator[AnyEvent, None]:
         """Run code and yield its events, the last of which is the `final`. Leaving early cancels the session.
 
@@ -136,16 +141,30 @@ class Broker:
             code: the body of an async function.
             session_id: `s_…`; a new one if not given.
             limits: as `Limits`, or by their names on the wire.
+            profile: one that a worker offers.
+            env: environment variables of the code.
+            files: files in its working directory, by relative path.
 
         Raises:
-            RemoteProtocolError: the code is too large, or a limit is not one.
+            RemoteProtocolError: the code is too large, a limit is not one, or one of the others is not acceptable.
             DuplicateSession: the id is taken.
             NoCapacity: every slot is taken and the queue is full.
             Trimmed: the caller takes events more slowly than `log_bytes` can bridge.
         """
         if not isinstance(limits, Limits):
-            limits = parse_limits(limits or {}, defaults=self.config.default_limits)
-        session = self.dispatcher.submit(NewSession(code=code, session_id=session_id, limits=limits))
+            limits = parse_limits(limits or {}, defaults=self.dispatcher.default_limits(profile))
+        contents = {
+            path: encode_file(data) if isinstance(data, bytes) else data for path, data in (files or {}).items()
+        }
+        new = NewSession(
+            code=code,
+            session_id=session_id,
+            limits=limits,
+            profile=profile,
+            env=parse_env(env or {}),
+            files=parse_files(contents),
+        )
+        session = self.dispatcher.submit(new)
         more = asyncio.Event()
         cursor = session.log.subscribe(1, more.set)
         try:

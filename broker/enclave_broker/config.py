@@ -36,7 +36,7 @@ class BrokerConfig:
     queue_size: int = 1000
     """Sessions that may wait for a slot; the next one is refused with `NO_CAPACITY`."""
     queue_bytes: int = 64 * MIB
-    """Code that may wait for a slot, in all."""
+    """Requests (code, files and the rest) that may wait for a slot, in all."""
     queue_timeout_ms: int = 30_000
     """Longest wait for a slot; then the session ends with `NO_CAPACITY`."""
 

@@ -17,7 +17,7 @@ import functools
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
@@ -37,10 +37,11 @@ from enclave_protocol import (
     ToolResult,
     encode,
     new_session_id,
+    parse_limits,
 )
 
 from .directory import Directory
-from .placement import Lose, Place, Placer, Refuse
+from .placement import DEFAULT_PROFILE, Lose, Place, Placer, Refuse
 from .sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
 from .tools import ToolContext, ToolRunner, failed
 
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("enclave.broker")
 
 LANGUAGES = ("python",)
-PROFILES = ("python",)
+MAX_PROFILE_CHARS = 128
 
 
 class DuplicateSession(EnclaveError):  # noqa: N818 - the wire's word
@@ -86,7 +87,11 @@ class NewSession:
     session_id: str | None = None
     limits: Limits = field(default_factory=Limits)
     language: str = "python"
-    profile: str = "python"
+    profile: str = DEFAULT_PROFILE
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables, checked."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """Files by path, checked."""
     answerer: Answerer = "broker"
 
     def __post_init__(self) -> None:
@@ -94,12 +99,12 @@ class NewSession:
         size_bytes = len(self.code) if self.code.isascii() else len(self.code.encode("utf-8", "surrogatepass"))
         if size_bytes > MAX_CODE_BYTES:
             raise CodeTooLarge(size_bytes, session_id=self.session_id)
-        for name, value, allowed in (("language", self.language, LANGUAGES), ("profile", self.profile, PROFILES)):
-            if value not in allowed:
-                choices = ", ".join(allowed)
-                raise RemoteProtocolError(
-                    f"no such {name}: {value!r}", field=name, allowed=choices, session_id=self.session_id
-                )
+        if not 1 <= len(self.profile) <= MAX_PROFILE_CHARS:
+            allowed = f"text of 1 to {MAX_PROFILE_CHARS} characters"
+            raise RemoteProtocolError("no name", field="profile", allowed=allowed, session_id=self.session_id)
+        if self.language not in LANGUAGES:
+            choices, reason = ", ".join(LANGUAGES), f"no such language: {self.language!r}"
+            raise RemoteProtocolError(reason, field="language", allowed=choices, session_id=self.session_id)
 
 
 class Dispatcher:
@@ -120,6 +125,7 @@ class Dispatcher:
             max_finished=config.retained_sessions, max_bytes=config.retained_bytes, max_age_s=config.retain_s
         )
         self.links: dict[str, Link] = {}
+        self._profile_defaults: dict[str, Limits] = {}
         self._runner = ToolRunner(tools, threads=config.tool_threads)
         self._routes: dict[str, BrokerSession] = {}
         self._overdue: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for the worker's final
@@ -135,7 +141,9 @@ class Dispatcher:
         Raises:
             DuplicateSession: its id is taken by a session that has not ended.
             NoCapacity: the queue is full.
+            RemoteProtocolError: no worker offers its profile.
         """
+        self._require_offered(new)
         session_id = new.session_id or new_session_id()
         if session_id in self._routes:
             raise DuplicateSession(session_id)
@@ -148,6 +156,8 @@ class Dispatcher:
             limits=_named(new.limits),
             language=new.language,
             profile=new.profile,
+            env=new.env or UNSET,
+            files=new.files or UNSET,
         )
         session = BrokerSession(
             session_id,
@@ -158,7 +168,9 @@ class Dispatcher:
             log_bytes=self.config.log_bytes,
             answerer=new.answerer,
         )
-        decision = self.placer.submit(session_id, self._queue_deadline(session), size_bytes=session.code_bytes)
+        decision = self.placer.submit(
+            session_id, self._queue_deadline(session), profile=new.profile, size_bytes=session.request_bytes
+        )
         if isinstance(decision, Refuse):
             raise NoCapacity("every slot is taken and the queue is full", retry_after_s=decision.retry_after_s)
         self._routes[session_id] = session
@@ -166,6 +178,34 @@ class Dispatcher:
         if isinstance(decision, Place):
             self._place(decision, now)
         return session
+
+    def offered(self) -> list[str]:
+        """Return the profiles of the workers, as they last said."""
+        hellos = [link.hello for link in self.links.values() if link.hello is not None]
+        return sorted({profile for hello in hellos for profile in hello.profiles})
+
+    def default_limits(self, profile: str) -> Limits:
+        """Return what the limits of a request for `profile` start from: the broker's, changed by the profile's own."""
+        return self._profile_defaults.get(profile, self.config.default_limits)
+
+    def _require_offered(self, new: NewSession) -> None:
+        hellos = [link.hello for link in self.links.values()]
+        # As long as a worker never said what it offers, nobody knows.
+        if not hellos or any(hello is None or new.profile in hello.profiles for hello in hellos):
+            return
+        reason, allowed = f"no worker offers {new.profile[:40]!r}", ", ".join(self.offered()) or "none"
+        raise RemoteProtocolError(reason, field="profile", allowed=allowed, session_id=new.session_id)
+
+    def _learn_limits(self, link: Link, hello: Hello) -> None:
+        """Take in what a worker's profiles set; where workers differ, the last one to come up has its way."""
+        for profile in hello.profiles:
+            own = {} if hello.profile_limits is UNSET else hello.profile_limits.get(profile, {})
+            self._profile_defaults.pop(profile, None)
+            try:
+                if own:
+                    self._profile_defaults[profile] = parse_limits(own, defaults=self.config.default_limits)
+            except RemoteProtocolError as error:
+                log.warning("worker %s, profile %s: %s", link.name, profile, error)
 
     def cancel(self, session: BrokerSession, reason: str = "") -> None:
         """End a session soon: at once if it waits, else when its worker says so. An ended one stays as it is."""
@@ -219,8 +259,13 @@ class Dispatcher:
 
     def link_up(self, link: Link, hello: Hello) -> None:
         """Offer the worker's slots."""
+        self._learn_limits(link, hello)
         placed = self.placer.worker_up(
-            link.name, max_sessions=hello.max_sessions, active=hello.active, draining=hello.draining
+            link.name,
+            max_sessions=hello.max_sessions,
+            active=hello.active,
+            draining=hello.draining,
+            profiles=hello.profiles,
         )
         self._place_all(placed)
 
@@ -284,7 +329,11 @@ class Dispatcher:
         for refuse in self.placer.expire(now):
             session = self._routes[refuse.session_id]
             waited_ms = round((now - session.created) * 1000)
-            self._end(session, Code.NO_CAPACITY, f"no worker had a free slot within {waited_ms} ms")
+            message = f"no worker had a free slot within {waited_ms} ms"
+            offered = self.offered()
+            if offered and session.profile not in offered:
+                message += f", nor offers {session.profile[:40]!r} (offered: {', '.join(offered)})"
+            self._end(session, Code.NO_CAPACITY, message)
         for session_id in self.placer.waiting():
             self._routes[session_id].beat(now, wall)
         self.directory.expire(now)
@@ -338,7 +387,9 @@ class Dispatcher:
         self.metrics.requeues.inc()
         _cancel_timer(self._overdue, session.session_id)
         session.worker = session.worker_name = session.started = None
-        placed = self.placer.refused(session.session_id, self._queue_deadline(session), size_bytes=session.code_bytes)
+        placed = self.placer.refused(
+            session.session_id, self._queue_deadline(session), size_bytes=session.request_bytes
+        )
         self._place_all(placed)
 
     def _release(self, session: BrokerSession) -> None:

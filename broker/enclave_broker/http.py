@@ -21,7 +21,8 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import FromPath, QueryParameter
 from litestar.status_codes import HTTP_200_OK, HTTP_500_INTERNAL_SERVER_ERROR
 
-from enclave_protocol import MAX_CODE_BYTES, NoCapacity, __version__
+from enclave_protocol import MAX_CODE_BYTES, NoCapacity, RemoteProtocolError, __version__
+from enclave_protocol.inputs import MAX_ENV_BYTES, MAX_FILES_BYTES
 
 from .api import (
     ApiError,
@@ -45,15 +46,15 @@ if TYPE_CHECKING:
     from litestar.types import Receive, Scope, Send
 
     from .broker import Broker
-    from .dispatcher import Dispatcher
+    from .dispatcher import Dispatcher, NewSession
     from .event_log import Cursor
     from .sessions import BrokerSession
 
 log = logging.getLogger("enclave.broker.http")
 
 NDJSON = "application/x-ndjson"
-MAX_BODY_BYTES = 6 * MAX_CODE_BYTES + 64 * 1024
-"""Largest request: the largest code with every byte escaped, and room for the rest."""
+MAX_BODY_BYTES = 6 * (MAX_CODE_BYTES + MAX_ENV_BYTES + MAX_FILES_BYTES) + 64 * 1024
+"""Largest request: the largest code, environment and files with every byte escaped, and room for the rest."""
 
 ERRORS = {
     400: ResponseSpec(ErrorBody, description="A field is wrong; the body names it.", generate_examples=False),
@@ -154,7 +155,7 @@ class StreamResponse(Response[None]):
 
 def create_app(broker: Broker) -> Litestar:  # noqa: C901 - one short function per route
     """Return the ASGI application of a broker."""
-    dispatcher, metrics, config = broker.dispatcher, broker.metrics, broker.config
+    dispatcher, metrics = broker.dispatcher, broker.metrics
 
     def find(session_id: str) -> BrokerSession:
         session = dispatcher.directory.get(session_id)
@@ -169,14 +170,7 @@ def create_app(broker: Broker) -> Litestar:  # noqa: C901 - one short function p
         One JSON object per line, until the `final`. Leaving the stream cancels the session, unless
         `GET /sessions/{id}/stream` takes it over soon.
         """
-        new = decode_create(await request.body(), config.default_limits)
-        try:
-            session = dispatcher.submit(new)
-        except DuplicateSession as error:
-            raise ApiError(409, ErrorBody("DUPLICATE_SESSION", str(error), field="sessionId")) from error
-        except NoCapacity as error:
-            retry_after = {"Retry-After": str(max(1, round(error.retry_after_s)))}
-            raise ApiError(503, ErrorBody("NO_CAPACITY", str(error)), headers=retry_after) from error
+        session = _submit(dispatcher, decode_create(await request.body(), dispatcher.default_limits))
         return StreamResponse(EventStream(session, dispatcher, 1))
 
     @get("/sessions", sync_to_thread=False)
@@ -263,6 +257,19 @@ def create_app(broker: Broker) -> Litestar:  # noqa: C901 - one short function p
         logging_config=None,
         debug=False,
     )
+
+
+def _submit(dispatcher: Dispatcher, new: NewSession) -> BrokerSession:
+    """Make a session; raises ApiError."""
+    try:
+        return dispatcher.submit(new)
+    except DuplicateSession as error:
+        raise ApiError(409, ErrorBody("DUPLICATE_SESSION", str(error), field="sessionId")) from error
+    except RemoteProtocolError as error:
+        raise invalid(error.reason, field=error.field, allowed=error.allowed) from error
+    except NoCapacity as error:
+        retry_after = {"Retry-After": str(max(1, round(error.retry_after_s)))}
+        raise ApiError(503, ErrorBody("NO_CAPACITY", str(error)), headers=retry_after) from error
 
 
 def _health(dispatcher: Dispatcher) -> Health:

@@ -12,16 +12,25 @@ the sandbox may still be there.
 A worker may have clients beside this broker. Their sessions are `foreign`: what the worker says is active, less what
 we know to be ours.
 
-The invariant that keeps the queue short: nobody waits while a slot is free. `validate` asserts it, and the rest.
+A session asks for a profile, and only workers that offer it are its workers. The queue is one line for each profile;
+among those whose workers have a free slot, whoever came first goes first.
+
+The invariant that keeps the queue short: nobody waits while a slot of theirs is free. `validate` asserts it, and the
+rest.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 RefuseReason = Literal["queue_full", "deadline"]
+DEFAULT_PROFILE = "python"
+"""What a session asks for that does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,8 @@ class Worker:
 
     name: str
     max_sessions: int
+    profiles: frozenset[str] = frozenset({DEFAULT_PROFILE})
+    """What it offers."""
     foreign: int = 0
     draining: bool = False
     full: bool = False
@@ -84,6 +95,9 @@ class Worker:
 class _Waiting:
     deadline: float
     size_bytes: int
+    profile: str
+    place: int
+    """Who has the smallest is first in line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +127,27 @@ class Placer:
         self.retry_after_s = retry_after_s
         self._workers: dict[str, Worker] = {}
         self._placed: dict[str, Worker] = {}
-        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()  # first in line first
+        self._profile_of: dict[str, str] = {}  # of every session that is placed
+        self._waiting: dict[str, _Waiting] = {}
+        self._lines: dict[str, OrderedDict[str, None]] = {}  # who waits, by profile, first in line first
+        self._last_place = 0
+        self._first_place = 0
         self._waiting_bytes = 0
         self._uses = 0
 
-    def submit(self, session_id: str, deadline: float, *, size_bytes: int = 0) -> Submitted:
+    def submit(
+        self, session_id: str, deadline: float, *, profile: str = DEFAULT_PROFILE, size_bytes: int = 0
+    ) -> Submitted:
         """Find a slot for a new session, or let it wait until `deadline` (on the clock of `expire`)."""
         if session_id in self._placed or session_id in self._waiting:
             raise AssertionError(f"{session_id} submitted twice: the broker refuses duplicates before")
-        worker = self._least_loaded()
+        worker = self._least_loaded(profile)
         if worker is not None:
-            return self._reserve(session_id, worker)
+            return self._reserve(session_id, worker, profile)
         if len(self._waiting) >= self.queue_size or self._waiting_bytes + size_bytes > self.queue_bytes:
             return Refuse(session_id, "queue_full", self.retry_after_s)
-        self._enqueue(session_id, _Waiting(deadline, size_bytes))
+        self._last_place += 1
+        self._enqueue(session_id, _Waiting(deadline, size_bytes, profile, self._last_place))
         return Wait(session_id, len(self._waiting))
 
     def release(self, session_id: str) -> list[Place]:
@@ -134,6 +155,7 @@ class Placer:
         worker = self._placed.pop(session_id, None)
         if worker is None:
             return []
+        del self._profile_of[session_id]
         worker.sessions.discard(session_id)
         worker.full = False
         return self._serve_queue()
@@ -148,8 +170,10 @@ class Placer:
             return []
         worker.sessions.discard(session_id)
         worker.full = True
-        self._enqueue(session_id, _Waiting(deadline, size_bytes))
-        self._waiting.move_to_end(session_id, last=False)
+        self._first_place -= 1
+        profile = self._profile_of.pop(session_id)
+        self._enqueue(session_id, _Waiting(deadline, size_bytes, profile, self._first_place))
+        self._lines[profile].move_to_end(session_id, last=False)
         return self._serve_queue()
 
     def withdraw(self, session_id: str) -> bool:
@@ -163,11 +187,19 @@ class Placer:
             self._dequeue(session_id)
         return [Refuse(session_id, "deadline", self.retry_after_s) for session_id in late]
 
-    def worker_up(self, name: str, *, max_sessions: int, active: int, draining: bool) -> list[Place]:
+    def worker_up(
+        self,
+        name: str,
+        *,
+        max_sessions: int,
+        active: int,
+        draining: bool,
+        profiles: Iterable[str] = (DEFAULT_PROFILE,),
+    ) -> list[Place]:
         """Add a worker that said hello. Nothing of ours is on it: it ended what it had when its link closed."""
         if name in self._workers:
             raise AssertionError(f"worker {name} came up twice: its link reports down first")
-        self._workers[name] = Worker(name, max_sessions, foreign=active, draining=draining)
+        self._workers[name] = Worker(name, max_sessions, frozenset(profiles), foreign=active, draining=draining)
         return self._serve_queue()
 
     def worker_down(self, name: str) -> list[Lose]:
@@ -176,7 +208,7 @@ class Placer:
         if worker is None:
             return []
         for session_id in worker.sessions:
-            del self._placed[session_id]
+            del self._placed[session_id], self._profile_of[session_id]
         return [Lose(session_id, name) for session_id in sorted(worker.sessions)]
 
     def worker_status(self, name: str, *, max_sessions: int, active: int, draining: bool) -> list[Place]:
@@ -201,7 +233,7 @@ class Placer:
 
     def waiting(self) -> list[str]:
         """Return who waits, first in line first."""
-        return list(self._waiting)
+        return sorted(self._waiting, key=lambda session_id: self._waiting[session_id].place)
 
     def statistics(self) -> Statistics:
         """Return a snapshot."""
@@ -217,7 +249,12 @@ class Placer:
 
     def validate(self) -> None:
         """Assert everything that is always true of the state."""
-        assert not (self._waiting and self._least_loaded()), "somebody waits while a slot is free"
+        stuck = [profile for profile, line in self._lines.items() if line and self._least_loaded(profile)]
+        assert not stuck, f"somebody waits for {stuck} while a slot is free"
+        assert self._profile_of.keys() == self._placed.keys(), "a slot without a profile, or a profile without a slot"
+        lines = [session_id for line in self._lines.values() for session_id in line]
+        assert sorted(lines) == sorted(self._waiting), "a session waits in no line, or in two"
+        assert all(self._lines.values()), "an empty line is kept"
         assert not self._placed.keys() & self._waiting.keys(), "a session both waits and has a slot"
         reserved = {session_id: worker for worker in self._workers.values() for session_id in worker.sessions}
         assert reserved == self._placed, "a slot without a session, or a session without a slot"
@@ -234,38 +271,54 @@ class Placer:
         )
         return f"<Placer waiting={len(self._waiting)}/{self.queue_size} [{workers}]>"
 
-    def _least_loaded(self) -> Worker | None:
+    def _least_loaded(self, profile: str) -> Worker | None:
         # Most free slots first; among equals the one unused for longest, so that ties go round robin. Linear in the
         # number of workers: a microsecond for ten, and still less than parsing the request for some hundreds.
         best: Worker | None = None
         best_free = 0
         for worker in self._workers.values():
-            free = worker.free
+            free = worker.free if profile in worker.profiles else 0
             if free > best_free or (best is not None and free == best_free and worker.last_used < best.last_used):
                 best, best_free = worker, free
         return best
 
-    def _reserve(self, session_id: str, worker: Worker) -> Place:
+    def _reserve(self, session_id: str, worker: Worker, profile: str) -> Place:
         self._uses += 1
         worker.last_used = self._uses
         worker.sessions.add(session_id)
         self._placed[session_id] = worker
+        self._profile_of[session_id] = profile
         return Place(session_id, worker.name)
 
     def _enqueue(self, session_id: str, waiting: _Waiting) -> None:
         self._waiting[session_id] = waiting
+        self._lines.setdefault(waiting.profile, OrderedDict())[session_id] = None
         self._waiting_bytes += waiting.size_bytes
 
     def _dequeue(self, session_id: str) -> _Waiting | None:
         waiting = self._waiting.pop(session_id, None)
         if waiting is not None:
             self._waiting_bytes -= waiting.size_bytes
+            line = self._lines[waiting.profile]
+            del line[session_id]
+            if not line:
+                del self._lines[waiting.profile]
         return waiting
 
     def _serve_queue(self) -> list[Place]:
         placed = []
-        while self._waiting and (worker := self._least_loaded()) is not None:
-            session_id = next(iter(self._waiting))
+        while (found := self._next_in_line()) is not None:
+            session_id, worker = found
+            profile = self._waiting[session_id].profile
             self._dequeue(session_id)
-            placed.append(self._reserve(session_id, worker))
+            placed.append(self._reserve(session_id, worker, profile))
         return placed
+
+    def _next_in_line(self) -> tuple[str, Worker] | None:
+        """Return who is first among those that a worker has a slot for, and that worker."""
+        heads = sorted((next(iter(line)) for line in self._lines.values()), key=lambda head: self._waiting[head].place)
+        for head in heads:
+            worker = self._least_loaded(self._waiting[head].profile)
+            if worker is not None:
+                return head, worker
+        return None

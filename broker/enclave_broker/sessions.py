@@ -43,6 +43,7 @@ from enclave_protocol.events import (
     ToolResultApplied,
     iso_time,
 )
+from enclave_protocol.inputs import size_bytes
 
 from .event_log import EventLog
 
@@ -115,7 +116,6 @@ class BrokerSession:
         "answerer",
         "calls",
         "cancelling",
-        "code_bytes",
         "created",
         "created_at",
         "ended",
@@ -124,7 +124,9 @@ class BrokerSession:
         "log",
         "open_calls",
         "outcome",
+        "profile",
         "request",
+        "request_bytes",
         "session_id",
         "started",
         "state",
@@ -147,7 +149,8 @@ class BrokerSession:
     ) -> None:
         self.session_id = session_id
         self.request: Execute | None = request  # until the worker's first event: after it, no other can take over
-        self.code_bytes = len(request.code)
+        self.profile = request.profile or ""
+        self.request_bytes = len(request.code) + size_bytes(request.env or {}, request.files or {})
         self.limits = limits
         self.answerer = answerer
         self.state = State.STARTING

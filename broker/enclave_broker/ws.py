@@ -39,11 +39,14 @@ from enclave_protocol import (
     decode_client_message,
     encode,
     new_session_id,
+    parse_env,
+    parse_files,
     parse_limits,
 )
 
-from .dispatcher import LANGUAGES, PROFILES, DuplicateSession, NewSession
+from .dispatcher import LANGUAGES, DuplicateSession, NewSession
 from .event_log import Trimmed
+from .placement import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
     from enclave_protocol import ToolResult
@@ -124,14 +127,17 @@ class _Client:
         if message.first_seq is not UNSET:
             allowed = "absent: the broker numbers the events"
             raise RemoteProtocolError("not for clients", field="firstSeq", allowed=allowed, session_id=session_id)
-        defaults = self._dispatcher.config.default_limits
+        profile = DEFAULT_PROFILE if message.profile is UNSET else message.profile
+        defaults = self._dispatcher.default_limits(profile)
         try:
             new = NewSession(
                 code=message.code,
                 session_id=session_id,
                 limits=defaults if message.limits is UNSET else parse_limits(message.limits, defaults=defaults),
                 language=message.language or LANGUAGES[0],
-                profile=message.profile or PROFILES[0],
+                profile=profile,
+                env={} if message.env is UNSET else parse_env(message.env),
+                files={} if message.files is UNSET else parse_files(message.files),
                 answerer="client",
             )
             session = self._dispatcher.submit(new)
@@ -209,7 +215,7 @@ class _Client:
             version=__version__,
             level=levels.pop() if len(levels) == 1 else "MIXED" if levels else "UNKNOWN",
             languages=list(LANGUAGES),
-            profiles=list(PROFILES),
+            profiles=self._dispatcher.offered() or [DEFAULT_PROFILE],
             max_sessions=max(1, fleet.slots),
             active=self._dispatcher.directory.live,
         )

@@ -53,6 +53,12 @@ class BrokerRefusedError(BrokerError):
 class _ErrorBody(msgspec.Struct):
     code: str
     message: str
+    field: str = ""
+    allowed: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.field}: " if self.field and not self.message.startswith(self.field) else ""
+        return f"{where}{self.message}" + (f" (allowed: {self.allowed})" if self.allowed else "")
 
 
 class BrokerClient:
@@ -89,7 +95,8 @@ class BrokerClient:
         """Start a session and yield its event lines, byte for byte and without their newlines.
 
         Args:
-            request: the body of `POST /sessions`: `code`, and perhaps `sessionId`, `language`, `profile`, `limits`.
+            request: the body of `POST /sessions`: `code`, and perhaps `sessionId`, `language`, `profile`, `limits`,
+                `env`, `files`.
 
         Raises:
             BrokerUnreachableError, BrokerRefusedError: no session was made.
@@ -157,4 +164,4 @@ async def _raise_if_refused(response: httpx.Response) -> None:
     except (msgspec.MsgspecError, UnicodeError):
         text = " ".join(body.decode(errors="replace").split())[:200]
         raise BrokerRefusedError(status, f"HTTP_{status}", text or response.reason_phrase) from None
-    raise BrokerRefusedError(status, said.code, said.message)
+    raise BrokerRefusedError(status, said.code, str(said))

@@ -57,6 +57,10 @@ class FleetSpec:
     """Warm sandboxes of each worker; None leaves the worker's default."""
     level: str = "BEST"
     """Security level of each worker."""
+    profiles: tuple[str, ...] = ()
+    """Profiles of each worker; empty leaves the worker's default."""
+    profiles_file: str = ""
+    """A file of profiles for the workers."""
     tools: tuple[str, ...] = ()
     """Modules with tools for the broker."""
     broker_options: tuple[str, ...] = ()
@@ -75,6 +79,10 @@ def worker_arguments(spec: FleetSpec, name: str, port: int) -> list[str]:
         arguments += ["--max-sessions", str(spec.max_sessions)]
     if spec.pool_size is not None:
         arguments += ["--pool-size", str(spec.pool_size)]
+    for profile in spec.profiles:
+        arguments += ["--profile", profile]
+    if spec.profiles_file:
+        arguments += ["--profiles", spec.profiles_file]
     return arguments
 
 

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 CANCEL_GRACE_S = 10.0
 
 
-def run_code(request: dict[str, Any], *, broker: str | None, raw_events: bool, tools: tuple[str, ...]) -> int:
+def run_code(
+    request: dict[str, Any],
+    *,
+    broker: str | None,
+    raw_events: bool,
+    tools: tuple[str, ...],
+    profiles: tuple[str, ...] = (),
+) -> int:
     """Run a request and print what comes; returns the exit code.
 
     Args:
@@ -35,11 +42,13 @@ def run_code(request: dict[str, Any], *, broker: str | None, raw_events: bool, t
         broker: its address; None starts a fleet of one worker for this run alone.
         raw_events: print the event lines byte for byte instead of what they mean.
         tools: modules with tools for the private fleet's broker.
+        profiles: what the private fleet's worker offers; its default if empty.
     """
     out, err = sys.stdout.buffer, sys.stderr.buffer
     printer: Printer = RawPrinter(out, err) if raw_events else EventPrinter(out, err)
+    fleet = None if broker else FleetSpec(workers=1, pool_size=1, tools=tools, profiles=profiles)
     try:
-        return asyncio.run(_run(request, broker, tools, printer))
+        return asyncio.run(_run(request, broker or "", fleet, printer))
     except BrokenPipeError:
         _discard_output()
         return 1
@@ -72,16 +81,15 @@ def describe_failure(error: BrokerError | FleetError) -> tuple[str, int]:
             return f"{error}; whether the code ran to its end is unknown", 1
 
 
-async def _run(request: dict[str, Any], broker: str | None, tools: tuple[str, ...], printer: Printer) -> int:
+async def _run(request: dict[str, Any], broker: str, fleet: FleetSpec | None, printer: Printer) -> int:
     running = asyncio.current_task()
     if running is None:
         raise AssertionError("a coroutine that runs outside of a task")
     interrupt = _Interrupt(running)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(interrupt.close)
-        if broker is None:
-            spec = FleetSpec(workers=1, pool_size=1, tools=tools)
-            broker = (await stack.enter_async_context(running_fleet(spec, lambda _name, _line: None))).url
+        if fleet is not None:
+            broker = (await stack.enter_async_context(running_fleet(fleet, lambda _name, _line: None))).url
         silence = silence_s(request.get("limits", {}))
         client = await stack.enter_async_context(BrokerClient(broker, silence_s=silence))
         return await _stream(client, {"sessionId": new_session_id(), **request}, printer, interrupt)

@@ -11,6 +11,7 @@ from .errors import (
 )
 from .events import PROTOCOL_VERSION, AnyEvent, Event, Final, FinalError, FinalPayload, Stats
 from .ids import CallId, SessionId, new_call_id, new_session_id, parse_call_id, parse_session_id
+from .inputs import parse_env, parse_files
 from .limits import MAX_CODE_BYTES, Limits, parse_limits
 from .messages import Cancel, Execute, Hello, Ping, Pong, Rejection, ToolError, ToolResult
 from .outcomes import Code, is_retryable
@@ -57,6 +58,8 @@ __all__ = [
     "new_call_id",
     "new_session_id",
     "parse_call_id",
+    "parse_env",
+    "parse_files",
     "parse_limits",
     "parse_session_id",
     "peek",

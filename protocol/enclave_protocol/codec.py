@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from .errors import RemoteProtocolError
 from .events import AnyEvent, Event
 from .ids import CALL_ID_FORM, SESSION_ID_FORM, parse_call_id, parse_session_id
+from .inputs import ENV_FORM, FILES_FORM
 from .limits import split_path
 from .messages import (
     Cancel,
@@ -41,6 +42,8 @@ _ALLOWED = {
     "limits": "an object of limits, each at most 2^53 - 1",
     "language": "text of 1 to 128 characters",
     "profile": "text of 1 to 128 characters",
+    "env": ENV_FORM,
+    "files": FILES_FORM,
     "firstSeq": "a whole number, 1 or more",
     "queueMs": "a number, 0 or more",
     "timestamp": "a number",

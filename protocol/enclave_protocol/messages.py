@@ -32,6 +32,10 @@ class Execute(Message, frozen=True, kw_only=True, tag="execute"):
     """Read with `parse_limits`."""
     language: Name | UnsetType = UNSET
     profile: Name | UnsetType = UNSET
+    env: dict[str, Any] | UnsetType = UNSET
+    """Environment variables of the code. Read with `parse_env`."""
+    files: dict[str, Any] | UnsetType = UNSET
+    """Files in its working directory, by relative path. Read with `parse_files`."""
     first_seq: Annotated[int, Meta(ge=1, le=2**53 - 1)] | UnsetType = UNSET
     """Number of the worker's first event. Given by a broker, which has sent the events before it (`session_init`
     among them), so that the worker's bytes pass through it unchanged. Absent: the worker starts at 1."""
@@ -95,6 +99,8 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     """Layers that its host cannot give and its level does not require; absent if there are none."""
     languages: list[str]
     profiles: list[str]
+    profile_limits: dict[str, dict[str, Any]] | UnsetType = UNSET
+    """Limits that a profile sets, by its name, for sessions that do not set them."""
     max_sessions: Positive
     """Its slots."""
     active: NotNegative

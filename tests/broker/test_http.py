@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from enclave_broker.dispatcher import NewSession
+from enclave_broker.http import MAX_BODY_BYTES
 from tests.broker.conftest import fleet
 from tests.fakes import FakeSession, FakeWorker, returns_its_code, waits_for_cancel
 
@@ -91,6 +92,8 @@ BAD = [
     ({"code": "1", "profle": "python"}, "profle", "unknown field"),
     ({"code": "1", "language": "cobol"}, "language", "cobol"),
     ({"code": "1", "profile": "gpu"}, "profile", "gpu"),
+    ({"code": "1", "profile": "p" * 129}, "profile", "no name"),
+    ({"code": "1", "profile": ""}, "profile", "no name"),
     ({"code": "1", "filter": {"mode": "include", "rules": []}}, "filter", "not supported yet"),
     ({"code": "1", "encryption": {"mode": "required"}}, "encryption.mode", "not supported yet"),
     ({"code": "1", "protocolVersion": 3}, "protocolVersion", "3"),
@@ -128,7 +131,7 @@ async def test_code_at_its_limit_runs_even_when_every_byte_is_escaped() -> None:
 
 async def test_a_huge_request_is_refused_before_it_is_read() -> None:
     async with fleet(FakeWorker()) as running:
-        response = await running.http.post("/sessions", content=b" " * 8_000_000)
+        response = await running.http.post("/sessions", content=b" " * (MAX_BODY_BYTES + 1))
         assert (response.status_code, response.json()["code"]) == (413, "REQUEST_TOO_LARGE")
 
 

@@ -111,6 +111,31 @@ def test_submitting_a_session_twice_is_a_bug() -> None:
         placer.submit("s_1", 9)
 
 
+def test_a_session_goes_only_to_a_worker_that_offers_its_profile() -> None:
+    placer = placer_with(9)
+    placer.worker_up("data", max_sessions=1, active=0, draining=False, profiles=["python", "data"])
+
+    assert placer.submit("s_1", 9, profile="data") == Place("s_1", "data")
+    assert placer.submit("s_2", 9, profile="data") == Wait("s_2", 1)
+    assert placer.submit("s_3", 9) == Place("s_3", "w0"), "who waits for another profile holds up nobody"
+    assert placer.release("s_3") == []
+    assert placer.release("s_1") == [Place("s_2", "data")]
+
+
+def test_among_those_whose_profile_has_a_slot_whoever_came_first_goes_first() -> None:
+    placer = placer_with(queue_size=9)
+    for number, profile in enumerate(("b", "a", "none", "b", "a"), 1):
+        placer.submit(f"s_{number}", 9, profile=profile)
+    assert placer.waiting() == [f"s_{number}" for number in range(1, 6)]
+
+    placed = placer.worker_up("w", max_sessions=3, active=0, draining=False, profiles=["a", "b"])
+
+    assert [place.session_id for place in placed] == ["s_1", "s_2", "s_4"]
+    assert placer.refused("s_2", 9) == []
+    assert placer.waiting() == ["s_2", "s_3", "s_5"]
+    assert placer.release("s_1") == [Place("s_2", "w"), Place("s_5", "w")]
+
+
 class AnyHistory(RuleBasedStateMachine):
     """Whatever happens in whatever order: no slot is given twice, nobody is lost, nobody waits beside a free slot."""
 
@@ -125,14 +150,17 @@ class AnyHistory(RuleBasedStateMachine):
         self.up: set[str] = set()
         self.alive: set[str] = set()
         self.max_sessions: dict[str, int] = {}
+        self.profiles: dict[str, str] = {}
+        """What each session asks for, and each worker offers."""
 
-    @rule(target=sessions, wait=st.integers(1, 5), size=st.integers(0, 20))
-    def submit(self, wait: int, size: int) -> object:
+    @rule(target=sessions, wait=st.integers(1, 5), size=st.integers(0, 20), profile=st.sampled_from("ab"))
+    def submit(self, wait: int, size: int, profile: str) -> object:
         self.count += 1
         session = f"s_{self.count}"
-        if isinstance(self.placer.submit(session, self.now + wait, size_bytes=size), Refuse):
+        if isinstance(self.placer.submit(session, self.now + wait, profile=profile, size_bytes=size), Refuse):
             return multiple()
         self.alive.add(session)
+        self.profiles[session] = profile
         return session
 
     @rule(session=consumes(sessions))
@@ -145,12 +173,19 @@ class AnyHistory(RuleBasedStateMachine):
     def refused(self, session: str, size: int) -> None:
         self.placer.refused(session, self.now + 3, size_bytes=size)
 
-    @rule(target=workers, slots=st.integers(1, 3), active=st.integers(0, 4), draining=st.booleans())
-    def worker_up(self, slots: int, active: int, draining: bool) -> str:  # noqa: FBT001 - drawn by Hypothesis
+    @rule(
+        target=workers,
+        slots=st.integers(1, 3),
+        active=st.integers(0, 4),
+        draining=st.booleans(),
+        profiles=st.sampled_from(["a", "b", "ab"]),
+    )
+    def worker_up(self, slots: int, active: int, draining: bool, profiles: str) -> str:  # noqa: FBT001 - drawn by Hypothesis
         self.count += 1
         worker = f"w{self.count}"
         self.up.add(worker)
-        self.placer.worker_up(worker, max_sessions=slots, active=active, draining=draining)
+        self.profiles[worker] = profiles
+        self.placer.worker_up(worker, max_sessions=slots, active=active, draining=draining, profiles=profiles)
         return worker
 
     @rule(worker=workers, slots=st.integers(1, 3), active=st.integers(0, 4), draining=st.booleans())
@@ -172,7 +207,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.placer.validate()
         waiting = set(self.placer.waiting())
         for session in self.alive:
-            assert (session in waiting) != (self.placer.worker_of(session) in self.up)
+            worker = self.placer.worker_of(session)
+            assert (session in waiting) != (worker in self.up)
+            assert worker is None or self.profiles[session] in self.profiles[worker]
         assert self.placer.statistics().reserved + len(waiting) == len(self.alive)
 
 

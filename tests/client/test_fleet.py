@@ -19,6 +19,9 @@ def test_a_worker_gets_only_the_options_that_were_given() -> None:
     assert worker_arguments(FleetSpec(), "worker-1", 3001) == always
     spec = FleetSpec(max_sessions=7, pool_size=1)
     assert worker_arguments(spec, "worker-1", 3001) == [*always, "--max-sessions", "7", "--pool-size", "1"]
+    spec = FleetSpec(profiles=("a", "b"), profiles_file="f.toml")
+    profiles = ["--profile", "a", "--profile", "b", "--profiles", "f.toml"]
+    assert worker_arguments(spec, "worker-1", 3001) == [*always, *profiles]
 
 
 def test_the_broker_is_told_every_worker_and_every_tool_module() -> None:

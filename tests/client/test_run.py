@@ -137,6 +137,11 @@ async def test_a_second_signal_gives_up_on_a_broker_that_ends_nothing() -> None:
     [
         ("503 Busy", b'{"code":"NO_CAPACITY","message":"all slots are taken"}', "NO_CAPACITY: all slots are taken"),
         ("400 Bad", b'{"code":"VALIDATION_ERROR","message":"code: too long"}', "VALIDATION_ERROR: code: too long"),
+        (
+            "400 Bad",
+            b'{"code":"INVALID_REQUEST","message":"no worker offers it","field":"profile","allowed":"python"}',
+            "INVALID_REQUEST: profile: no worker offers it (allowed: python)",
+        ),
         ("502 Bad Gateway", b"<html>\n  nginx</html>", "HTTP_502: <html> nginx</html>"),
     ],
 )
@@ -148,6 +153,39 @@ async def test_a_refusal_is_told_with_its_code(status: str, body: bytes, said: s
         code, out, err = await run("-", "--broker", broker.url)
 
     assert (code, out, err) == (1, "", f"enclave: {said}\n")
+
+
+async def test_profile_variables_and_files_go_into_the_request(tmp_path: Path) -> None:
+    (tmp_path / "text.csv").write_text("a,b")
+    (tmp_path / "bytes").write_bytes(b"\xff\0")
+    files = ["--file", f"{tmp_path}/text.csv", "--file", f"{tmp_path}/bytes=in/b.bin"]
+    given = ["--profile", "python-data", "--env", "A=1=2", "--env", "B=", *files]
+
+    async with FakeBroker(says(OK)).serving() as broker:
+        code, _, err = await run("-", "--broker", broker.url, *given)
+
+    assert (code, err) == (0, "")
+    (request,) = broker.requests
+    assert (request["profile"], request["env"]) == ("python-data", {"A": "1=2", "B": ""})
+    assert request["files"] == {"text.csv": "a,b", "in/b.bin": {"base64": "/wA="}}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--env", "A"], "write NAME=VALUE"),
+        (["--env", "1=2"], "env.1"),
+        (["--file", "/no/such"], "cannot read /no/such"),
+        (["--file", f"{__file__}=../up"], "files.../up"),
+        (["--file", f"{__file__}=a", "--file", f"{__file__}=a"], "another file 'a'"),
+        (["--file", "/dev/zero=zero"], "files"),
+    ],
+)
+async def test_a_wrong_variable_or_file_is_told_before_anything_starts(options: list[str], said: str) -> None:
+    code, out, err = await run("-", *options)
+
+    assert (code, out) == (2, "")
+    assert said in err
 
 
 async def test_an_unreachable_broker_exits_with_two_and_one_line() -> None:

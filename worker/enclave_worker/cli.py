@@ -15,9 +15,9 @@ import uvloop
 from enclave_protocol import SandboxError, __version__
 
 from .config import RuntimeConfig
+from .profiles import MIN_MEMORY_BYTES, ProfileError
 from .runtime import RuntimeWorker, create_runtime_worker
 from .sandbox.levels import BEST, DEFAULT_LEVEL, LEVELS
-from .sessions import MIN_MEMORY_BYTES
 
 _DEFAULTS = RuntimeConfig()
 _LISTEN_HINTS = {
@@ -48,6 +48,22 @@ _LISTEN_HINTS = {
     show_default=True,
     type=click.IntRange(1),
     help="Sandboxes after which the process that they are forked from is replaced.",
+)
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="NAME",
+    envvar="ENCLAVE_PROFILE",
+    help="Offer this profile, and no other that is not named too.  [default: python, and those of --profiles]",
+)
+@click.option(
+    "--profiles",
+    "profiles_file",
+    default="",
+    metavar="FILE",
+    envvar="ENCLAVE_PROFILES",
+    help="A TOML file of profiles.",
 )
 @click.option(
     "--first-uid",
@@ -108,6 +124,8 @@ async def _run(config: RuntimeConfig, grace_s: float) -> None:
         asyncio.get_running_loop().add_signal_handler(number, signalled)
     try:
         await worker.start()
+    except ProfileError as error:
+        _exit(str(error))
     except SandboxError as error:
         _exit(f"{error}. `enclave doctor` shows what this host lacks and how to mend it")
     except OSError as error:

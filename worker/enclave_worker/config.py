@@ -28,7 +28,11 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Slots: sessions that may be live at once. One more is refused with `NO_CAPACITY`."""
     pool_size: int = 4
     """Sandboxes kept warm of each kind (for code that imports or awaits, and for code that does not). Bursts beyond it
-    wait a few milliseconds longer each."""
+    wait a few milliseconds longer each. A profile may have its own."""
+    profiles: tuple[str, ...] = ()
+    """Names of the profiles to offer. Without any: `python`, and those of `profiles_file`."""
+    profiles_file: str = ""
+    """A file of profiles beside the shipped ones; see `docs/profiles.md`."""
     default_limits: Limits = Limits()
     """What a session's limits are when it does not set them."""
     max_code_bytes: int = MAX_CODE_BYTES

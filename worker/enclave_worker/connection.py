@@ -29,7 +29,7 @@ from enclave_protocol import (
     encode,
 )
 
-from .sessions import LANGUAGES, PROFILES
+from .sessions import LANGUAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("enclave.worker")
 
-_REJECTED_FIELDS = frozenset({"sessionId", "callId", "code", "limits", "type", "language", "profile", "payload"})
+_REJECTED_FIELDS = frozenset(
+    {"sessionId", "callId", "code", "limits", "type", "language", "profile", "env", "files", "payload"}
+)
 
 
 _FLUSH_S = 1.0
@@ -169,13 +171,15 @@ class Connection:
         self.deliver(encode(Rejection.of(error)))
 
     def _hello(self) -> Hello:
+        limits_of = {name: offer.profile.limits for name, offer in self._sessions.pools.offers.items()}
         return Hello(
             worker_id=self._identity.worker_id,
             version=__version__,
             level=self._identity.level,
             missing_layers=list(self._identity.missing_layers) or UNSET,
             languages=list(LANGUAGES),
-            profiles=list(PROFILES),
+            profiles=list(limits_of),
+            profile_limits={name: limits for name, limits in limits_of.items() if limits} or UNSET,
             max_sessions=self._sessions.config.max_sessions,
             active=self._sessions.active,
             draining=self._sessions.draining,

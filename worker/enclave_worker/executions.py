@@ -32,9 +32,12 @@ from enclave_protocol import (
     Stats,
     decode_event,
     new_session_id,
+    parse_env,
+    parse_files,
     parse_session_id,
 )
 from enclave_protocol import events as ev
+from enclave_protocol.inputs import encode_file
 
 from . import tools as tools_
 
@@ -96,22 +99,46 @@ class EventBuffer:
         return decode_event(line)
 
 
-def make_execute(session_id: str | None, code: str, limits: Limits | Mapping[str, Any] | None) -> Execute:
+def make_execute(
+    session_id: str | None,
+    code: str,
+    limits: Limits | Mapping[str, Any] | None,
+    *,
+    profile: str | None = None,
+    env: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
+) -> Execute:
     """Return the message for a session.
 
     Args:
         session_id: `s_…`; a new one if None.
         code: the body of an async function.
         limits: all of them, or by their names on the wire those that differ from the worker's defaults.
+        profile: `python` if None.
+        env: environment variables of the code.
+        files: files in its working directory, by relative path.
 
     Raises:
         RemoteProtocolError: the id has not the form of one, or something is not what its annotation says.
     """
-    for field, value, kind in (("sessionId", session_id, str | None), ("code", code, str)):
+    texts = (("sessionId", session_id, str | None), ("code", code, str), ("profile", profile, str | None))
+    for field, value, kind in texts:
         if not isinstance(value, kind):
             raise RemoteProtocolError(f"a {type(value).__name__}", field=field, allowed="a string")
     checked = new_session_id() if session_id is None else parse_session_id(session_id)
-    return Execute(session_id=checked, code=code, limits=_named(limits))
+    contents = None
+    if isinstance(files, Mapping):
+        contents = {path: encode_file(data) if isinstance(data, bytes) else data for path, data in files.items()}
+    elif files is not None:
+        raise RemoteProtocolError(f"a {type(files).__name__}", field="files", allowed="a mapping of paths to contents")
+    return Execute(
+        session_id=checked,
+        code=code,
+        limits=_named(limits),
+        profile=UNSET if profile is None else profile,
+        env=UNSET if env is None else parse_env(dict(env) if isinstance(env, Mapping) else env),
+        files=UNSET if contents is None else parse_files(contents),
+    )
 
 
 async def stream(sessions: Sessions, message: Execute, *, buffer_bytes: int) -> AsyncGenerator[AnyEvent, None]:

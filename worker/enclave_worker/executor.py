@@ -34,7 +34,14 @@ class SessionExecutor:
         return f"<SessionExecutor {self.worker!r}>"
 
     def execute(
-        self, session_id: str | None, code: str, limits: Limits | Mapping[str, Any] | None = None
+        self,
+        session_id: str | None,
+        code: str,
+        limits: Limits | Mapping[str, Any] | None = None,
+        *,
+        profile: str | None = None,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, str | bytes] | None = None,
     ) -> AsyncGenerator[AnyEvent, None]:
         """Run code in a fresh sandbox and yield its events, `session_init` first, the one `final` last.
 
@@ -47,13 +54,16 @@ class SessionExecutor:
             session_id: `s_…`, which no live session may have; a new one if None.
             code: the body of an async function.
             limits: all of them, or by their names on the wire those that differ from the configuration's.
+            profile: one that the worker offers; `python` if None.
+            env: environment variables of the code.
+            files: files in its working directory, by relative path.
 
         Raises:
-            RemoteProtocolError: the id, the code or a limit is not acceptable; nothing was started.
+            RemoteProtocolError: the id, the code, a limit or one of these is not acceptable; nothing was started.
             LocalProtocolError: the worker does not run, or in another loop.
         """
         self.worker.require_running()
-        message = make_execute(session_id, code, limits)
+        message = make_execute(session_id, code, limits, profile=profile, env=env, files=files)
         return stream(self.worker.sessions, message, buffer_bytes=self._buffer_bytes)
 
     def tool_result(self, session_id: str, call_id: str, value: Any = None, *, error: ToolError | None = None) -> None:

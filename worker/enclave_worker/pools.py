@@ -1,9 +1,9 @@
-"""The pools of one profile: which of its zygotes a piece of code gets its sandbox from.
+"""The pools of a worker: which zygote a session gets its sandbox from.
 
-What a zygote has imported every one of its forks pays for, used or not: page tables to copy, pages to fault in. So
-there are two. The *bare* one has next to nothing loaded and suits code that neither imports nor awaits, as much of what
-agents send does not. The *full* one has what most other code needs, which then costs nothing to import. Choosing wrong
-costs a few milliseconds, never a failure: either sandbox can run anything.
+Each profile has its own. What a zygote has imported every one of its forks pays for, used or not: page tables to copy,
+pages to fault in. So a profile may have two. The *bare* one has next to nothing loaded and suits code that neither
+imports nor awaits, as much of what agents send does not. The *full* one has what the profile preloads, which then costs
+nothing to import. Choosing wrong costs a few milliseconds, never a failure: either sandbox can run anything.
 """
 
 from __future__ import annotations
@@ -11,47 +11,88 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from enclave_protocol import SandboxError
+
+from .profiles import ProfileError
+from .zygote import preload
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .offers import Offer
     from .pool import Pool, Taker
 
 _FULL_HINTS = ("import", "await", "async")
 """Any of these anywhere in the code, be it in a string, chooses the full pool: looking closer would be parsing."""
 
 
-class Pools:
-    """A bare and a full pool, started and stopped as one."""
+class ProfilePools:
+    """The pools of one profile: a full one, and perhaps a bare one."""
 
-    def __init__(self, bare: Pool, full: Pool) -> None:
-        self._bare = bare
+    def __init__(self, offer: Offer, full: Pool, bare: Pool | None = None) -> None:
+        self.offer = offer
+        self.all = (full,) if bare is None else (bare, full)
         self._full = full
-        self._both = (bare, full)
+        self._bare = full if bare is None else bare
 
     def __repr__(self) -> str:
-        return f"<Pools bare={self._bare!r} full={self._full!r}>"
+        return f"<ProfilePools {self.offer.profile.name} {self.all!r}>"
+
+    async def start(self) -> None:
+        """Start its pools; raises what `Pools.start` raises."""
+        results = await asyncio.gather(*(pool.start() for pool in self.all), return_exceptions=True)
+        for failure in filter(None, results):
+            if isinstance(failure, SandboxError) and failure.step.startswith(preload.STEP):
+                # The profile's fault, not the host's.
+                name = self.offer.profile.name
+                raise ProfileError(f"profile {name!r}: {failure.step}: {failure.reason}") from failure
+            raise failure
+
+    def pool_for(self, code: str) -> Pool:
+        """Return the pool that suits `code`."""
+        return self._full if any(hint in code for hint in _FULL_HINTS) else self._bare
+
+
+class Pools:
+    """Every pool of a worker, started and stopped as one."""
+
+    def __init__(self, profiles: Mapping[str, ProfilePools]) -> None:
+        self._profiles = profiles
+        self.offers: dict[str, Offer] = {name: pools.offer for name, pools in profiles.items()}
+        """What sessions may ask for, by name."""
+        self._all = [pool for pools in profiles.values() for pool in pools.all]
+
+    def __repr__(self) -> str:
+        return f"<Pools {list(self._profiles.values())!r}>"
 
     @property
     def ready(self) -> bool:
         """Whether each pool has a warm sandbox."""
-        return all(pool.warm for pool in self._both)
+        return all(pool.warm for pool in self._all)
 
     @property
     def warm(self) -> int:
         """Sandboxes that wait for code."""
-        return sum(pool.warm for pool in self._both)
+        return sum(pool.warm for pool in self._all)
 
     @property
     def live(self) -> int:
         """Sandboxes that exist, taken ones included."""
-        return sum(pool.live for pool in self._both)
+        return sum(pool.live for pool in self._all)
 
     @property
     def cold_starts(self) -> int:
         """Sandboxes that a session had to wait for."""
-        return sum(pool.cold_starts for pool in self._both)
+        return sum(pool.cold_starts for pool in self._all)
 
     async def start(self) -> None:
-        """Start both; raises SandboxError naming the step that failed, with neither left running."""
-        results = await asyncio.gather(*(pool.start() for pool in self._both), return_exceptions=True)
+        """Start all, or leave none running.
+
+        Raises:
+            SandboxError: names the step that failed.
+            ProfileError: what a profile preloads can't be.
+        """
+        results = await asyncio.gather(*(pools.start() for pools in self._profiles.values()), return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             await self.stop()
@@ -59,14 +100,13 @@ class Pools:
 
     async def stop(self) -> None:
         """End every sandbox; returns when they are gone."""
-        await asyncio.gather(*(pool.stop() for pool in self._both))
+        await asyncio.gather(*(pool.stop() for pool in self._all))
 
-    def take(self, taker: Taker, code: str) -> None:
-        """Give `taker` a sandbox that suits `code`: at once if one is warm, else as soon as one is made."""
-        full = any(hint in code for hint in _FULL_HINTS)
-        (self._full if full else self._bare).take(taker)
+    def take(self, taker: Taker, profile: str, code: str) -> None:
+        """Give `taker` a sandbox of `profile` that suits `code`: a warm one at once, else one as soon as it is made."""
+        self._profiles[profile].pool_for(code).take(taker)
 
     def forget(self, taker: Taker) -> None:
         """Stop looking for a sandbox for `taker`."""
-        for pool in self._both:
+        for pool in self._all:
             pool.forget(taker)

@@ -21,10 +21,12 @@ from .footing import Footing, find_footing
 from .listeners import Observable
 from .loop_thread import LoopThread, call_in
 from .metrics import WorkerMetrics, open_descriptors, resident_bytes
+from .offers import Offer
 from .pool import Pool
-from .pools import Pools
+from .pools import Pools, ProfilePools
+from .profiles import load_profiles
 from .sandbox.plan import make_plan
-from .sandbox.spec import bare, interpreter, python_spec
+from .sandbox.spec import bare, interpreter
 from .server import WEBSOCKET_PATH, WorkerServer
 from .sessions import Sessions
 from .slots import Slots
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from enclave_protocol import Limits
 
     from .embedding import TextChannel
+    from .profiles import Profile
+    from .sandbox.spec import SandboxSpec
 
 _DYING_MARGIN = 16
 """Sandboxes that may still be dying while their sessions' slots are taken again."""
@@ -90,7 +94,7 @@ class RuntimeWorker(Observable):
         """The port it listens on, once it does."""
         self._state = RuntimeState.STOPPED
         self._footing: Footing | None = None
-        self._slots: Slots | None = None
+        self._slots: list[Slots] = []
         self._pools: Pools | None = None
         self._sessions: Sessions | None = None
         self._server: WorkerServer | None = None
@@ -143,6 +147,7 @@ class RuntimeWorker(Observable):
                 it to the configuration.
 
         Raises:
+            ProfileError: a profile can't be offered; it says why.
             SandboxError: this host can't give a layer; it names the step.
             OSError: the address is taken or not ours.
             LocalProtocolError: it is started already.
@@ -152,7 +157,7 @@ class RuntimeWorker(Observable):
             footing = self._footing = find_footing(self.config)
             self.metrics.describe(footing.level.name, footing.lacking)
             self._slots, self._pools = _make_pools(self.config, footing)
-            self._sessions = Sessions(self.config, self._pools, self.metrics, self.listeners, footing.allowance)
+            self._sessions = Sessions(self.config, self._pools, self.metrics, self.listeners)
             identity = WorkerIdentity(
                 worker_id=self.worker_id, level=footing.level.name, missing_layers=tuple(footing.lacking)
             )
@@ -208,6 +213,10 @@ class RuntimeWorker(Observable):
         code: str,
         limits: Limits | Mapping[str, Any] | None = None,
         tools: Mapping[str, Callable[..., Any]] | None = None,
+        *,
+        profile: str | None = None,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, str | bytes] | None = None,
     ) -> ExecutionResult:
         """Run code in a fresh sandbox and return how it went. Cancelled, it ends the session.
 
@@ -217,13 +226,16 @@ class RuntimeWorker(Observable):
             limits: all of them, or by their names on the wire those that differ from the configuration's.
             tools: what the code may call, by name: plain functions (each call in a thread) or async ones. A name that
                 is not among them gives the code an `UNKNOWN_TOOL` error, one that raises the exception's message.
+            profile: one that the worker offers; `python` if None.
+            env: environment variables of the code.
+            files: files in its working directory, by relative path.
 
         Raises:
-            RemoteProtocolError: the id, the code or a limit is not acceptable; nothing was started.
+            RemoteProtocolError: the id, the code, a limit or one of these is not acceptable; nothing was started.
             LocalProtocolError: the worker does not run, or in another loop.
         """
         self.require_running()
-        message = make_execute(session_id, code, limits)
+        message = make_execute(session_id, code, limits, profile=profile, env=env, files=files)
         return await collect(self.sessions, message, tools or {}, buffer_bytes=DEFAULT_BUFFER_BYTES)
 
     def execute_sync(
@@ -232,6 +244,10 @@ class RuntimeWorker(Observable):
         code: str,
         limits: Limits | Mapping[str, Any] | None = None,
         tools: Mapping[str, Callable[..., Any]] | None = None,
+        *,
+        profile: str | None = None,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, str | bytes] | None = None,
     ) -> ExecutionResult:
         """Like `execute`, for a thread without an event loop, such as a serverless handler's. Any number may call it.
 
@@ -241,7 +257,8 @@ class RuntimeWorker(Observable):
             RuntimeError: the worker's own event loop runs in this thread.
         """
         self.require_running()
-        return call_in(self.sessions.loop, self.execute(session_id, code, limits, tools))
+        done = self.execute(session_id, code, limits, tools, profile=profile, env=env, files=files)
+        return call_in(self.sessions.loop, done)
 
     def start_sync(self, *, listen: bool = False) -> None:
         """Start the worker in a thread of its own; `stop_sync` ends both. Raises what `start` raises.
@@ -300,11 +317,12 @@ class RuntimeWorker(Observable):
             await self._server.stop()
         if self._pools is not None:
             await self._pools.stop()
-        if self._slots is not None:
-            self._slots.close()
+        for slots in self._slots:
+            slots.close()
+        self._slots = []
         if self._footing is not None:
             self._footing.close()
-        self._embedding = self._server = self._pools = self._slots = self._footing = None
+        self._embedding = self._server = self._pools = self._footing = None
 
     def _enter(self, state: RuntimeState) -> None:
         if state not in _TRANSITIONS[self._state]:
@@ -333,17 +351,45 @@ def _or_0(part: Sessions | Pools | None, name: str) -> float:
     return 0.0 if part is None else float(getattr(part, name))
 
 
-def _make_pools(config: RuntimeConfig, footing: Footing) -> tuple[Slots, Pools]:
-    spec = python_spec(footing.resources, counted=footing.groups is not None)
-    kinds = (bare(spec), spec)
-    max_live = config.max_sessions + config.pool_size + _DYING_MARGIN
-    count = max_live * len(kinds)
-    first_uid = _first_uid(config.first_uid, count) if footing.privilege == "root" else 0
-    slots = Slots(count, first_uid=first_uid, groups=footing.groups, limits=footing.group_limits)
-    pools = []
-    for kind in kinds:
+def _make_pools(config: RuntimeConfig, footing: Footing) -> tuple[list[Slots], Pools]:
+    profiles = load_profiles(config.profiles, config.profiles_file)
+    offers = [Offer.of(profile, footing, config) for profile in profiles.values()]
+    needed = sum(_places(offer.profile, config) for offer in offers)
+    first_uid = _first_uid(config.first_uid, needed) if footing.privilege == "root" else 0
+    slots: list[Slots] = []
+    pools = {}
+    first = 0  # no two live sandboxes share a place, whichever pool made them
+    for offer in offers:
+        places = _places(offer.profile, config)
+        slots.append(
+            Slots(
+                places,
+                first=first,
+                first_uid=first_uid,
+                groups=footing.groups,
+                limits=offer.footing.group_limits,
+            )
+        )
+        first += places
+        pools[offer.profile.name] = _profile_pools(offer, config, slots[-1])
+    return slots, Pools(pools)
+
+
+def _places(profile: Profile, config: RuntimeConfig) -> int:
+    """Return how many sandboxes of a profile there may be at once."""
+    return _max_live(profile, config) * (1 + profile.bare)
+
+
+def _max_live(profile: Profile, config: RuntimeConfig) -> int:
+    return config.max_sessions + (profile.pool_size or config.pool_size) + _DYING_MARGIN
+
+
+def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> ProfilePools:
+    profile, footing = offer.profile, offer.footing
+
+    def pool(spec: SandboxSpec) -> Pool:
         plan = make_plan(
-            kind,
+            spec,
             privilege=footing.privilege,
             uid=os.geteuid(),
             gid=os.getegid(),
@@ -351,17 +397,16 @@ def _make_pools(config: RuntimeConfig, footing: Footing) -> tuple[Slots, Pools]:
             own_clocks=footing.own_clocks,
             control_groups=footing.group_parents,
         )
-        pools.append(
-            Pool(
-                plan,
-                interpreter(),
-                size=config.pool_size,
-                max_live=max_live,
-                slots=slots,
-                zygote_forks=config.zygote_forks,
-            )
+        return Pool(
+            plan,
+            interpreter(),
+            size=profile.pool_size or config.pool_size,
+            max_live=_max_live(profile, config),
+            slots=slots,
+            zygote_forks=config.zygote_forks,
         )
-    return slots, Pools(*pools)
+
+    return ProfilePools(offer, pool(offer.spec), pool(bare(offer.spec)) if profile.bare else None)
 
 
 def _first_uid(wanted: int, count: int) -> int:

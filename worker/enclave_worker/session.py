@@ -260,8 +260,8 @@ class Session:
         payload = ev.SessionInitPayload(cancel_url=cancel_url, expires_at=expires_at, encryption=encryption)
         return [self._emit(ev.SessionInit, payload)]
 
-    def started(self, code: str, now_s: float) -> list[Instruction]:
-        """Hand the code to the sandbox that was found."""
+    def started(self, code: str, now_s: float, given: dict[str, Any] | None = None) -> list[Instruction]:
+        """Hand the code to the sandbox that was found, and what else the session is given (`env`, `files`, …)."""
         self._start_ms = (now_s - self._accepted_s) * 1000
         self.state = transition(self.state, Trigger.START)
         lowered = self.memory_bytes < self._allowance.memory_bytes
@@ -270,6 +270,7 @@ class Session:
             "code": code,
             "addressSpaceBytes": self.memory_bytes + self._allowance.spare_address_bytes if lowered else 0,
             "maxResultBytes": self.limits.max_result_bytes,
+            **(given or {}),
         }
         return [ToGuest(request), *self._next_check(0.0)]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import UNSET
@@ -26,13 +26,15 @@ from enclave_protocol import (
     SessionId,
     ToolResult,
     new_session_id,
+    parse_env,
+    parse_files,
     parse_limits,
 )
 from enclave_protocol.events import iso_time
 
 from .listeners import Listeners
+from .profiles import DEFAULT_PROFILE, MIN_MEMORY_BYTES, Profile
 from .session import (
-    Allowance,
     CheckUsage,
     Conclude,
     Emit,
@@ -53,17 +55,13 @@ if TYPE_CHECKING:
 
     from .config import RuntimeConfig
     from .metrics import WorkerMetrics
+    from .offers import Offer
     from .pools import Pools
     from .sandbox_process import Sandbox
 
 log = logging.getLogger("enclave.worker")
 
 LANGUAGES = ("python",)
-PROFILES = ("python",)
-
-
-MIN_MEMORY_BYTES = 64 * 1024 * 1024
-"""Least `memoryLimitBytes`: the interpreter itself takes half of it in address space."""
 _DEATH_GRACE_S = 2.0
 """How long the `final` of a killed sandbox waits for the word of its death. Giving back much memory can take long, and
 a zygote may be stopped by somebody; neither may hold up an ending."""
@@ -100,10 +98,8 @@ class Sessions:
         pools: Pools,
         metrics: WorkerMetrics,
         listeners: Listeners | None = None,
-        allowance: Allowance = Allowance(),  # noqa: B008 - frozen
     ) -> None:
         self.config = config
-        self.allowance = allowance
         self.pools = pools
         self.metrics = metrics
         self.listeners = listeners or Listeners()
@@ -130,7 +126,13 @@ class Sessions:
         session_id = new_session_id() if message.session_id is UNSET else SessionId(message.session_id)
         if session_id in self._runs:
             raise _bad(session_id, "sessionId", "a live session has this id", "an id no live session has")
-        limits = self._limits(message, session_id)
+        try:
+            offer = self._offer(message)
+            limits = self._limits(message, offer)
+            given = _given(message, offer.profile)
+        except RemoteProtocolError as error:
+            error.session_id = session_id
+            raise
         first_seq = 1 if message.first_seq is UNSET else message.first_seq
         queue_ms = 0.0 if message.queue_ms is UNSET else message.queue_ms
         session = Session(
@@ -139,7 +141,7 @@ class Sessions:
             now_s=time.monotonic(),
             first_seq=first_seq,
             queue_ms=queue_ms,
-            allowance=self.allowance,
+            allowance=offer.allowance,
         )
         if self.draining or len(self._runs) >= self.config.max_sessions:
             why = "the worker is draining" if self.draining else f"all {self.config.max_sessions} slots are taken"
@@ -149,7 +151,7 @@ class Sessions:
                     sink.deliver(instruction.line)
             return session_id
         # The slot is taken in the step that found it free.
-        run = _Run(self, session, message.code, sink)
+        run = _Run(self, session, message.code, sink, offer=offer, given=given)
         self._runs[session_id] = run
         self._idle.clear()
         run.start(announce=message.first_seq is UNSET)
@@ -212,34 +214,60 @@ class Sessions:
             raise _bad(session_id, "sessionId", "no such session is live here", "the id of a live session")
         return run
 
-    def _limits(self, message: Execute, session_id: str) -> Limits:
-        _one_of(message.language, "language", LANGUAGES, session_id)
-        _one_of(message.profile, "profile", PROFILES, session_id)
+    def _offer(self, message: Execute) -> Offer:
+        offers = self.pools.offers
+        name = DEFAULT_PROFILE if message.profile is UNSET else message.profile
+        if name not in offers:
+            raise RemoteProtocolError(f"{name!r} is not offered here", field="profile", allowed=", ".join(offers))
+        language = offers[name].profile.language
+        if message.language is not UNSET and message.language != language:
+            reason = f"{message.language!r} is not what the profile {name!r} runs"
+            raise RemoteProtocolError(reason, field="language", allowed=language)
+        return offers[name]
+
+    def _limits(self, message: Execute, offer: Offer) -> Limits:
         size = len(message.code.encode("utf-8", "surrogatepass"))
         if size > self.config.max_code_bytes:
-            raise _bad(session_id, "code", f"{size} bytes", f"at most {self.config.max_code_bytes} bytes of UTF-8")
-        if message.limits is UNSET:
-            return self.config.default_limits
-        try:
-            limits = parse_limits(message.limits, defaults=self.config.default_limits)
-        except RemoteProtocolError as error:
-            error.session_id = session_id
-            raise
-        memory, most = limits.memory_limit_bytes, self.allowance.memory_bytes
+            allowed = f"at most {self.config.max_code_bytes} bytes of UTF-8"
+            raise RemoteProtocolError(f"{size} bytes", field="code", allowed=allowed)
+        limits = offer.limits
+        if message.limits is not UNSET:
+            limits = parse_limits(message.limits, defaults=limits)
+        memory, most = limits.memory_limit_bytes, offer.allowance.memory_bytes
         if memory is not UNSET and not MIN_MEMORY_BYTES <= memory <= most:
             allowed = f"{MIN_MEMORY_BYTES} to {most} bytes on this worker"
-            raise _bad(session_id, "limits.memoryLimitBytes", f"{memory} bytes", allowed)
-        cpu_time, most = limits.cpu_time_ms, self.allowance.cpu_time_ms
+            raise RemoteProtocolError(f"{memory} bytes", field="limits.memoryLimitBytes", allowed=allowed)
+        cpu_time, most = limits.cpu_time_ms, offer.allowance.cpu_time_ms
         if cpu_time is not UNSET and cpu_time > most:
-            raise _bad(session_id, "limits.cpuTimeMs", f"{cpu_time} ms", f"up to {most} ms on this worker")
+            allowed = f"up to {most} ms on this worker"
+            raise RemoteProtocolError(f"{cpu_time} ms", field="limits.cpuTimeMs", allowed=allowed)
         return limits
+
+
+def _given(message: Execute, profile: Profile) -> dict[str, Any]:
+    """Return what the guest's driver is told besides the code."""
+    given: dict[str, Any] = {}
+    if message.env is not UNSET:
+        given["env"] = env = parse_env(message.env)
+        refused = next((name for name in env if not profile.allows_env(name)), None)
+        if refused is not None:
+            reason = f"the profile {profile.name!r} does not let a session set it"
+            allowed = ", ".join(profile.allow_env) or "none"
+            raise RemoteProtocolError(reason, field=f"env.{refused}", allowed=allowed)
+    if message.files is not UNSET:
+        given["files"] = parse_files(message.files)
+    return given
 
 
 class _Run:
     """One session with its sandbox, timers and sink. The owner of its sandbox."""
 
-    def __init__(self, sessions: Sessions, session: Session, code: str, sink: Sink) -> None:
+    def __init__(
+        self, sessions: Sessions, session: Session, code: str, sink: Sink, *, offer: Offer, given: dict[str, Any]
+    ) -> None:
         self.session = session
+        self._offer = offer
+        self._given = given
         self.sink = sink
         self._sessions = sessions
         self._code = code
@@ -264,7 +292,7 @@ class _Run:
         self._timers["deadline"] = self._loop.call_later(self.session.budget_ms / 1000, self._on_deadline)
         if limits.heartbeat_interval_ms:
             self._arm_heartbeat()
-        self._sessions.pools.take(self, self._code)
+        self._sessions.pools.take(self, self._offer.profile.name, self._code)
 
     def cancel(self, reason: str) -> None:
         """End the session now."""
@@ -290,10 +318,11 @@ class _Run:
         sandbox.max_frame_bytes = self.session.max_frame_bytes
         now_s = time.monotonic()
         self._sessions.metrics.start_seconds.observe(now_s - self._started_s)
-        if self.session.memory_bytes < self._sessions.allowance.memory_bytes:
+        if self.session.memory_bytes < self._offer.allowance.memory_bytes:
             sandbox.limit_memory(self.session.memory_bytes)
-        self._perform(self.session.started(self._code, now_s))
+        self._perform(self.session.started(self._code, now_s, self._given))
         self._code = ""
+        self._given = {}
 
     def on_frame(self, sandbox: Sandbox, body: bytes) -> None:
         """The guest said something."""
@@ -398,7 +427,7 @@ class _Run:
 
     def _on_check(self) -> None:
         if self._sandbox is not None:
-            held_bytes = self._sandbox.held_bytes() if self._sessions.allowance.watched else 0
+            held_bytes = self._sandbox.held_bytes() if self._offer.allowance.watched else 0
             self._perform(self.session.used(self._sandbox.usage(), held_bytes))
 
     def _on_tool_timeout(self, call_id: str) -> None:
@@ -427,8 +456,3 @@ _NOWHERE = _Nowhere()
 
 def _bad(session_id: str, field: str, reason: str, allowed: str) -> RemoteProtocolError:
     return RemoteProtocolError(reason, field=field, allowed=allowed, session_id=session_id)
-
-
-def _one_of(value: str | msgspec.UnsetType, field: str, allowed: tuple[str, ...], session_id: str) -> None:
-    if value is not UNSET and value not in allowed:
-        raise _bad(session_id, field, f"{value!r} is not offered here", ", ".join(allowed))

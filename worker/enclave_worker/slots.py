@@ -36,11 +36,14 @@ class Slot:
 
 
 class Slots:
-    """All places of a worker. The lowest free one is handed out, so that few are ever made."""
+    """All places of a worker for one profile. The lowest free one is handed out, so that few are ever made."""
 
-    def __init__(self, count: int, *, first_uid: int, groups: ControlGroups | None, limits: GroupLimits) -> None:
-        self._slots = [Slot(number, first_uid + number if first_uid else 0) for number in range(count)]
-        self._free = list(range(count))  # a heap
+    def __init__(
+        self, count: int, *, first_uid: int, groups: ControlGroups | None, limits: GroupLimits, first: int = 0
+    ) -> None:
+        numbers = range(first, first + count)  # no other's of this worker
+        self._slots = {number: Slot(number, first_uid + number if first_uid else 0) for number in numbers}
+        self._free = list(numbers)  # a heap
         self._groups = groups
         self._limits = limits
         self._cooling: dict[int, asyncio.TimerHandle] = {}

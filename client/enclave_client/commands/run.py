@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from enclave_protocol import MAX_MESSAGE_BYTES, Limits, RemoteProtocolError, parse_limits
+from enclave_protocol import MAX_MESSAGE_BYTES, Limits, RemoteProtocolError, parse_env, parse_files, parse_limits
+from enclave_protocol.inputs import MAX_FILES_BYTES, encode_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from enclave_protocol.inputs import Content
+
+T = TypeVar("T")
 
 USAGE = 2
 """Exit code for a wrong command line, and for a broker that cannot be reached or started."""
@@ -33,6 +38,28 @@ DEFAULT_TIMEOUT_MS = 15_000
     metavar="NAME=VALUE",
     envvar="ENCLAVE_LIMITS",
     help="A limit, such as maxToolCalls=5. May be given several times.",
+)
+@click.option(
+    "--profile",
+    metavar="NAME",
+    envvar="ENCLAVE_RUN_PROFILE",  # ENCLAVE_PROFILE is the workers', and a list
+    help="The environment to run in.  [default: python]",
+)
+@click.option(
+    "--env",
+    "env_texts",
+    multiple=True,
+    metavar="NAME=VALUE",
+    envvar="ENCLAVE_ENV",
+    help="An environment variable for the code. May be given several times.",
+)
+@click.option(
+    "--file",
+    "file_texts",
+    multiple=True,
+    metavar="PATH[=NAME]",
+    envvar="ENCLAVE_FILE",
+    help="A file for the code's working directory, there called NAME. May be given several times.",
 )
 @click.option("--language", metavar="NAME", envvar="ENCLAVE_LANGUAGE", help="What the code is.  [default: python]")
 @click.option(
@@ -55,6 +82,9 @@ def command(  # noqa: PLR0917 - click passes by name
     broker: str | None,
     events: bool,  # noqa: FBT001 - click passes it by name
     limit_texts: tuple[str, ...],
+    profile: str | None,
+    env_texts: tuple[str, ...],
+    file_texts: tuple[str, ...],
     language: str | None,
     timeout_ms: int,
     tools: tuple[str, ...],
@@ -72,12 +102,13 @@ def command(  # noqa: PLR0917 - click passes by name
     request: dict[str, Any] = {"code": read_code(file)}
     if limits:
         request["limits"] = limits
-    if language:
-        request["language"] = language
+    given = {"language": language, "profile": profile, "env": read_env(env_texts), "files": read_files(file_texts)}
+    request |= {name: value for name, value in given.items() if value}
     # Imported when the command line is known to be right: a typo is answered at once.
     from enclave_client.runner import run_code  # noqa: PLC0415 - so that --help starts fast
 
-    sys.exit(run_code(request, broker=broker, raw_events=events, tools=() if broker else tools))
+    profiles = (profile,) if profile else ()
+    sys.exit(run_code(request, broker=broker, raw_events=events, tools=() if broker else tools, profiles=profiles))
 
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
@@ -102,6 +133,44 @@ def read_code(file: str) -> str:
         raise click.UsageError(f"{file} is not UTF-8 text: byte 0x{byte:02x} at offset {error.start}") from error
     except OSError as error:
         raise click.UsageError(f"cannot read {file}: {error.strerror}") from error
+
+
+def read_env(texts: Iterable[str]) -> dict[str, str]:
+    """Read `NAME=VALUE` texts into the `env` of a request; raises click.UsageError naming the variable."""
+    env: dict[str, str] = {}
+    for text in texts:
+        name, found, value = text.partition("=")
+        if not found:
+            raise click.UsageError(f"--env {text}: write NAME=VALUE")
+        env[name] = value
+    return _checked(parse_env, env)
+
+
+def read_files(texts: Iterable[str]) -> dict[str, Content]:
+    """Read the files of `PATH[=NAME]` texts into the `files` of a request; raises click.UsageError naming the file.
+
+    Without a NAME, a file goes by the last part of its path.
+    """
+    files: dict[str, Content] = {}
+    for text in texts:
+        path, found, name = text.partition("=")
+        name = name if found else Path(path).name
+        if name in files:
+            raise click.UsageError(f"--file {text}: there is another file {name!r}; write PATH=NAME")
+        try:
+            with Path(path).open("rb") as source:
+                data = source.read(MAX_FILES_BYTES + 1)
+        except OSError as error:
+            raise click.UsageError(f"--file {text}: cannot read {path}: {error.strerror}") from error
+        files[name] = encode_file(data)
+    return _checked(parse_files, files)
+
+
+def _checked(parse: Callable[[object], T], given: T) -> T:
+    try:
+        return parse(given)
+    except RemoteProtocolError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def read_limits(texts: Iterable[str], timeout_ms: int) -> dict[str, Any]:

@@ -37,6 +37,22 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     help="Sessions that one worker runs at once.  [default: the worker's]",
 )
 @click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="NAME",
+    envvar="ENCLAVE_PROFILE",
+    help="A profile that the workers offer. May be given several times.  [default: the worker's]",
+)
+@click.option(
+    "--profiles",
+    "profiles_file",
+    default="",
+    metavar="FILE",
+    envvar="ENCLAVE_PROFILES",
+    help="A TOML file of profiles for the workers.",
+)
+@click.option(
     "--level",
     default="BEST",
     show_default=True,
@@ -50,13 +66,29 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     envvar="ENCLAVE_TOOLS",
     help="A Python module with tools for the code to call. May be given several times.",
 )
-def command(workers: int, port: int, max_sessions: int | None, level: str, tools: tuple[str, ...]) -> None:
+def command(  # noqa: PLR0917 - click passes by name
+    workers: int,
+    port: int,
+    max_sessions: int | None,
+    profiles: tuple[str, ...],
+    profiles_file: str,
+    level: str,
+    tools: tuple[str, ...],
+) -> None:
     """Start a whole fleet on this machine.
 
     Starts workers and a broker on loopback, says where they are, and keeps them running: a worker that dies is started
     again. Ctrl-C stops everything.
     """
-    spec = FleetSpec(workers=workers, port=port, max_sessions=max_sessions, level=level, tools=tools)
+    spec = FleetSpec(
+        workers=workers,
+        port=port,
+        max_sessions=max_sessions,
+        profiles=profiles,
+        profiles_file=profiles_file,
+        level=level,
+        tools=tools,
+    )
     try:
         asyncio.run(serve(spec))
     except FleetError as error:

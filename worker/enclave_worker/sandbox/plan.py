@@ -1,12 +1,12 @@
 """From a sandbox's description to the ordered steps that make it.
 
-Theory of operation. Three lists, performed by `enclave_worker.zygote`:
+Theory of operation. Lists, performed by `enclave_worker.zygote`:
 
 1. `launch`, once, in the process that will be the zygote's parent. An ordinary user gets a user namespace here, in
    which the zygote is root over nothing but its own namespaces. Where the kernel can, the zygote is born with clocks of
    its own, and each of its forks with the same.
 2. `prepare`, once, in the zygote: everything that a fork inherits. It builds the root that sandboxes see, pivots into
-   it and lets go of the host's.
+   it and lets go of the host's. Modules are preloaded inside of it, and `settle` removes what only that needed.
 3. `enclose`, in every sandbox, right after the fork, before it knows what it will run: namespaces, private mounts,
    identity, user namespace, capabilities, limits, Landlock, and last the system call filter.
 
@@ -33,6 +33,7 @@ from enclave_worker.zygote import kernel
 
 from .landlock import landlock_step
 from .seccomp import compile_filter
+from .spec import PACKAGES_PATH
 
 if TYPE_CHECKING:
     from .spec import SandboxSpec
@@ -54,9 +55,15 @@ _CLOCKS: list[Step] = [
 ]
 _FILTER: Step = ["system call filter", "seccomp", "{seccomp}"]
 
+# Packages may want a writable directory while they are imported. Sandboxes never see what was written there.
+_SCRATCH: list[Step] = [
+    ["scratch for preloading", "mount", "scratch", "/tmp", "tmpfs", _NOSUID | _NODEV, "size=64m,mode=0700"],  # noqa: S108
+]
+_NO_SCRATCH: list[Step] = [["no scratch", "unmount", "/tmp"]]  # noqa: S108 - the sandbox's own
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What the zygote is told: three lists of steps and the filter they end with."""
+    """What the zygote is told: lists of steps, the filter they end with, and what to load."""
 
     launch: list[Step]
     prepare: list[Step]
@@ -64,6 +71,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     privilege: Privilege
     seccomp_base64: str
     """The filter, base64: steps refer to it as `{seccomp}`."""
+    settle: list[Step]
+    """What the zygote does once everything is preloaded."""
     preload: tuple[str, ...]
     """Modules to import before the first fork."""
     landlock: bool
@@ -72,6 +81,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The same of the time namespace."""
     control_groups: dict[str, str]
     """By controller (v2: `unified`), the directory above the slots' groups. Empty: there are none."""
+    packages_path: str
+    """A directory for the guests' `sys.path`, empty if there are no packages."""
+    env: tuple[tuple[str, str], ...]
+    """The guests' environment."""
+    workdir: str
 
 
 def make_plan(
@@ -99,7 +113,8 @@ def make_plan(
     landlock = [landlock_step(spec, landlock_abi)] if landlock_abi else []
     return Plan(
         launch=[*_own_user_namespace(privilege, uid, gid), *(_CLOCKS if own_clocks else [])],
-        prepare=[*_detach(privilege), *_root(spec), *_lock()],
+        prepare=[*_detach(privilege), *_root(spec), *_lock(), *(_SCRATCH if spec.packages else [])],
+        settle=_NO_SCRATCH if spec.packages else [],
         enclose=[
             *_join_groups(groups),
             *_namespaces(spec),
@@ -114,6 +129,9 @@ def make_plan(
         preload=spec.preload,
         landlock=bool(landlock),
         own_clocks=own_clocks,
+        packages_path=PACKAGES_PATH if spec.packages else "",
+        env=spec.env,
+        workdir=spec.workdir,
         control_groups=groups,
     )
 
@@ -147,9 +165,10 @@ def _detach(privilege: Privilege) -> list[Step]:
 
 
 def _root(spec: SandboxSpec) -> list[Step]:
-    stage = _stage(spec.visible)
+    stage = _stage((*spec.visible, *(package.source for package in spec.packages)))
+    inodes = 512 + len(spec.packages)
     steps: list[Step] = [
-        ["root tmpfs", "mount", "root", stage, "tmpfs", _NOSUID | _NODEV, "size=1m,nr_inodes=512,mode=0755"],
+        ["root tmpfs", "mount", "root", stage, "tmpfs", _NOSUID | _NODEV, f"size=1m,nr_inodes={inodes},mode=0755"],
         ["enter new root", "chdir", stage],
     ]
     made: set[str] = set()
@@ -169,6 +188,7 @@ def _root(spec: SandboxSpec) -> list[Step]:
         directory(str(PurePosixPath(source).parent))
         steps.append([f"mount point {source}", "file", f".{source}", ""])
         steps += _bind(source, attributes)
+    steps += _packages(spec)
     for path in spec.hidden:
         flags = _RDONLY | _NOSUID | _NODEV | _NOEXEC
         steps.append([f"hide {path}", "mount", "hidden", f".{path}", "tmpfs", flags, "size=4k,nr_inodes=1,mode=0555"])
@@ -186,10 +206,23 @@ def _root(spec: SandboxSpec) -> list[Step]:
     return steps
 
 
-def _bind(source: str, attributes: int) -> list[Step]:
+def _packages(spec: SandboxSpec) -> list[Step]:
+    steps: list[Step] = []
+    for package in spec.packages:
+        if package.directory:
+            steps.append([f"directory {package.path}", "directory", f".{package.path}"])
+        else:
+            steps.append([f"directory {PACKAGES_PATH}", "directory", f".{PACKAGES_PATH}"])
+            steps.append([f"mount point {package.path}", "file", f".{package.path}", ""])
+        steps += _bind(package.source, _RDONLY | _NOSUID | _NODEV, package.path)
+    return steps
+
+
+def _bind(source: str, attributes: int, target: str = "") -> list[Step]:
+    target = target or source
     return [
-        [f"bind {source}", "mount", source, f".{source}", None, _BIND | _REC],
-        [f"read-only {source}", "mount_attributes", f".{source}", attributes],
+        [f"bind {source}", "mount", source, f".{target}", None, _BIND | _REC],
+        [f"read-only {source}", "mount_attributes", f".{target}", attributes],
     ]
 
 

@@ -12,6 +12,7 @@ every frame, counts and times for itself, and all that a patched driver can do i
 from __future__ import annotations
 
 import _ast
+import binascii
 import builtins
 import io
 import linecache
@@ -19,10 +20,11 @@ import math
 import os
 import resource
 import sys
+import time
 import traceback
 import types
 
-from . import frames
+from . import frames, preload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -175,6 +177,7 @@ def prepare() -> None:
 def main() -> None:
     """Run one session's code, then wait for the end. Never returns."""
     worker = Worker(CONTROL_FD)
+    preload.reseed()
     _rehearse(worker)
     worker.send(b'{"type":"ready"}')
     request = worker.receive()
@@ -211,6 +214,10 @@ def _run(worker: Worker, request: Message) -> bytes:
     if request["addressSpaceBytes"]:
         resource.setrlimit(resource.RLIMIT_AS, (request["addressSpaceBytes"], request["addressSpaceBytes"]))
     try:
+        _give(request.get("env") or {}, request.get("files") or {})
+    except (OSError, MemoryError) as error:  # its limits have no room for them
+        return _failure(error)
+    try:
         source = request["code"]
         linecache.cache[FILENAME] = (len(source), None, source.splitlines(keepends=True), FILENAME)
         function = _compile(source, _main_module(worker))
@@ -225,6 +232,20 @@ def _run(worker: Worker, request: Message) -> bytes:
     except BaseException as error:  # noqa: BLE001 - whatever the guest raises is how it ended
         return _failure(error)
     return _result(value, request["maxResultBytes"])
+
+
+def _give(env: dict[str, str], files: dict[str, Any]) -> None:
+    """Set environment variables, and write files into the working directory, before the code sees either."""
+    os.environ.update(env)
+    if "TZ" in env:
+        time.tzset()
+    for path, content in files.items():
+        data = content.encode() if isinstance(content, str) else binascii.a2b_base64(content["base64"])
+        directory = os.path.dirname(path)
+        if directory:
+            os.makedirs(directory, exist_ok=True)
+        with open(path, "xb") as file:
+            file.write(data)
 
 
 def _run_in_loop(worker: Worker, function: types.FunctionType, max_result_bytes: int) -> bytes:
@@ -246,6 +267,8 @@ async def _run_async(function: types.FunctionType, max_result_bytes: int) -> byt
 
 def _main_module(worker: Worker) -> dict[str, object]:
     module = types.ModuleType("__main__")
+    # As of a program that was found by name: a process that `multiprocessing` spawns then looks for no file of it.
+    module.__spec__ = type(types.__spec__)("__main__", None)
     module.__dict__.update(
         __builtins__=builtins,
         __file__=FILENAME,

@@ -119,6 +119,11 @@ def pivot_here() -> None:
     os.chdir("/")
 
 
+def unmount(target: bytes) -> None:
+    """Let go of the mount at `target`; what is open in it stays until it is closed."""
+    _check(_libc.umount2(target, _MNT_DETACH), "umount2")
+
+
 def sethostname(name: bytes) -> None:
     """Name this UTS namespace."""
     _check(_libc.sethostname(name, len(name)), "sethostname")

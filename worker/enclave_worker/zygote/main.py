@@ -342,24 +342,26 @@ _PID_NAMESPACE = ["zygote's pid namespace", "unshare", kernel.CLONE_NEWPID]
 
 
 def _prepare(plan: Message) -> Callable[[], None]:
-    """Load what guests need, enter the root they will see, make the memory ready to share; return the driver."""
-    sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio does without; with it, every fork is dearer
-    from . import guest  # noqa: PLC0415 - here, not above: the launcher has no use for it
-
-    for name in plan["preload"]:
-        __import__(name)
-    del sys.modules["ssl"]  # a guest may still import it
+    """Enter the root that guests will see, load what they need, make the memory ready to share; return the driver."""
+    from . import guest, preload  # noqa: PLC0415 - here, not above: the launcher has no use for them
 
     steps.perform(steps.compile_steps(plan["prepare"], {}))
     os.environ.clear()
     kernel.share_malloc_arenas()
+    os.environ.update(plan["env"])
+    sys.path[:] = [path for path in sys.path if not path.endswith(".zip")]
+    if plan["packages_path"]:
+        sys.path.append(plan["packages_path"])
+    preload.load(plan["preload"])
+    steps.perform(steps.compile_steps(plan["settle"], {}))
     guest.prepare()
     sys.argv = [guest.FILENAME]
-    sys.path[:] = [path for path in sys.path if not path.endswith(".zip")]
+    sys.path.insert(0, plan["workdir"])  # as for any program: the files beside it can be imported
     # A guest that imports `enclave_worker` or `steps` gets its own file of that name, or an ImportError.
     for name in [name for name in sys.modules if name.partition(".")[0] == "enclave_worker"]:
         del sys.modules[name]
     gc.collect()
     gc.disable()
+    preload.require_one_thread()
     gc.freeze()  # the collector must not touch, and so copy, the pages that sandboxes share
     return guest.main

@@ -107,6 +107,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "seccomp": kernel.load_seccomp,
     "symlink": os.symlink,
     "umask": os.umask,
+    "unmount": kernel.unmount,
     "unshare": kernel.unshare,
     "write": _write,
     "write_at": _write_at,
