@@ -107,10 +107,10 @@ def test_words_that_must_differ_between_sessions_may_not_repeat() -> None:
 
 
 def test_a_case_that_needs_what_is_not_there_is_said_to_be_not_held_here() -> None:
-    case = changed(needs=("memory cgroup",))
+    case = changed(needs=("control groups",))
 
-    assert verdict(case=case, sessions=()).reason == "needs memory cgroup"
-    assert verdict(case=case, available=["memory cgroup"]).verdict is Verdict.HELD
+    assert verdict(case=case, sessions=()).reason == "needs control groups"
+    assert verdict(case=case, available=["control groups"]).verdict is Verdict.HELD
 
 
 @pytest.mark.parametrize("bad", Verdict)

@@ -111,7 +111,8 @@ MUTATIONS = {
     "undumpable": Mutation((without("undumpable"),), ("kernel_own_flags", "files_first_process")),
     "locked securebits": Mutation((without("lock securebits"),), ("kernel_own_flags",)),
     "processes only in /proc": Mutation((with_text("subset=pid", ""),), ("kernel_tunables",)),
-    "size-limited tmpfs": Mutation((with_text("size=67108864", "size=300m"),), ("files_sparse",)),
+    "memory control group": Mutation((without("join memory group"),), ("resources_memory_of_many",)),
+    "size-limited tmpfs": Mutation((with_text("size=67108864", "size=100m"),), ("files_sparse",)),
     "inode-limited tmpfs": Mutation((with_text("nr_inodes=8192", "nr_inodes=100000"),), ("files_inodes",)),
     "user namespace": Mutation(
         # Without it there is no right to the bounding set and the securebits either.

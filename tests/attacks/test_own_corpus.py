@@ -65,7 +65,7 @@ def test_the_exit_code_says_that_all_held(ran: Ran) -> None:
 def test_only_what_needs_cgroups_or_own_users_is_left_out(ran: Ran) -> None:
     left_out = {name for name, report in ran.verdicts.items() if report["verdict"] == "not held here"}
 
-    without_cgroups = {name for name, case in CORPUS.items() if {"memory cgroup", "process cgroup"} & set(case.needs)}
+    without_cgroups = {name for name, case in CORPUS.items() if {"control groups"} & set(case.needs)}
     without_x86 = {name for name, case in CORPUS.items() if "x86_64" in case.needs}
     assert left_out <= without_cgroups | without_x86 | set(NOT_FOR_USERS)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from enclave_protocol import Limits
 
     from .embedding import TextChannel
+    from .sandbox.levels import Layer
 
 _DYING_MARGIN = 16
 """Sandboxes that may still be dying while their sessions' slots are taken again."""
@@ -107,6 +108,11 @@ class RuntimeWorker(Observable):
     def url(self) -> str:
         """Where brokers and clients connect."""
         return f"ws://{self.config.host}:{self.port}{WEBSOCKET_PATH}"
+
+    @property
+    def missing_layers(self) -> frozenset[Layer]:
+        """Layers that its level lets it do without on this host; none before it was started."""
+        return frozenset() if self._footing is None else frozenset(self._footing.lacking)
 
     @property
     def sessions(self) -> Sessions:

@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 
 from enclave_protocol import Code
+from enclave_worker.sandbox.levels import Layer
 
 CASES = Path(__file__).with_name("cases")
 CATEGORIES = (
@@ -37,7 +38,7 @@ UNCHANGED, OTHERS_SERVED = "unchanged", "others served"
 HOST_STATES = (UNCHANGED, OTHERS_SERVED)
 """`unchanged`: nothing planted was touched, nothing survived, the worker serves on: always checked. `others served`:
 sessions that run beside the attack also end well."""
-NEEDS = ("x86_64", "memory cgroup", "process cgroup", "own host user")
+NEEDS = ("x86_64", Layer.CONTROL_GROUPS.value, Layer.OWN_USER.value)
 """What a case may ask of the sandbox or the machine."""
 OK = "OK"
 """The outcome of a session that returned."""

@@ -1,4 +1,4 @@
-"""What a session may leave behind: processes, descriptors, cgroups. And which cgroups a sandbox is in.
+"""What a session may leave behind: processes and control groups.
 
 A sandbox's first process is number 1 of its pid namespace, which lies below the zygote's. So every descendant of ours
 whose innermost number is not 1, that far down, was made by a guest.
@@ -48,33 +48,6 @@ def guests(tag: str, *, own_pid: int | None = None) -> dict[int, str]:
 def cgroups() -> set[str]:
     """Return every cgroup of this host, by its directory."""
     return {str(path) for path, _, _ in os.walk(CGROUPS)} if CGROUPS.is_dir() else set()
-
-
-def own_cgroups(pid: int) -> frozenset[str]:
-    """Return which of `memory cgroup` and `process cgroup` hold for `pid` and not for this process."""
-    mine, theirs = (_controllers(number) for number in (os.getpid(), pid))
-    names = {"memory": "memory cgroup", "pids": "process cgroup"}
-    return frozenset(need for name, need in names.items() if theirs.get(name, "") != mine.get(name, ""))
-
-
-def _controllers(pid: int) -> dict[str, str]:
-    """Return a process's cgroup by controller; those of the second version all have the same."""
-    found: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines():
-            _, names, path = line.split(":", 2)
-            if names:
-                found.update(dict.fromkeys(names.split(","), path))
-            else:
-                found = dict.fromkeys(_delegated(path), path) | found
-    return found
-
-
-def _delegated(path: str) -> list[str]:
-    for root in (CGROUPS, CGROUPS / "unified"):
-        with contextlib.suppress(OSError):
-            return (root / path.lstrip("/") / "cgroup.controllers").read_text(encoding="ascii").split()
-    return []
 
 
 def _status(pid: int) -> dict[str, str]:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from enclave_protocol import SandboxError
 from enclave_worker.metrics import open_descriptors
+from enclave_worker.sandbox.levels import Layer
 from enclave_worker.sandbox.seccomp import ARCHITECTURES
-from enclave_worker.zygote.kernel import acts_as_root
 
 from . import leftovers
 from .corpus import OK, OTHERS_SERVED, prelude
@@ -83,13 +84,24 @@ async def attack(worker: RuntimeWorker, cases: Iterable[Case]) -> AsyncGenerator
         # Not `async with`: that would open a port.
         await worker.start(listen=False)
         try:
+            missing = worker.missing_layers
+            if Layer.NAMESPACES in missing:
+                raise SandboxError("attack", 0, "a sandbox without namespaces lets everything through: nothing to test")
+            available = _available(missing)
             arena = _Arena(worker, host)
-            available = await arena.available()
+            await arena.warm_up()
             for case in cases:
                 yield await arena.run(case, available)
         finally:
             await worker.stop()
         yield _left_behind(before, _footprint())
+
+
+def _available(missing: frozenset[Layer]) -> frozenset[str]:
+    """Return what the worker says it has of what a case may need: a layer that it has not, the cases must find out."""
+    return frozenset(
+        {platform.machine(), *(layer for layer in (Layer.CONTROL_GROUPS, Layer.OWN_USER) if layer not in missing)}
+    )
 
 
 class _Arena:
@@ -101,22 +113,12 @@ class _Arena:
         self._descriptors = 0
         self._numbers = ARCHITECTURES[platform.machine()].numbers
 
-    async def available(self) -> frozenset[str]:
-        """Ask the kernel what this worker's sandboxes have of what a case may need."""
-        seen: set[str] = {platform.machine()}
-        if acts_as_root():
-            seen.add("own host user")
-        tag = self._tag()
-
-        def look() -> None:
-            for pid in leftovers.guests(tag):
-                seen.update(leftovers.own_cgroups(pid))
-
-        code = f"__import__('ctypes').CDLL(None).prctl(15, b'{tag}', 0, 0, 0)\nreturn await call_tool('look')"
-        await self._worker.execute(None, code, tools={"look": look})
-        await self._settle(tag)
+    async def warm_up(self) -> None:
+        """Run a harmless session, after which the worker holds what it holds between any two."""
+        if unserved := await self._bystander():
+            raise SandboxError("run a harmless session", 0, unserved[0])
+        await self._settle(self._tag())
         self._descriptors = open_descriptors()
-        return frozenset(seen)
 
     async def run(self, case: Case, available: frozenset[str]) -> Report:
         """Run one case, unless it does not apply."""

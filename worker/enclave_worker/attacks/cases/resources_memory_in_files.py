@@ -1,10 +1,10 @@
 # attempts: take memory that belongs to no process: tmpfs, pipes, socket buffers, all of a sandbox's at once
-# layer: memory cgroup
+# layer: control groups
 # category: resources
 # outcomes: OK MEMORY_LIMIT_EXCEEDED GUEST_CRASHED
 # evidence: started
 # host: unchanged, others served
-# needs: memory cgroup
+# needs: control groups
 import socket
 
 held("started", fd=2)

@@ -1,10 +1,10 @@
 # attempts: take all memory by many processes, each below its own limit
-# layer: memory cgroup
+# layer: control groups
 # category: resources
 # outcomes: MEMORY_LIMIT_EXCEEDED GUEST_CRASHED
 # evidence: started
 # host: unchanged, others served
-# needs: memory cgroup
+# needs: control groups
 held("started", fd=2)
 reader, writer = os.pipe()
 for _ in range(16):

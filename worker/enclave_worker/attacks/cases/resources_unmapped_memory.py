@@ -1,5 +1,5 @@
 # attempts: memory that no process has mapped: anonymous files, System V segments, queues and semaphores
-# layer: memory cgroup, or the system call filter without one
+# layer: control groups, or the system call filter without one
 # category: resources
 # outcomes: OK MEMORY_LIMIT_EXCEEDED
 # evidence: started
