@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from enclave_protocol import SandboxError
 from enclave_worker.api import RuntimeConfig, create_runtime_worker
 from enclave_worker.attacks import leftovers
 from enclave_worker.attacks.corpus import load, parse
 from enclave_worker.attacks.host import Host
 from enclave_worker.attacks.judge import Report, Verdict
 from enclave_worker.attacks.runner import attack
+from enclave_worker.runtime import RuntimeWorker
+from enclave_worker.sandbox.levels import Layer
 from tests.support import Footprint
 
 if TYPE_CHECKING:
@@ -201,6 +204,13 @@ async def test_what_an_attack_leaves_in_the_worker_is_reported(tmp_path: Path) -
     last = (await asyncio.create_task(leak()))[-1]
 
     assert (last.case, last.verdict, last.reason) == ("afterwards", Verdict.BREACH, "left behind: 1 descriptors")
+
+
+async def test_a_sandbox_without_namespaces_is_not_attacked_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RuntimeWorker, "missing_layers", property(lambda _: frozenset({Layer.NAMESPACES})))
+
+    with pytest.raises(SandboxError, match="nothing to test"):
+        await reports_of("held('it')")
 
 
 async def test_the_case_that_the_documentation_shows_holds() -> None:
