@@ -205,6 +205,7 @@ def syscalls() -> str:
 
 _ARGUMENT_RULES = {
     "clone": "no `CLONE_NEW*` flag: `EPERM`",
+    "fcntl": "no `F_SETLEASE` and no `F_NOTIFY`, which reach others who use the file: `EPERM`",
     "ioctl": "not `TIOCSTI` nor `TIOCLINUX`, which type into a terminal: `EPERM`",
     "kill": "not `SIGKILL` nor `SIGSTOP` to process 1: `EPERM`",
     "personality": "only plain Linux, and asking: `EPERM`",

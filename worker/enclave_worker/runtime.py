@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from .embedding import TextChannel
     from .profiles import Profile
+    from .sandbox.levels import Layer
     from .sandbox.spec import SandboxSpec
 
 _DYING_MARGIN = 16
@@ -111,6 +112,11 @@ class RuntimeWorker(Observable):
     def url(self) -> str:
         """Where brokers and clients connect."""
         return f"ws://{self.config.host}:{self.port}{WEBSOCKET_PATH}"
+
+    @property
+    def missing_layers(self) -> frozenset[Layer]:
+        """Layers that its level lets it do without on this host; none before it was started."""
+        return frozenset() if self._footing is None else frozenset(self._footing.lacking)
 
     @property
     def sessions(self) -> Sessions:

@@ -38,6 +38,9 @@ DENIED: dict[str, str] = {
     "Clocks and names of the machine.": "settimeofday clock_settime clock_adjtime adjtimex setdomainname sethostname",
     "Identities: a sandbox has one.": """setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid
         setgroups capset chown fchown lchown fchownat""",
+    "Watching files: those we show are the host's, and so is what others do with them, by name.": """inotify_init
+        inotify_init1 inotify_add_watch""",
+    "Work for the host's disks: a sandbox has none of its own.": "sync syncfs",
     "Memory that cannot be swapped or is placed by node.": """mlockall mlock2 mbind set_mempolicy get_mempolicy
         set_mempolicy_home_node""",
 }
@@ -45,7 +48,7 @@ DENIED: dict[str, str] = {
 
 UNCOUNTED: dict[str, str] = {
     "Without control groups: memory that RLIMIT_AS does not see, for it stays when nothing maps it.": """shmget
-        memfd_create"""
+        memfd_create msgget semget"""
 }
 """Refused as well where nothing but address space is limited."""
 
@@ -53,6 +56,7 @@ PROBED = frozenset(
     {
         *("clone3", "io_uring_setup", "userfaultfd", "bpf", "perf_event_open", "open_tree", "fsopen"),
         *("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
+        *("inotify_init", "inotify_init1"),
     }
 )
 """Refused with ENOSYS: libraries try these and fall back. glibc turns EPERM from clone3 into a failed thread."""
@@ -69,6 +73,8 @@ INTERNET_TYPES = (1, 2)
 """SOCK_STREAM, SOCK_DGRAM. Types stand for protocols, too: SOCK_SEQPACKET is SCTP, 6 is DCCP."""
 TTY_INJECTION = (0x5412, 0x541C)
 """ioctl TIOCSTI and TIOCLINUX: typing into somebody's terminal."""
+FCNTL_DENIED = (1024, 1026)
+"""F_SETLEASE, which makes others wait for us to write to a file that they own, and F_NOTIFY, an older inotify."""
 PRCTL_DENIED = (1, 4, 28, 35, 59, 67)
 """PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECUREBITS, PR_SET_MM, PR_SET_SYSCALL_USER_DISPATCH, and
 PR_SET_MEMORY_MERGE, by which one guest could time what pages another has."""
@@ -222,6 +228,7 @@ _BY_ARGUMENT: dict[str, list[Instruction]] = {
         Instruction(_RETURN, 0, 0, _EPERM),
         Instruction(_RETURN, 0, 0, _ALLOW),
     ],
+    "fcntl": _one_of(1, FCNTL_DENIED, matched=_EPERM, otherwise=_ALLOW),
     "ioctl": _one_of(1, TTY_INJECTION, matched=_EPERM, otherwise=_ALLOW),
     "kill": _not_to_pid_1(0, 1),
     "personality": _one_of(0, PERSONALITIES, matched=_ALLOW, otherwise=_EPERM),

@@ -339,12 +339,19 @@ def _result(value: object, max_bytes: int) -> bytes:
     except MemoryError as error:
         return _failure(error)
     except Exception as error:  # noqa: BLE001 - a guest's object may raise anything when it is looked at
-        where = _unserializable(value, "result") or f"result: {_safe_text(error)}"
+        where = _where_unserializable(value) or f"result: {_safe_text(error)}"
         return _error("RESULT_NOT_SERIALIZABLE", f"{where}. Return JSON: dict, list, str, int, float, bool or None")
     if len(text) > max_bytes:
         message = f"the result is {len(text)} bytes as JSON, more than maxResultBytes={max_bytes}"
         return _error("RESULT_TOO_LARGE", message)
     return b'{"type":"result","value":%b}' % text
+
+
+def _where_unserializable(value: object) -> str | None:
+    try:
+        return _unserializable(value, "result")
+    except Exception:  # noqa: BLE001 - a subclass of dict or list may lie about what is in it
+        return None
 
 
 def _unserializable(value: object, path: str, depth: int = 0) -> str | None:
