@@ -18,18 +18,23 @@ import msgspec
 from enclave_protocol import Execute
 from enclave_worker.config import RuntimeConfig
 from enclave_worker.metrics import WorkerMetrics
+from enclave_worker.offers import Offer
+from enclave_worker.profiles import Profile
 from enclave_worker.sandbox_process import Sandbox
-from enclave_worker.session import Exit
 from enclave_worker.sessions import Sessions
 from enclave_worker.slots import Slot
+from enclave_worker.usage import Allowance, Exit
 from enclave_worker.zygote import frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from enclave_protocol import Limits
+    from enclave_worker.footing import Footing
+    from enclave_worker.output import Stream
     from enclave_worker.pool import Taker
     from enclave_worker.pools import Pools
-    from enclave_worker.session import Stream
+    from enclave_worker.sandbox.spec import SandboxSpec
     from enclave_worker.zygote_process import ZygoteProcess
 
 MAX_TURNS = 2000
@@ -127,6 +132,12 @@ class Guest:
         await turns()
 
 
+def _offer(limits: Limits) -> Offer:
+    """Return what sessions look at of an offer. Nothing here makes a real sandbox."""
+    footing, spec = cast("Footing", None), cast("SandboxSpec", None)
+    return Offer(profile=Profile(name="python"), footing=footing, allowance=Allowance(), limits=limits, spec=spec)
+
+
 class GuestHost:
     """Makes sandboxes for sessions. Use as an async context manager, in a loop of its own."""
 
@@ -137,7 +148,9 @@ class GuestHost:
         self.loop.set_exception_handler(lambda _, context: self.raised.append(context))
         self.sandboxes: dict[int, Sandbox] = {}
         self.made: list[tuple[Sandbox, socket.socket, dict[Stream, int]]] = []
-        self.sessions = Sessions(RuntimeConfig(**config), cast("Pools", self), WorkerMetrics())
+        settings = RuntimeConfig(**config)
+        self.offers = {"python": _offer(settings.default_limits)}
+        self.sessions = Sessions(settings, cast("Pools", self), WorkerMetrics())
         self._pidfd = _pidfd_of_the_dead()
         self._numbers = 0
 
@@ -153,8 +166,8 @@ class GuestHost:
 
     # As the pools.
 
-    def take(self, taker: Taker, code: str) -> None:
-        del code
+    def take(self, taker: Taker, profile: str, code: str) -> None:
+        del profile, code
         self._numbers += 1
         sandbox = Sandbox(cast("ZygoteProcess", self), self._numbers, Slot(self._numbers, 0), self)
         self.sandboxes[sandbox.number] = sandbox

@@ -82,9 +82,9 @@ frames_ = st.one_of(
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from enclave_worker.output import Stream
     from enclave_worker.sandbox_process import Sandbox
-    from enclave_worker.session import Exit, Stream
-    from enclave_worker.usage import Usage
+    from enclave_worker.usage import Exit, Usage
 
     Action = Callable[[Guest], Awaitable[None]]
 

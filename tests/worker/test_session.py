@@ -13,24 +13,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec import UNSET, Raw
 
 from enclave_protocol import Code, Limits, RemoteProtocolError, SessionId, State, ToolError, ToolResult
-from enclave_worker.session import (
-    LEAST_INTERVAL_MS,
-    MAX_WAITING_CALLS,
-    WATCH_INTERVAL_MS,
-    Allowance,
+from enclave_worker.instructions import (
     CheckUsage,
     Conclude,
     Emit,
     Ended,
-    Exit,
     Instruction,
     Kill,
-    Session,
     StartToolTimer,
     StopToolTimer,
     ToGuest,
 )
-from enclave_worker.usage import Usage
+from enclave_worker.session import LEAST_INTERVAL_MS, MAX_WAITING_CALLS, WATCH_INTERVAL_MS, Session
+from enclave_worker.usage import Allowance, Exit, Usage
 from tests.real_client import check_line, check_stream
 
 if TYPE_CHECKING:

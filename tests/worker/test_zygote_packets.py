@@ -25,8 +25,9 @@ from tests.worker.guest_socket import same_descriptors, turns
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from enclave_worker.output import Stream
     from enclave_worker.sandbox_process import Sandbox
-    from enclave_worker.session import Exit, Stream
+    from enclave_worker.usage import Exit
 
 
 class Home:

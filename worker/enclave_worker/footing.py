@@ -12,7 +12,7 @@ from enclave_protocol import SandboxError
 from .cgroups import ControlGroups, ControlGroupsMissing, GroupLimits
 from .sandbox.levels import Layer, choose_level, missing_layers
 from .sandbox.spec import spare_address_bytes
-from .session import Allowance
+from .usage import Allowance
 from .zygote.kernel import acts_as_root, can_set_clocks, lacking_capabilities, landlock_abi
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .config import RuntimeConfig
     from .footing import Footing
-    from .session import Allowance
+    from .usage import Allowance
 
 _OWN_RESOURCES = ("memory_limit_bytes", "processes", "cpus", "cpu_time_ms", "open_files", "disk_bytes")
 

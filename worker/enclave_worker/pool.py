@@ -19,10 +19,11 @@ from enclave_protocol import SandboxError
 from .zygotes import Zygotes
 
 if TYPE_CHECKING:
+    from .output import Stream
     from .sandbox.plan import Plan
     from .sandbox_process import Sandbox
-    from .session import Exit, Stream
     from .slots import Slots
+    from .usage import Exit
 
 log = logging.getLogger("enclave.worker")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from enclave_protocol import LocalProtocolError, SandboxError
+from enclave_protocol import LocalProtocolError
 
 from .config import RuntimeConfig
 from .connection import WorkerIdentity
@@ -21,15 +21,9 @@ from .footing import Footing, find_footing
 from .listeners import Observable
 from .loop_thread import LoopThread, call_in
 from .metrics import WorkerMetrics, open_descriptors, resident_bytes
-from .offers import Offer
-from .pool import Pool
-from .pools import Pools, ProfilePools
-from .profiles import load_profiles
-from .sandbox.plan import make_plan
-from .sandbox.spec import bare, interpreter
+from .provision import make_pools
 from .server import WEBSOCKET_PATH, WorkerServer
 from .sessions import Sessions
-from .slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,12 +32,9 @@ if TYPE_CHECKING:
     from enclave_protocol import Limits
 
     from .embedding import TextChannel
-    from .profiles import Profile
+    from .pools import Pools
     from .sandbox.levels import Layer
-    from .sandbox.spec import SandboxSpec
-
-_DYING_MARGIN = 16
-"""Sandboxes that may still be dying while their sessions' slots are taken again."""
+    from .slots import Slots
 
 
 class RuntimeState(enum.StrEnum):
@@ -162,7 +153,7 @@ class RuntimeWorker(Observable):
         try:
             footing = self._footing = find_footing(self.config)
             self.metrics.describe(footing.level.name, footing.lacking)
-            self._slots, self._pools = _make_pools(self.config, footing)
+            self._slots, self._pools = make_pools(self.config, footing)
             self._sessions = Sessions(self.config, self._pools, self.metrics, self.listeners)
             identity = WorkerIdentity(
                 worker_id=self.worker_id, level=footing.level.name, missing_layers=tuple(footing.lacking)
@@ -355,72 +346,3 @@ def create_runtime_worker(config: RuntimeConfig | None = None) -> RuntimeWorker:
 def _or_0(part: Sessions | Pools | None, name: str) -> float:
     """Read a number of a part that exists only while the worker runs."""
     return 0.0 if part is None else float(getattr(part, name))
-
-
-def _make_pools(config: RuntimeConfig, footing: Footing) -> tuple[list[Slots], Pools]:
-    profiles = load_profiles(config.profiles, config.profiles_file)
-    offers = [Offer.of(profile, footing, config) for profile in profiles.values()]
-    needed = sum(_places(offer.profile, config) for offer in offers)
-    first_uid = _first_uid(config.first_uid, needed) if footing.privilege == "root" else 0
-    slots: list[Slots] = []
-    pools = {}
-    first = 0  # no two live sandboxes share a place, whichever pool made them
-    for offer in offers:
-        places = _places(offer.profile, config)
-        slots.append(
-            Slots(
-                places,
-                first=first,
-                first_uid=first_uid,
-                groups=footing.groups,
-                limits=offer.footing.group_limits,
-            )
-        )
-        first += places
-        pools[offer.profile.name] = _profile_pools(offer, config, slots[-1])
-    return slots, Pools(pools)
-
-
-def _places(profile: Profile, config: RuntimeConfig) -> int:
-    """Return how many sandboxes of a profile there may be at once."""
-    return _max_live(profile, config) * (1 + profile.bare)
-
-
-def _max_live(profile: Profile, config: RuntimeConfig) -> int:
-    return config.max_sessions + (profile.pool_size or config.pool_size) + _DYING_MARGIN
-
-
-def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> ProfilePools:
-    profile, footing = offer.profile, offer.footing
-
-    def pool(spec: SandboxSpec) -> Pool:
-        plan = make_plan(
-            spec,
-            privilege=footing.privilege,
-            uid=os.geteuid(),
-            gid=os.getegid(),
-            landlock_abi=footing.landlock_abi,
-            own_clocks=footing.own_clocks,
-            control_groups=footing.group_parents,
-        )
-        return Pool(
-            plan,
-            interpreter(),
-            size=profile.pool_size or config.pool_size,
-            max_live=_max_live(profile, config),
-            slots=slots,
-            zygote_forks=config.zygote_forks,
-        )
-
-    return ProfilePools(offer, pool(offer.spec), pool(bare(offer.spec)) if profile.bare else None)
-
-
-def _first_uid(wanted: int, count: int) -> int:
-    """Check that our user namespace has the ids that sandboxes are to run as (a container's may not)."""
-    with open("/proc/self/uid_map") as file:  # noqa: PTH123 - a kernel file
-        ranges = [(int(first), int(size)) for first, _, size in (line.split() for line in file)]
-    if any(first <= wanted and wanted + count <= first + size for first, size in ranges):
-        return wanted
-    had = ", ".join(f"{first}-{first + size - 1}" for first, size in ranges)
-    hint = f"choose --first-uid inside {had}"
-    raise SandboxError("choose user ids", 0, f"no ids {wanted}-{wanted + count - 1} in this user namespace", hint=hint)

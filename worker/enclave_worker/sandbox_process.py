@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from .session import Exit, Stream
-from .usage import Usage, first_process_usage, read_small, tree_memory_bytes
+from .usage import Exit, Usage, first_process_usage, read_small, tree_memory_bytes
 from .zygote import frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .output import Stream
     from .slots import Slot
     from .zygote_process import ZygoteProcess
 

@@ -13,16 +13,13 @@ gone: whoever reads `SESSION_CANCELLED` knows that nothing of the session still 
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import gc
 import os
 import re
 import signal
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Any
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from enclave_protocol import (
     Code,
@@ -46,17 +43,14 @@ from enclave_protocol import (
 from enclave_protocol import events as ev
 from enclave_protocol.limits import MAX_VALUE_BYTES
 
-from .usage import Usage
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from .guest_frames import GuestError, GuestToolCall, guest_frames, read_value
+from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
+from .output import Output, Stream
+from .usage import Allowance, Exit, Usage
 
 MAX_FRAME_OVERHEAD_BYTES = 65536
 MAX_WAITING_CALLS = 1000
 """Tool calls of one session that may wait at once, whatever `maxToolCalls` says: each costs a timer."""
-_SPARE_FRAMES = 100
-"""How much deeper in its stack than we are a reader of a guest's value may be: how deep a value may be nested depends
-on it, and one that we can read but not pass on, or the broker not read, must be its sender's failure alone."""
 _MAX_REASON_CHARS = 500
 _ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _GUEST_CODES = frozenset(
@@ -77,137 +71,11 @@ WATCH_INTERVAL_MS = 100.0
 LEAST_INTERVAL_MS = 10.0
 
 
-class GuestToolCall(msgspec.Struct, tag_field="type", tag="tool_call", frozen=True):
-    """The guest calls a tool; `id` is the guest's own number for the call."""
-
-    id: Annotated[int, Meta(ge=1, le=2**53 - 1)]
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
-    args: msgspec.Raw
-    """Not looked at before it is known that the call is not refused: a guest may make any number of those."""
-
-
-class GuestResult(msgspec.Struct, tag_field="type", tag="result", frozen=True):
-    """The code returned."""
-
-    value: msgspec.Raw
-
-
-class GuestError(msgspec.Struct, tag_field="type", tag="error", frozen=True):
-    """The code raised, did not compile, or returned something that is not JSON."""
-
-    code: Annotated[str, Meta(max_length=128)]
-    message: Annotated[str, Meta(max_length=20_000)]
-    name: Annotated[str, Meta(max_length=300)] | None = None
-    line: Annotated[int, Meta(ge=0, le=2**31)] | None = None
-    stack: Annotated[str, Meta(max_length=60_000)] | None = None
-
-
-_guest_frames = msgspec.json.Decoder(GuestToolCall | GuestResult | GuestError)
-
-
-class Emit(NamedTuple):
-    """Send this event to the session's client."""
-
-    line: bytes
-
-
-class ToGuest(NamedTuple):
-    """Send this frame to the guest."""
-
-    message: dict[str, Any]
-
-
-class StartToolTimer(NamedTuple):
-    """Call `tool_timeout(call_id)` after this long, unless told to stop."""
-
-    call_id: str
-    timeout_ms: int
-
-
-class StopToolTimer(NamedTuple):
-    """The call has its result."""
-
-    call_id: str
-
-
-class CheckUsage(NamedTuple):
-    """Call `used` after this long."""
-
-    delay_ms: float
-
-
-class Kill(NamedTuple):
-    """End the sandbox now."""
-
-
-class Conclude(NamedTuple):
-    """The guest has had its say: call `ended` with what it used so far, then kill it."""
-
-
-class Ended(NamedTuple):
-    """The `final` was emitted; forget the session."""
-
-    code: str
-    """`OK` or the error's code."""
-
-
-Instruction = Emit | ToGuest | StartToolTimer | StopToolTimer | CheckUsage | Kill | Conclude | Ended
-Stream = Literal["stdout", "stderr"]
-
-
-class Exit(msgspec.Struct, frozen=True):
-    """What the kernel said of a sandbox at its end."""
-
-    status: int | None
-    """As `waitpid` gives it; 0 if it had not ended yet, None if nobody was there to be told."""
-    usage: Usage = Usage()
-    lost: str = ""
-    """Why the kernel could not be asked: our failure, not the guest's."""
-
-
-class Allowance(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sandbox of this worker may use, as far as a session has to know."""
-
-    memory_bytes: int = 512 * 1024 * 1024
-    cpu_time_ms: int = 15_000
-    cpus: float = 1.0
-    """Processors that it can keep busy at a time."""
-    processes: int = 64
-    spare_address_bytes: int = 0
-    """How much more than its memory a process may map."""
-    watched: bool = False
-    """Whether nobody but us enforces memory: there are no control groups."""
-
-
 class _Verdict(msgspec.Struct, frozen=True):
     trigger: Trigger
     by_guest: bool = False
     result: Any | UnsetType = UNSET
     error: FinalError | UnsetType = UNSET
-
-
-class _Output:
-    """One stream's bytes on their way to becoming events: decoded, counted, cut."""
-
-    def __init__(self, stream: Stream, cap_bytes: int) -> None:
-        self.event = ev.Stdout if stream == "stdout" else ev.Stderr
-        self.stream = stream
-        self.cap_bytes = cap_bytes
-        self.total_bytes = 0
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    @property
-    def cut(self) -> bool:
-        return self.total_bytes > self.cap_bytes
-
-    def feed(self, data: bytes) -> str:
-        room = max(0, self.cap_bytes - self.total_bytes)
-        self.total_bytes += len(data)
-        return self.decoder.decode(data[:room]) if room else ""
-
-    def flush(self) -> str:
-        """Return what an unfinished character at the very end stands for; beyond the cap it was cut on purpose."""
-        return "" if self.cut else self.decoder.decode(b"", final=True)
 
 
 class Session:
@@ -295,12 +163,12 @@ class Session:
         if self.decided:
             return []
         try:
-            message = _guest_frames.decode(body)
+            message = guest_frames.decode(body)
             if isinstance(message, GuestError):
                 return self._guest_error(message)
             if isinstance(message, GuestToolCall):
-                return self._refusal(message) or self._tool_call(message, _read_value(message.args))
-            return self._result(_read_value(message.value))
+                return self._refusal(message) or self._tool_call(message, read_value(message.args))
+            return self._result(read_value(message.value))
         except RecursionError:
             return self._fail(Code.RESULT_NOT_SERIALIZABLE, "a result or a tool's arguments are nested too deeply")
         except (msgspec.MsgspecError, UnicodeError) as error:
@@ -350,7 +218,7 @@ class Session:
         if result.error is not UNSET:
             return self._answer_error(result.call_id, result.error)
         try:
-            value = _read_value(value)
+            value = read_value(value)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise self._refuse(f"not JSON: {error}", "any JSON value", field="value") from error
         return self._answer(result.call_id, {"ok": True, "value": msgspec.Raw(value)})
@@ -442,8 +310,8 @@ class Session:
             return [CheckUsage(min(WATCH_INTERVAL_MS, max(by_cpu_ms, LEAST_INTERVAL_MS)))]
         return [CheckUsage(max(by_cpu_ms, LEAST_INTERVAL_MS))] if by_cpu_ms < self.budget_ms else []
 
-    def _output(self, stream: Stream) -> _Output:
-        return _Output(stream, self.limits.max_stdout_bytes)
+    def _output(self, stream: Stream) -> Output:
+        return Output(stream, self.limits.max_stdout_bytes)
 
     def _emit(self, kind: Any, payload: ev.Payload) -> Emit:
         event: Event = kind(session_id=self.session_id, seq=self.next_seq, payload=payload)
@@ -557,33 +425,6 @@ class Session:
             start_ms=round(self._start_ms, 3),
             truncated=out.cut or err.cut,
         )
-
-
-@contextlib.contextmanager
-def _collector_held() -> Iterator[None]:
-    """Keep the garbage collector from looking, again and again, at a growing value that holds no garbage.
-
-    A result of 15 MiB of `[]` takes 1.4 s to decode with it and 0.2 s without, for which every session waits.
-    """
-    held = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if held:
-            gc.enable()
-
-
-def _read_value(text: msgspec.Raw | bytes) -> bytes:
-    """Return a value from outside as JSON of ours. Raises MsgspecError, UnicodeError or RecursionError."""
-    with _collector_held():
-        decoded = msgspec.json.decode(text)
-    return _encode_again(decoded)
-
-
-def _encode_again(value: object, spare_frames: int = _SPARE_FRAMES) -> bytes:
-    """Return a decoded value as JSON of ours: what was sent may be odd. Raises RecursionError for deep nesting."""
-    return _encode_again(value, spare_frames - 1) if spare_frames else msgspec.json.encode(value)
 
 
 def _final_error(code: Code, message: str) -> FinalError:

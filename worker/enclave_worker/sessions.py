@@ -32,23 +32,11 @@ from enclave_protocol import (
 )
 from enclave_protocol.events import iso_time
 
+from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
 from .listeners import Listeners
 from .profiles import DEFAULT_PROFILE, MIN_MEMORY_BYTES, Profile
-from .session import (
-    CheckUsage,
-    Conclude,
-    Emit,
-    Ended,
-    Exit,
-    Instruction,
-    Kill,
-    Session,
-    StartToolTimer,
-    StopToolTimer,
-    Stream,
-    ToGuest,
-)
-from .usage import Usage
+from .session import Session
+from .usage import Exit, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +44,7 @@ if TYPE_CHECKING:
     from .config import RuntimeConfig
     from .metrics import WorkerMetrics
     from .offers import Offer
+    from .output import Stream
     from .pools import Pools
     from .sandbox_process import Sandbox
 

@@ -26,6 +26,30 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Forks and threads refused because the sandbox had as many as it may."""
 
 
+class Exit(msgspec.Struct, frozen=True):
+    """What the kernel said of a sandbox at its end."""
+
+    status: int | None
+    """As `waitpid` gives it; 0 if it had not ended yet, None if nobody was there to be told."""
+    usage: Usage = Usage()
+    lost: str = ""
+    """Why the kernel could not be asked: our failure, not the guest's."""
+
+
+class Allowance(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox of this worker may use, as far as a session has to know."""
+
+    memory_bytes: int = 512 * 1024 * 1024
+    cpu_time_ms: int = 15_000
+    cpus: float = 1.0
+    """Processors that it can keep busy at a time."""
+    processes: int = 64
+    spare_address_bytes: int = 0
+    """How much more than its memory a process may map."""
+    watched: bool = False
+    """Whether nobody but us enforces memory: there are no control groups."""
+
+
 def first_process_usage(pid: int) -> Usage:
     """Return what a sandbox's first process, and the children it waited for, have used.
 

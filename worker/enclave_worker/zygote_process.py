@@ -26,8 +26,7 @@ import msgspec
 from enclave_protocol import SandboxError
 
 from .sandbox_process import Sandbox
-from .session import Exit
-from .usage import Usage
+from .usage import Exit, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,100 @@
+"""From a worker's settings, and what it stands on, to its pools: who may have how many sandboxes, and as which user."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from enclave_protocol import SandboxError
+
+from .offers import Offer
+from .pool import Pool
+from .pools import Pools, ProfilePools
+from .profiles import load_profiles
+from .sandbox.plan import make_plan
+from .sandbox.spec import bare, interpreter
+from .slots import Slots
+
+if TYPE_CHECKING:
+    from .config import RuntimeConfig
+    from .footing import Footing
+    from .profiles import Profile
+    from .sandbox.spec import SandboxSpec
+
+_DYING_MARGIN = 16
+"""Sandboxes that may still be dying while their sessions' slots are taken again."""
+
+
+def make_pools(config: RuntimeConfig, footing: Footing) -> tuple[list[Slots], Pools]:
+    """Return the places for sandboxes, and the pools that fill them, of every profile that the worker offers.
+
+    Raises:
+        ProfileError: a profile can't be read, or this host can't give what it needs.
+        SandboxError: our user namespace has too few user ids.
+    """
+    profiles = load_profiles(config.profiles, config.profiles_file)
+    offers = [Offer.of(profile, footing, config) for profile in profiles.values()]
+    needed = sum(_places(offer.profile, config) for offer in offers)
+    first_uid = _first_uid(config.first_uid, needed) if footing.privilege == "root" else 0
+    slots: list[Slots] = []
+    pools = {}
+    first = 0  # no two live sandboxes share a place, whichever pool made them
+    for offer in offers:
+        places = _places(offer.profile, config)
+        slots.append(
+            Slots(
+                places,
+                first=first,
+                first_uid=first_uid,
+                groups=footing.groups,
+                limits=offer.footing.group_limits,
+            )
+        )
+        first += places
+        pools[offer.profile.name] = _profile_pools(offer, config, slots[-1])
+    return slots, Pools(pools)
+
+
+def _places(profile: Profile, config: RuntimeConfig) -> int:
+    """Return how many sandboxes of a profile there may be at once."""
+    return _max_live(profile, config) * (1 + profile.bare)
+
+
+def _max_live(profile: Profile, config: RuntimeConfig) -> int:
+    return config.max_sessions + (profile.pool_size or config.pool_size) + _DYING_MARGIN
+
+
+def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> ProfilePools:
+    profile, footing = offer.profile, offer.footing
+
+    def pool(spec: SandboxSpec) -> Pool:
+        plan = make_plan(
+            spec,
+            privilege=footing.privilege,
+            uid=os.geteuid(),
+            gid=os.getegid(),
+            landlock_abi=footing.landlock_abi,
+            own_clocks=footing.own_clocks,
+            control_groups=footing.group_parents,
+        )
+        return Pool(
+            plan,
+            interpreter(),
+            size=profile.pool_size or config.pool_size,
+            max_live=_max_live(profile, config),
+            slots=slots,
+            zygote_forks=config.zygote_forks,
+        )
+
+    return ProfilePools(offer, pool(offer.spec), pool(bare(offer.spec)) if profile.bare else None)
+
+
+def _first_uid(wanted: int, count: int) -> int:
+    """Check that our user namespace has the ids that sandboxes are to run as (a container's may not)."""
+    with open("/proc/self/uid_map") as file:  # noqa: PTH123 - a kernel file
+        ranges = [(int(first), int(size)) for first, _, size in (line.split() for line in file)]
+    if any(first <= wanted and wanted + count <= first + size for first, size in ranges):
+        return wanted
+    had = ", ".join(f"{first}-{first + size - 1}" for first, size in ranges)
+    hint = f"choose --first-uid inside {had}"
+    raise SandboxError("choose user ids", 0, f"no ids {wanted}-{wanted + count - 1} in this user namespace", hint=hint)
