@@ -29,8 +29,8 @@ from enclave_protocol.session import TRANSITIONS
 from enclave_worker.cgroups import CONTROLLERS
 from enclave_worker.profiles import SHIPPED, Profile
 from enclave_worker.runtime import create_runtime_worker
-from enclave_worker.sandbox import seccomp
-from enclave_worker.sandbox.levels import LEVELS
+from enclave_worker.sandbox import policy, seccomp
+from enclave_worker.sandbox.levels import LEVELS, Layer
 from enclave_worker.sandbox.plan import make_plan
 from enclave_worker.sandbox.spec import SandboxSpec, python_spec
 from enclave_worker.zygote import kernel
@@ -197,10 +197,50 @@ def rlimits() -> str:
 def syscalls() -> str:
     """The calls that the filter refuses whatever their arguments."""
     rows = []
-    for reason, names in (seccomp.DENIED | seccomp.UNCOUNTED).items():
-        calls = [f"`{name}`{'*' if name in seccomp.PROBED else ''}" for name in names.split()]
+    for reason, names in (policy.DENIED | policy.UNCOUNTED).items():
+        calls = [f"`{name}`{'*' if name in policy.PROBED else ''}" for name in names.split()]
         rows.append((reason, ", ".join(calls)))
     return _table(("why", "calls"), rows)
+
+
+def allowed_syscalls() -> str:
+    """The calls that the filter lets through, and why that is safe."""
+    rows = []
+    for reason, names in policy.ALLOWED.items():
+        calls = [f"`{name}`{'†' if name in seccomp.BY_ARGUMENT else ''}" for name in names.split()]
+        rows.append((reason, ", ".join(calls)))
+    return _table(("why", "calls"), rows)
+
+
+def levels() -> str:
+    """What each security level requires and grants."""
+    heads = ("", *LEVELS)
+    rows = [(f"{layer}", *_marks(layer)) for layer in Layer]
+    for name, text in _RESOURCES.items():
+        rows.append((text, *(_amount(name, getattr(level.resources, name)) for level in LEVELS.values())))
+    return _table(heads, rows)
+
+
+_RESOURCES = {
+    "memory_limit_bytes": "memory of the sandbox, its files included",
+    "processes": "processes and threads",
+    "cpus": "processors at a time",
+    "cpu_time_ms": "processor time in all",
+    "open_files": "descriptors of each process",
+    "disk_bytes": "each of three writable directories, and a file",
+}
+
+
+def _marks(layer: Layer) -> list[str]:
+    return ["required" if layer in level.requires else "if there" for level in LEVELS.values()]
+
+
+def _amount(name: str, value: float) -> str:
+    if name.endswith("_bytes"):
+        return f"{value / 2**20:g} MiB"
+    if name == "cpus":
+        return f"{value:g}" if value else "all"
+    return f"{value / 1000:g} s" if name.endswith("_ms") else f"{value:g}"
 
 
 _ARGUMENT_RULES = {
@@ -222,7 +262,7 @@ _ARGUMENT_RULES = {
 
 def argument_rules() -> str:
     """The calls of which the filter reads an argument; raises KeyError for one without a description here."""
-    rules = seccomp._BY_ARGUMENT  # noqa: SLF001 - the page's subject
+    rules = seccomp.BY_ARGUMENT
     return _table(("call", "allowed"), ((f"`{name}`", _ARGUMENT_RULES[name]) for name in sorted(rules)))
 
 
@@ -271,7 +311,7 @@ def _metrics(registry: Any) -> str:
 
 _FUNCTIONS = (
     *(states, events, limits, outcomes),
-    *(launch_steps, prepare_steps, enclose_steps, rlimits, syscalls, argument_rules),
+    *(launch_steps, prepare_steps, enclose_steps, rlimits, syscalls, allowed_syscalls, argument_rules, levels),
     *(options, worker_metrics, broker_metrics, profile_fields, shipped_profiles),
 )
 PARTS: dict[str, Callable[[], str]] = {function.__name__: function for function in _FUNCTIONS}

@@ -1,4 +1,4 @@
-"""The system call filter, compiled from a policy that is data.
+"""The system call filter, compiled from a policy that is data (`policy`, and the rules about arguments here).
 
 Theory of operation. The kernel runs the filter on every call, and once for every call number when it is loaded (it
 caches the plain allows), so the program is a binary tree over ranges of numbers, about eight comparisons deep, not a
@@ -16,50 +16,8 @@ import errno
 import struct
 from typing import NamedTuple
 
+from . import policy
 from .syscalls import AARCH64, X86_64
-
-DENIED: dict[str, str] = {
-    "Mounts and roots: the file system view is what isolates.": """mount umount2 pivot_root chroot mount_setattr
-        move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick quotactl quotactl_fd swapon swapoff acct
-        listmount statmount sysfs ustat""",
-    "Namespaces: a new user namespace opens most of the kernel's privileged surface.": "unshare setns",
-    "Other processes: our own pid 1, and memory that is not the caller's.": """ptrace process_vm_readv
-        process_vm_writev process_madvise process_mrelease pidfd_getfd kcmp migrate_pages move_pages""",
-    "Keyrings and handles are not namespaced.": """add_key request_key keyctl open_by_handle_at name_to_handle_at""",
-    "Kernel programs and machinery with a history of holes.": """bpf perf_event_open userfaultfd io_uring_setup
-        io_uring_enter io_uring_register io_setup io_submit io_destroy io_cancel io_getevents io_pgetevents
-        fanotify_init fanotify_mark lookup_dcookie vmsplice splice tee remap_file_pages memfd_secret modify_ldt uselib
-        seccomp lsm_set_self_attr lsm_get_self_attr lsm_list_modules map_shadow_stack""",
-    "Landlock: a guest could only forbid itself more, for kernel memory that is copied sixteen layers deep.": """
-        landlock_create_ruleset landlock_add_rule landlock_restrict_self""",
-    "Modules, kexec, power, consoles, raw I/O.": """init_module finit_module delete_module create_module query_module
-        get_kernel_syms kexec_load kexec_file_load reboot ioperm iopl vhangup syslog _sysctl nfsservctl afs_syscall
-        getpmsg putpmsg security tuxcall vserver""",
-    "Clocks and names of the machine.": "settimeofday clock_settime clock_adjtime adjtimex setdomainname sethostname",
-    "Identities: a sandbox has one.": """setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid
-        setgroups capset chown fchown lchown fchownat""",
-    "Watching files: those we show are the host's, and so is what others do with them, by name.": """inotify_init
-        inotify_init1 inotify_add_watch""",
-    "Work for the host's disks: a sandbox has none of its own.": "sync syncfs",
-    "Memory that cannot be swapped or is placed by node.": """mlockall mlock2 mbind set_mempolicy get_mempolicy
-        set_mempolicy_home_node""",
-}
-"""Why, and which calls. Every other call of `syscalls` is allowed; every call beyond it gets ENOSYS."""
-
-UNCOUNTED: dict[str, str] = {
-    "Without control groups: memory that RLIMIT_AS does not see, for it stays when nothing maps it.": """shmget
-        memfd_create msgget semget"""
-}
-"""Refused as well where nothing but address space is limited."""
-
-PROBED = frozenset(
-    {
-        *("clone3", "io_uring_setup", "userfaultfd", "bpf", "perf_event_open", "open_tree", "fsopen"),
-        *("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
-        *("inotify_init", "inotify_init1"),
-    }
-)
-"""Refused with ENOSYS: libraries try these and fall back. glibc turns EPERM from clone3 into a failed thread."""
 
 NEW_NAMESPACE_FLAGS = 0x7E020080
 """CLONE_NEW*; with them clone is unshare."""
@@ -136,23 +94,22 @@ def compile_filter(machine: str, *, memory_is_counted: bool) -> bytes:
         Instruction(_GREATER_EQUAL, 0, 1, _X32_BIT),
         Instruction(_RETURN, 0, 0, _ENOSYS),
     ]
-    program = head + _tree(_ranges(_actions(architecture.numbers, DENIED if memory_is_counted else DENIED | UNCOUNTED)))
+    denied = policy.DENIED if memory_is_counted else policy.DENIED | policy.UNCOUNTED
+    program = head + _tree(_ranges(_actions(architecture.numbers, policy.names(denied))))
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
 
 
 _Action = int | str  # a return value, or the name of a call whose arguments decide
 
 
-def _actions(numbers: dict[str, int], policy: dict[str, str]) -> dict[int, _Action]:
-    denied = {name for names in policy.values() for name in names.split()}
+def _actions(numbers: dict[str, int], denied: set[str]) -> dict[int, _Action]:
+    allowed = policy.names(policy.ALLOWED)
     actions: dict[int, _Action] = {}
     for name, number in numbers.items():
-        if name in _BY_ARGUMENT:
-            actions[number] = name
-        elif name in PROBED:
-            actions[number] = _ENOSYS
-        else:
-            actions[number] = _EPERM if name in denied else _ALLOW
+        if name in denied:
+            actions[number] = _ENOSYS if name in policy.PROBED else _EPERM
+        elif name in allowed:
+            actions[number] = name if name in BY_ARGUMENT else _ALLOW
     return actions
 
 
@@ -169,7 +126,7 @@ def _ranges(actions: dict[int, _Action]) -> list[tuple[int, _Action]]:
 def _tree(ranges: list[tuple[int, _Action]]) -> list[Instruction]:
     if len(ranges) == 1:
         action = ranges[0][1]
-        return _BY_ARGUMENT[action] if isinstance(action, str) else [Instruction(_RETURN, 0, 0, action)]
+        return BY_ARGUMENT[action] if isinstance(action, str) else [Instruction(_RETURN, 0, 0, action)]
     middle = len(ranges) // 2
     low, high = _tree(ranges[:middle]), _tree(ranges[middle:])
     first_of_high = ranges[middle][0]
@@ -221,7 +178,7 @@ def _socket() -> list[Instruction]:
     ]
 
 
-_BY_ARGUMENT: dict[str, list[Instruction]] = {
+BY_ARGUMENT: dict[str, list[Instruction]] = {
     "clone": [
         _argument(0),
         Instruction(_ANY_BIT, 0, 1, NEW_NAMESPACE_FLAGS),
