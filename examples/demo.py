@@ -189,7 +189,8 @@ async def demo() -> int:
     spec = FleetSpec(workers=2, port=0, tools=("demo_tools",))
     async with running_fleet(spec, lambda _name, _line: None) as fleet:
         for program in fleet.programs:
-            print(f"  {program.name:<10} {program.url}")
+            level = f"  security level {program.level}" if program.level else ""
+            print(f"  {program.name:<10} {program.url}{level}")
         async with BrokerClient(fleet.url) as client:
             failures = await one_by_one(client)
             failures += await all_at_once(client)

@@ -265,7 +265,7 @@ def worker_process(*options: str, as_user: bool = False) -> Iterator[tuple[subpr
         try:
             line = process.stdout.readline()
             assert line, f"the worker did not start: exit code {process.wait(PATIENCE_S)}"
-            yield process, line.split()[-1]
+            yield process, line.split()[3]
         finally:
             process.terminate()
             process.wait(PATIENCE_S)

@@ -25,7 +25,7 @@ from .lines import LineSplitter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LISTENING = re.compile(r"^enclave-(?:runtime|broker) listening on (\S+)")
+LISTENING = re.compile(r"^enclave-(?:runtime|broker) listening on (\S+)(?: at level (\S+))?")
 KEPT_LINES = 200
 MAX_LOG_LINE_BYTES = 16 * 1024
 DRAIN_S = 2.0
@@ -59,6 +59,8 @@ class Program:
         self.arguments = arguments
         self.url = ""
         """Where it listens, in its own words; empty until it does."""
+        self.level = ""
+        """The security level that it says it holds: a worker's; empty until it does."""
         self.kept_lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         """The last lines it wrote, for whoever has to explain its death."""
         self._log = log
@@ -186,6 +188,7 @@ class Program:
         line = raw.decode(errors="replace").rstrip("\r")
         found = LISTENING.match(line)
         if found and self._listening is not None and not self._listening.done():
+            self.level = found[2] or ""
             self._listening.set_result(found[1])
             return
         self.kept_lines.append(line)

@@ -31,7 +31,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeProgram:
     return make
 
 
-LISTENS = 'print("enclave-runtime listening on ws://127.0.0.1:9/ws", flush=True)\n'
+LISTENS = 'print("enclave-runtime listening on ws://127.0.0.1:9/ws at level STANDARD", flush=True)\n'
 
 
 async def test_it_says_where_it_listens_and_what_follows_is_logged(program: MakeProgram) -> None:
@@ -39,6 +39,7 @@ async def test_it_says_where_it_listens_and_what_follows_is_logged(program: Make
     await child.start()
 
     assert await child.wait_listening(30) == child.url == "ws://127.0.0.1:9/ws"
+    assert child.level == "STANDARD"
     assert await child.wait_exit() == "exit code 0"
     assert lines == ["more ['--flag']"]
 

@@ -131,7 +131,8 @@ async def _run(config: RuntimeConfig, grace_s: float) -> None:
     except OSError as error:
         hint = _LISTEN_HINTS.get(error.errno or 0, "check --host and --port")
         _exit(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {hint}")
-    print(f"enclave-runtime listening on {worker.url}", flush=True)  # noqa: T201 - the one line a script waits for
+    # The one line that a script waits for.
+    print(f"enclave-runtime listening on {worker.url} at level {worker.level}", flush=True)  # noqa: T201
     await stop.wait()
     async with asyncio.TaskGroup() as group:
         impatient = group.create_task(_end_sessions(worker, hurry))

@@ -110,6 +110,11 @@ class RuntimeWorker(Observable):
         return frozenset() if self._footing is None else frozenset(self._footing.lacking)
 
     @property
+    def level(self) -> str:
+        """The security level that it holds; empty unless it was started."""
+        return "" if self._footing is None else self._footing.level.name
+
+    @property
     def sessions(self) -> Sessions:
         """The live sessions; raises LocalProtocolError unless the worker was started."""
         if self._sessions is None:

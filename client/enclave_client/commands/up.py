@@ -128,7 +128,7 @@ def _log(name: str, line: str) -> None:
 
 def banner(fleet: Fleet) -> str:
     """Say where the fleet is and how to try it."""
-    workers = [f"  {worker.name:9} {worker.url}" for worker in fleet.workers]
+    workers = [f"  {worker.name:9} {worker.url}    (security level {worker.level})" for worker in fleet.workers]
     body = r"""'{"code": "print(\"hello\"); return 1 + 1"}'"""
     return "\n".join(
         [

@@ -14,8 +14,8 @@ ALLOWED: dict[str, str] = {
     "Files: mounts decide what a path leads to, Landlock what may be done there.": """open openat openat2 creat access
         faccessat faccessat2 stat fstat lstat newfstatat statx statfs fstatfs getdents getdents64 getcwd chdir fchdir
         mkdir mkdirat rmdir rename renameat renameat2 link linkat unlink unlinkat symlink symlinkat readlink readlinkat
-        chmod fchmod fchmodat fchmodat2 mknod mknodat truncate ftruncate fallocate fadvise64 readahead flock fsync fdatasync
-        sync_file_range utime utimes utimensat futimesat umask cachestat""",
+        chmod fchmod fchmodat fchmodat2 mknod mknodat truncate ftruncate fallocate fadvise64 readahead flock fsync
+        fdatasync sync_file_range utime utimes utimensat futimesat umask cachestat""",
     "Extended attributes: those that matter need capabilities; the rest are a tmpfs file's own.": """setxattr lsetxattr
         fsetxattr setxattrat getxattr lgetxattr fgetxattr getxattrat listxattr llistxattr flistxattr listxattrat
         removexattr lremovexattr fremovexattr removexattrat""",
