@@ -1,13 +1,13 @@
 # attempts: make device nodes everywhere, and open the devices that a careless /dev has
-# layer: no capabilities; nodev; a /dev of five
+# layer: Landlock; no capabilities; nodev; a /dev of five
 # category: files
 # outcomes: OK
 # evidence: block, character, mknodat, memory, disks, virtual machines, tun, fuse, terminals, kernel log, list, controls
 # host: unchanged
 for directory in ("/tmp", "/workspace", "/dev/shm"):
-    refused("block", lambda: os.mknod(f"{directory}/b", 0o60666, os.makedev(8, 0)), "EPERM")
-    refused("character", lambda: os.mknod(f"{directory}/c", 0o20666, os.makedev(1, 1)), "EPERM")
-refused("mknodat", lambda: call("mknodat", -100, b"/tmp/d", 0o20666, os.makedev(10, 200)), "EPERM")
+    refused("block", lambda: os.mknod(f"{directory}/b", 0o60666, os.makedev(8, 0)), "EPERM", "EACCES")
+    refused("character", lambda: os.mknod(f"{directory}/c", 0o20666, os.makedev(1, 1)), "EPERM", "EACCES")
+refused("mknodat", lambda: call("mknodat", -100, b"/tmp/d", 0o20666, os.makedev(10, 200)), "EPERM", "EACCES")
 DEVICES = {
     "memory": ("mem", "kmem", "port"),
     "disks": ("sda", "vda", "nvme0n1", "loop0", "loop-control", "mapper/control"),
