@@ -120,6 +120,11 @@ class ZygoteProcess:
             raise
         return self
 
+    @property
+    def pid(self) -> int:
+        """The launcher's process id."""
+        return self._process.pid
+
     def spawn(self, number: int, slot: Slot, home: Home) -> Sandbox:
         """Ask for a sandbox. It tells `home` when it is ready, or why it never will be."""
         sandbox = Sandbox(self, number, slot, home)

@@ -48,6 +48,11 @@ def own_cpu_s(pid: int) -> float:
     return sum(_cpu_ticks(pid)[:2]) / _TICKS_PER_S
 
 
+def waited_cpu_s(pid: int) -> float:
+    """Return the CPU time of the children that a process has waited for."""
+    return sum(_cpu_ticks(pid)[2:]) / _TICKS_PER_S
+
+
 def resident_mb(pid: int) -> float:
     """Return the resident memory of a process, shared pages in full (RSS)."""
     return _field_kib(Path(f"/proc/{pid}/status"), "VmRSS:") / 1024

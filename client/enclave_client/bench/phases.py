@@ -163,7 +163,9 @@ def _cpu_s(fleet: Fleet) -> dict[str, float]:
     return {
         "broker": footprint.cpu_s([broker]),
         "worker": sum(footprint.own_cpu_s(pid) for pid in workers),
-        "sandboxes": footprint.cpu_s([pid for worker in workers for pid in footprint.descendants(worker)]),
+        # Those of past zygotes are by now the worker's, who has waited for their launchers.
+        "sandboxes": footprint.cpu_s([pid for worker in workers for pid in footprint.descendants(worker)])
+        + sum(footprint.waited_cpu_s(pid) for pid in workers),
         "generator": own,
     }
 
