@@ -5,6 +5,8 @@ Everything is written as bytes and flushed at once: output is live, and a termin
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import BinaryIO, Protocol
 
 import msgspec
@@ -49,14 +51,14 @@ class RawPrinter:
 
     def line(self, raw: bytes) -> None:
         """Write the line."""
-        _put(self._out, raw + b"\n")
+        put(self._out, raw + b"\n")
         if raw.strip() and peek_type(raw) == "final":
             self._final = decode_final(raw)
 
     def refused(self, session_id: str, code: str, message: str) -> None:
         """Write a `final` in the broker's stead: whoever reads lines can rely on one, whatever happened."""
         payload = FinalPayload(ok=False, error=FinalError(message=message, code=code, retryable=is_retryable(code)))
-        _put(self._out, encode(Final(session_id=session_id, seq=1, payload=payload)) + b"\n")
+        put(self._out, encode(Final(session_id=session_id, seq=1, payload=payload)) + b"\n")
 
     def finish(self) -> int:
         """Return 0 if the session ended well, else say why not and return 1."""
@@ -91,7 +93,7 @@ class EventPrinter:
         self._end_lines()
         if self._final is not None and self._final.ok:
             result = None if self._final.result is UNSET else self._final.result
-            _put(self._out, msgspec.json.encode(result) + b"\n")
+            put(self._out, msgspec.json.encode(result) + b"\n")
         return _finish(self._final, self._err)
 
     def _show(self, raw: bytes) -> None:
@@ -108,14 +110,14 @@ class EventPrinter:
             self._write(self._err, f"[{event.payload.level}] {event.payload.message}\n", mid_line=False)
 
     def _write(self, stream: BinaryIO, chunk: str, *, mid_line: bool) -> bool:
-        _put(stream, chunk.encode("utf-8", "replace"))
+        put(stream, chunk.encode("utf-8", "replace"))
         return not chunk.endswith("\n") if chunk else mid_line
 
     def _end_lines(self) -> None:
         # Ours must not be glued to what the code left without a newline.
         for stream, mid_line in ((self._out, self._out_mid_line), (self._err, self._err_mid_line)):
             if mid_line:
-                _put(stream, b"\n")
+                put(stream, b"\n")
         self._out_mid_line = self._err_mid_line = False
 
 
@@ -138,7 +140,8 @@ def decode_final(raw: bytes) -> FinalPayload:
     raise AssertionError("peeked type final, decoded another")
 
 
-def _put(stream: BinaryIO, data: bytes) -> None:
+def put(stream: BinaryIO, data: bytes) -> None:
+    """Write all at once; raises BrokenPipeError if nobody reads any more, OutputError for any other reason."""
     try:
         stream.write(data)
         stream.flush()
@@ -148,11 +151,16 @@ def _put(stream: BinaryIO, data: bytes) -> None:
         raise OutputError(f"cannot write the output: {error.strerror}") from error
 
 
+def discard_output() -> None:
+    """Let go of standard output: what is left in its buffer must not become a traceback at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _finish(final: FinalPayload | None, err: BinaryIO) -> int:
     if final is None:
         raise StreamBrokenError(NO_FINAL)
     if not final.ok:
-        _put(err, explain(final).encode("utf-8", "replace"))
+        put(err, explain(final).encode("utf-8", "replace"))
     return 0 if final.ok else 1
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from enclave_protocol import new_session_id
 from .api import BrokerClient, BrokerError, BrokerRefusedError, BrokerUnreachableError
 from .commands.run import USAGE, silence_s
 from .fleet import FleetError, FleetSpec, running_fleet
-from .printer import EventPrinter, OutputError, RawPrinter
+from .printer import EventPrinter, OutputError, RawPrinter, discard_output
 
 if TYPE_CHECKING:
     from .printer import Printer
@@ -50,10 +49,10 @@ def run_code(
     try:
         return asyncio.run(_run(request, broker or "", fleet, printer))
     except BrokenPipeError:
-        _discard_output()
+        discard_output()
         return 1
     except OutputError as error:
-        _discard_output()
+        discard_output()
         reason, code = f"{error}; whether the code ran to its end is unknown", 1
     except asyncio.CancelledError:
         reason, code = "stopped before the session's end was known", 1
@@ -61,11 +60,6 @@ def run_code(
         reason, code = describe_failure(error)
     sys.stderr.write(f"enclave: {reason}\n")
     return code
-
-
-def _discard_output() -> None:
-    # What is left in its buffer must not become a traceback at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe_failure(error: BrokerError | FleetError) -> tuple[str, int]:

@@ -35,6 +35,8 @@ UNPRIVILEGED_UID = 20_000
 DEATH_TIMEOUT_S = 5.0
 CAP_SYS_ADMIN = kernel.ROOT_CAPABILITIES["SYS_ADMIN"]
 LANDLOCK_READ_FILE = 1 << 2
+LANDLOCK_ABIS = {1: "files", 3: "truncation", 5: "device controls", 6: "abstract sockets, signals"}
+"""From which ABI on it guards what; `sandbox/landlock.py` has the bits. 2 allows more, 4 and 7 guard nothing for us."""
 GETPPID = {"x86_64": 110, "aarch64": 173}
 
 
@@ -299,12 +301,12 @@ def keyring() -> str:
     return "can be joined"
 
 
-def capabilities() -> str:
-    """What root must still be able to do; containers take some away."""
+def own_user() -> str:
+    """Root, and what it must still be able to do; containers take some away."""
     if os.geteuid() != 0:
-        return "not root: none needed"
+        raise Missing("not started as root")
     if missing := kernel.lacking_capabilities():
-        return f"as an ordinary user, without {', '.join(missing)}"
+        raise Missing(f"root here lacks {', '.join(missing)}")
     return "all there"
 
 
@@ -330,6 +332,13 @@ def interpreter() -> str:
     return real
 
 
+def landlock_adds(version: int) -> str:
+    """Say what an ABI gives us, and which later one gives what it lacks."""
+    has = [what for abi, what in LANDLOCK_ABIS.items() if abi <= version]
+    lacks = [f"{what} (ABI {abi})" for abi, what in LANDLOCK_ABIS.items() if abi > version]
+    return ", ".join(has) + (f"; not yet {', '.join(lacks)}" if lacks else "")
+
+
 def landlock() -> str:
     """With everything forbidden, a file that could be read a moment ago cannot be opened."""
     if not (version := kernel.landlock_abi()):
@@ -340,7 +349,7 @@ def landlock() -> str:
         os.close(os.open("/proc/self/status", os.O_RDONLY))
     except OSError as error:
         if error.errno == errno.EACCES:
-            return f"ABI {version}"
+            return f"ABI {version}: {landlock_adds(version)}"
         raise
     raise Missing("in force, but without effect")
 
@@ -358,34 +367,6 @@ def time_namespace() -> str:
         return "clocks start anew"
 
     return in_child(first)
-
-
-def cgroups() -> str:
-    """Whether a group can be made below our own: version 2, or version 1's pids and memory."""
-    with open("/proc/self/cgroup") as file:  # noqa: PTH123 - the module is kept small
-        own = [line.rstrip("\n").split(":", 2) for line in file]
-    found = []
-    for _, controllers, path in own:
-        names = controllers.split(",")
-        if names == [""]:
-            found += [f"v2 ({path})"] if _can_make_group("/sys/fs/cgroup" + path, "cgroup.controllers") else []
-        elif {"pids", "memory"} & set(names) and _can_make_group(f"/sys/fs/cgroup/{controllers}{path}", "tasks"):
-            found.append(f"v1 {controllers}")
-    if not found:
-        raise Missing("none writable")
-    return ", ".join(found)
-
-
-def _can_make_group(parent: str, marker: str) -> bool:
-    if not os.path.exists(f"{parent}/{marker}"):  # noqa: PTH110 - the module is kept small
-        return False
-    made = f"{parent}/enclave-doctor-{os.getpid()}"
-    try:
-        os.mkdir(made)  # noqa: PTH102 - the module is kept small
-        os.rmdir(made)  # noqa: PTH106 - the module is kept small
-    except OSError:
-        return False
-    return True
 
 
 def attempt(function: Callable[[], str]) -> dict[str, Any]:
@@ -418,11 +399,10 @@ PROBES: dict[str, Callable[[], str]] = {
     "pidfd": pidfd,
     "close_range": close_range,
     "keyring": keyring,
-    "capabilities": capabilities,
+    "own_user": own_user,
     "rlimits": rlimits,
     "interpreter": interpreter,
     "landlock": landlock,
-    "cgroups": cgroups,
 }
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enclave_protocol import SandboxError
@@ -14,8 +15,11 @@ from .profiles import load_profiles
 from .sandbox.plan import make_plan
 from .sandbox.spec import bare, interpreter
 from .slots import Slots
+from .user_ids import describe, has_room, id_ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .config import RuntimeConfig
     from .footing import Footing
     from .profiles import Profile
@@ -34,7 +38,7 @@ def make_pools(config: RuntimeConfig, footing: Footing) -> tuple[list[Slots], Po
     """
     profiles = load_profiles(config.profiles, config.profiles_file)
     offers = [Offer.of(profile, footing, config) for profile in profiles.values()]
-    needed = sum(_places(offer.profile, config) for offer in offers)
+    needed = places_needed(config, profiles.values())
     first_uid = _first_uid(config.first_uid, needed) if footing.privilege == "root" else 0
     slots: list[Slots] = []
     pools = {}
@@ -53,6 +57,11 @@ def make_pools(config: RuntimeConfig, footing: Footing) -> tuple[list[Slots], Po
         first += places
         pools[offer.profile.name] = _profile_pools(offer, config, slots[-1])
     return slots, Pools(pools)
+
+
+def places_needed(config: RuntimeConfig, profiles: Iterable[Profile]) -> int:
+    """Return how many sandboxes there may be at once: so many host user ids it takes, started as root."""
+    return sum(_places(profile, config) for profile in profiles)
 
 
 def _places(profile: Profile, config: RuntimeConfig) -> int:
@@ -91,10 +100,8 @@ def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> Profile
 
 def _first_uid(wanted: int, count: int) -> int:
     """Check that our user namespace has the ids that sandboxes are to run as (a container's may not)."""
-    with open("/proc/self/uid_map") as file:  # noqa: PTH123 - a kernel file
-        ranges = [(int(first), int(size)) for first, _, size in (line.split() for line in file)]
-    if any(first <= wanted and wanted + count <= first + size for first, size in ranges):
+    ranges = id_ranges(Path("/proc/self/uid_map").read_text())
+    if has_room(ranges, wanted, count):
         return wanted
-    had = ", ".join(f"{first}-{first + size - 1}" for first, size in ranges)
-    hint = f"choose --first-uid inside {had}"
+    hint = f"choose --first-uid inside {describe(ranges)}"
     raise SandboxError("choose user ids", 0, f"no ids {wanted}-{wanted + count - 1} in this user namespace", hint=hint)
