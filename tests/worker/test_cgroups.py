@@ -283,3 +283,12 @@ async def test_used_up_memory_kills_and_is_told(real: ControlGroups) -> None:
     if real.version == 1:  # v2 kills the whole group by itself
         await told.wait()
     real.close()
+
+
+def test_workers_that_start_at_once_do_not_sweep_each_other_away(real: ControlGroups) -> None:
+    assert real.slot_parents
+    start = "from enclave_worker.cgroups import *; groups = ControlGroups.open(); "
+    use = "groups.group(0, GroupLimits(memory_bytes=1 << 26, processes=8, cpus=1)); groups.close()"
+    for _ in range(5):
+        pids = [os.posix_spawn(sys.executable, [sys.executable, "-c", start + use], os.environ) for _ in range(6)]
+        assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 6

@@ -52,7 +52,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Processes and threads of a sandbox. None: the level's."""
     send_buffer_bytes: int = 8 * 1024 * 1024
     """Events that may wait for one connection. Beyond it, its guests are no longer read and block on their output."""
-    zygote_forks: int = 2000
+    zygote_forks: int = 5000
     """Sandboxes after which a zygote is replaced: those of one zygote share a memory layout and a hash seed."""
     first_uid: int = 200_000
     """When started as root: sandboxes run as host user ids from here on, one each."""

@@ -29,7 +29,7 @@ from .group import ControlGroup, ControlGroupV1, ControlGroupV2, GroupLimits, wr
 from .layout import CONTROLLERS, DELEGATE, WRITABLE, ControlGroupsMissing, find_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .layout import Layout
 
@@ -160,12 +160,16 @@ class ControlGroups:
             with os.scandir(directory) as entries:
                 left = [entry.path for entry in entries if entry.name.startswith(_PREFIX)]
             for path in left:
-                if _is_dead(path):
-                    log.info("removing the control groups of a worker that is gone: %s", path)
-                    for parent in (path, f"{path}/sandboxes"):
-                        self._remove_slots(parent)
-                    for leaf in (f"{path}/sandboxes", f"{path}/worker", path):
-                        self._remove(leaf)
+                with _lock_of_the_dead(path) as dead:
+                    if dead:
+                        self._remove_all(path)
+
+    def _remove_all(self, base: str) -> None:
+        log.info("removing the control groups of a worker that is gone: %s", base)
+        for parent in (base, f"{base}/sandboxes"):
+            self._remove_slots(parent)
+        for leaf in (f"{base}/sandboxes", f"{base}/worker", base):
+            self._remove(leaf)
 
     def _hand_down(self) -> None:
         """v2: leave our group for a leaf of it, and let the sandboxes' part have the controllers."""
@@ -211,15 +215,23 @@ def _disable(path: str, controllers: str) -> None:
         write_control(path, controllers)
 
 
-def _is_dead(path: str) -> bool:
+@contextlib.contextmanager
+def _lock_of_the_dead(path: str) -> Iterator[bool]:
+    """Say whether the worker that made this directory is gone, and keep everybody else away from it meanwhile.
+
+    A worker that starts may have made it this moment: it must not get the lock before we have removed what it made, so
+    that it sees it gone and makes another.
+    """
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return False  # gone, or somebody else's
+        yield False  # gone, or somebody else's
+        return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        yield False
+    else:
+        yield True
     finally:
         os.close(lock)
-    return True
