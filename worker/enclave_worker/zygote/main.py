@@ -270,7 +270,7 @@ def main(control_fd: int) -> None:
         pid = os.fork()
         if pid:
             control.close()
-            _launcher(pid, worker, list(plan["control_groups"].values()))
+            _launcher(pid, worker, plan["control_groups"])
         kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
         zygote_pid = os.fork()
         if zygote_pid:
@@ -308,7 +308,7 @@ def _keeper(zygote: int) -> None:
                 os._exit(0)
 
 
-def _launcher(keeper: int, worker: int, group_parents: list[str]) -> None:
+def _launcher(keeper: int, worker: int, group_parents: dict[str, str]) -> None:
     """Wait for the keeper's end. Never returns.
 
     SIGTERM, which the worker sends or its death causes, ends the keeper and with it everything. If the worker is dead,
@@ -319,8 +319,10 @@ def _launcher(keeper: int, worker: int, group_parents: list[str]) -> None:
         os.kill(keeper, _signal.SIGKILL)
     _, status = os.waitpid(keeper, 0)
     if os.getppid() != worker:
-        for parent in group_parents:
+        for parent in group_parents.values():
             _remove_groups(parent)
+        if "unified" in group_parents:
+            _leave_groups(group_parents["unified"])
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
@@ -335,6 +337,31 @@ def _remove_groups(parent: str) -> None:
             os.rmdir(path)
         except OSError:
             continue
+
+
+def _leave_groups(sandboxes: str) -> None:
+    """v2: put back into the dead worker's group all that it moved out of it, us too, so that it can be entered again.
+
+    The kernel refuses while another zygote of it, or another worker, needs the controllers. That one does it later.
+    """
+    base = os.path.dirname(sandboxes)  # noqa: PTH120 - no pathlib in a zygote
+    own, leaf = os.path.dirname(base), f"{base}/worker"  # noqa: PTH120
+    try:
+        for path in (base, own):
+            _write(f"{path}/cgroup.subtree_control", "-memory -pids -cpu")
+        with open(f"{leaf}/cgroup.procs") as file:
+            pids = file.read().split()
+        for pid in pids:
+            _write(f"{own}/cgroup.procs", pid)
+        os.rmdir(leaf)
+        os.rmdir(base)
+    except OSError:
+        return
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC

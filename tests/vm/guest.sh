@@ -1,0 +1,2 @@
+#!/bin/sh
+uname -r; cat /sys/fs/cgroup/cgroup.controllers
