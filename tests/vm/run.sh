@@ -48,7 +48,7 @@ printf '%s\n' "$(cd "$here/../.." && pwd)" >"$initial/checkout"
 (cd "$initial" && find . | busybox cpio -o -H newc 2>/dev/null) >"$work/initial.cpio"
 
 timeout "${ENCLAVE_VM_TIMEOUT_S:-1200}" qemu-system-x86_64 \
-    -accel "${ENCLAVE_VM_ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 2048 -nodefaults -no-user-config -display none -no-reboot \
+    -accel "${ENCLAVE_VM_ACCEL:-tcg,thread=multi}" -cpu "${ENCLAVE_VM_CPU:-max}" -smp 2 -m 2048 -nodefaults -no-user-config -display none -no-reboot \
     -serial "file:$work/console" \
     -kernel "$(echo "$work"/package/boot/vmlinuz-*)" -initrd "$work/initial.cpio" \
     -append "console=ttyS0 quiet panic=-1 cgroup_no_v1=all" \

@@ -72,9 +72,7 @@ async def test_a_worker_in_a_group_handed_to_it_holds_secure(handed: Path, as_us
 
 async def test_a_second_worker_beside_the_first_outlives_it(handed: Path) -> None:
     with contextlib.ExitStack() as first_stops:
-        first, _ = first_stops.enter_context(
-            worker_process("--level", "SECURE", as_user=True, through=enter(handed))
-        )
+        first, _ = first_stops.enter_context(worker_process("--level", "SECURE", as_user=True, through=enter(handed)))
         # As whatever the first's container starts later: it is in the first's leaf.
         leaf = handed / f"enclave-{first.pid}" / "worker"
         with worker_process("--level", "SECURE", as_user=True, through=enter(leaf)) as (_, url):

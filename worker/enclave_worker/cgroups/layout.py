@@ -70,7 +70,9 @@ def find_layout(own: str, mounts: str, read: Callable[[str], str]) -> Layout:
     if unified is not None and "" in paths and (directory := _below(unified, _outside_of_workers(paths[""]))):
         lacking_2 -= set(_words(read, f"{directory}/cgroup.controllers"))
         if not lacking_2:
-            at_root = directory == unified.path and bool(_words(read, f"{directory}/cgroup.type"))  # the host's has none
+            at_root = directory == unified.path and bool(
+                _words(read, f"{directory}/cgroup.type")
+            )  # the host's has none
             return Layout(version=2, directories=dict.fromkeys(CONTROLLERS[2], directory), at_root=at_root)
     directories = dict(_v1_directories(paths, found))
     lacking_1 = [name for name in CONTROLLERS[1] if name not in directories]

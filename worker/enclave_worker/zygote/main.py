@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # `typing` itself is too large for a zygote
 _MAX_PACKET = 1 << 18
 _CONTROL_FD = 3
 _CHARACTER_DEVICE = 0o020000
+_NULL_DEVICE = 0x103
 _EACCES = 13
 _NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "user")
 
@@ -239,9 +240,10 @@ def _self_test(outside: dict[str, str], *, landlock: bool) -> None:
 
 
 def _landlock_holds() -> bool:
-    # The one device node that anybody may make, in a directory where we may make files: who refuses is Landlock.
+    # Landlock is asked first, and says EACCES; without it, who lacks capabilities is told EPERM. Not 0:0, a whiteout:
+    # to some kernels (6.1.192, 6.12.111) that is a regular file.
     try:
-        os.mknod("self-test", _CHARACTER_DEVICE)
+        os.mknod("self-test", _CHARACTER_DEVICE, _NULL_DEVICE)
     except OSError as error:
         return error.errno == _EACCES
     return False
@@ -344,8 +346,8 @@ def _leave_groups(sandboxes: str) -> None:
 
     The kernel refuses while another zygote of it, or another worker, needs the controllers. That one does it later.
     """
-    base = os.path.dirname(sandboxes)  # noqa: PTH120 - no pathlib in a zygote
-    own, leaf = os.path.dirname(base), f"{base}/worker"  # noqa: PTH120
+    base = os.path.dirname(sandboxes)
+    own, leaf = os.path.dirname(base), f"{base}/worker"
     try:
         for path in (base, own):
             _write(f"{path}/cgroup.subtree_control", "-memory -pids -cpu")
