@@ -354,7 +354,10 @@ def _leave_groups(sandboxes: str) -> None:
         with open(f"{leaf}/cgroup.procs") as file:
             pids = file.read().split()
         for pid in pids:
-            _write(f"{own}/cgroup.procs", pid)
+            try:
+                _write(f"{own}/cgroup.procs", pid)
+            except ProcessLookupError:  # another launcher that is done
+                continue
         os.rmdir(leaf)
         os.rmdir(base)
     except OSError:
