@@ -39,16 +39,27 @@ V1_FILES = {
 
 
 class FakeTree:
-    """A tree below `root`. Give its methods to `ControlGroups`; leave files out with `without`."""
+    """A tree below `root`. Give its methods to `ControlGroups`; leave files out with `without`.
 
-    def __init__(self, root: Path, version: int, without: frozenset[str] = frozenset()) -> None:
+    Files of `read_only` have no mode bit for writing, as those that the kernel lets nobody write.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        version: int,
+        without: frozenset[str] = frozenset(),
+        read_only: frozenset[str] = frozenset(),
+    ) -> None:
         self.root = root
         self.version = version
         self.without = without
+        self.read_only = read_only
         self.layout = Layout(
             version=2 if version == 2 else 1,
             directories={name: str(root if version == 2 else root / name) for name in CONTROLLERS[version]},
         )
+        root.mkdir(exist_ok=True)
         if version == 2:
             self._fill(root, V2_FILES)
         else:
@@ -73,3 +84,5 @@ class FakeTree:
         for name, text in files.items():
             if name not in self.without:
                 (directory / name).write_text(text)
+                if name in self.read_only:
+                    (directory / name).chmod(0o444)

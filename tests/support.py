@@ -22,7 +22,7 @@ from enclave_worker.runtime import create_runtime_worker
 from tests.real_client import check_stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
     from enclave_worker.runtime import RuntimeWorker
 
@@ -252,11 +252,17 @@ class Footprint(NamedTuple):
 
 
 @contextlib.contextmanager
-def worker_process(*options: str, as_user: bool = False) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start the real command on a free port; yield the process and its URL. Ends it, and waits for its end."""
+def worker_process(
+    *options: str, as_user: bool = False, through: Sequence[str] = ()
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the real command on a free port; yield the process and its URL. Ends it, and waits for its end.
+
+    `through` is a command that ends by becoming the one in its last arguments.
+    """
     command = [sys.executable, "-m", "enclave_worker.cli", "--port", "0", *options]
     if as_user:
         command = ordinary_user(command)
+    command = [*through, *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -57,6 +57,22 @@ def test_v2_is_used_when_it_has_every_controller() -> None:
     assert find_layout("0::/\n", V2_MOUNT, lambda _: "cpu memory pids").at_root
 
 
+def test_the_hosts_own_root_is_not_taken_for_a_containers_whose_processes_may_be_moved() -> None:
+    def read(path: str) -> str:
+        return nothing(path) if path.endswith("cgroup.type") else "cpu memory pids"
+
+    assert not find_layout("0::/\n", V2_MOUNT, read).at_root
+
+
+def test_a_worker_started_in_anothers_leaf_begins_beside_it() -> None:
+    found = find_layout("0::/a/enclave-7/worker\n", V2_MOUNT, lambda _: "cpu memory pids")
+    in_container = find_layout("0::/enclave-7/worker\n", V2_MOUNT, lambda _: "cpu memory pids")
+
+    assert found.directories["memory"] == "/sys/fs/cgroup/a"
+    assert in_container.directories["memory"] == "/sys/fs/cgroup"
+    assert in_container.at_root
+
+
 def test_what_v2_lacks_is_named_with_the_way_to_have_it_delegated() -> None:
     with pytest.raises(ControlGroupsMissing, match="lacks: cpu") as caught:
         find_layout("0::/user.slice/a\n", V2_MOUNT, lambda _: "memory pids\n")
@@ -196,6 +212,31 @@ def test_the_directories_of_a_dead_worker_are_removed_and_a_living_ones_stay(tre
     assert not list(tree.root.rglob("enclave-*"))
 
 
+def test_processes_in_a_dead_workers_leaf_are_taken_along(tmp_path: Path) -> None:
+    tree = FakeTree(tmp_path, 2)
+    for part in ("", "/sandboxes", "/worker"):
+        tree.make(f"{tmp_path}/enclave-999999999{part}")
+    (tmp_path / "enclave-999999999" / "worker" / "cgroup.procs").write_text("4242\n")
+
+    groups = open_in(tree)
+
+    assert (tmp_path / f"enclave-{os.getpid()}" / "worker" / "cgroup.procs").read_text() == "4242"
+    assert not (tmp_path / "enclave-999999999").exists()
+    groups.close()
+
+
+def test_a_peak_that_cannot_be_reset_makes_a_group_good_for_one_sandbox(tmp_path: Path) -> None:
+    old = FakeTree(tmp_path / "old", 2, read_only=frozenset({"memory.peak"}))
+    new = FakeTree(tmp_path / "new", 2)
+    reusable = []
+    for tree in (old, new):
+        groups = open_in(tree)
+        reusable.append(groups.group(0, LIMITS).reusable)
+        groups.close()
+
+    assert reusable == [False, True]
+
+
 def test_a_tree_that_cannot_be_written_is_a_missing_layer_that_says_what_helps(tree: FakeTree) -> None:
     def refuse(path: str) -> None:
         raise PermissionError(13, "Permission denied", path)
@@ -249,6 +290,8 @@ def test_processor_time_and_peak_memory_of_all_processes_are_counted(real: Contr
     usage = group.usage()
     assert usage.cpu_ms > 190
     assert 20 * MIB < usage.peak_memory_bytes < 64 * MIB
+    if not group.reusable:
+        real.discard(0)
     second = real.group(0, LIMITS).usage()
     assert second.cpu_ms < 1
     assert second.peak_memory_bytes < usage.peak_memory_bytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -194,11 +195,10 @@ class ControlGroupV2(ControlGroup):
         """Open `memory.peak`: there since Linux 5.19; since 6.12 an opener can reset what it reads."""
         if not self._exists("memory", "memory.peak"):
             return None
-        try:
-            return self._open("memory", "memory.peak", os.O_RDWR)
-        except PermissionError:  # not writable before 6.12, so good for one sandbox
-            self.reusable = False
-            return self._open("memory", "memory.peak")
+        mode = os.stat(f"{self._directories['memory']}/memory.peak").st_mode  # noqa: PTH116 - strings all along
+        # Root can open it for writing before 6.12, too, and is refused only when it writes: its mode tells.
+        self.reusable = bool(mode & stat.S_IWUSR)
+        return self._open("memory", "memory.peak", os.O_RDWR if self.reusable else os.O_RDONLY)
 
     def held_bytes(self) -> int:
         """See the base class."""

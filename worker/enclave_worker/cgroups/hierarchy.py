@@ -7,13 +7,15 @@ Theory of operation. Below our own group we make one directory, in v1 in each co
          <own>/enclave-<pid>/sandboxes/slot-0, slot-1, …
 
 In v2 a group with processes in it cannot hand controllers down, so the worker first moves into a leaf. If others share
-our group (a shell, say) that fails, unless the group is the root of a container: then all in it are moved.
+our group (a shell, say) that fails, unless the group is the root of a container: then all in it are moved. A worker
+that is started in another's leaf begins beside it, not below it. Whoever is the last to stop puts all of them back;
+before that the group hands controllers down and takes nobody.
 
 A slot's directories are made when it is first used and stay until the end; sandboxes join them one after another. The
 zygote makes a sandbox join, by a descriptor of the directory above the slots, as the first thing after the fork.
 
 We hold a lock on each directory of ours. A lock that can be taken belongs to a worker that is gone, so whoever starts
-next removes its directories: control groups are all that a killed worker can leave behind.
+or stops next removes its directories: control groups are all that a killed worker can leave behind.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .group import ControlGroup, ControlGroupV1, ControlGroupV2, GroupLimits, write_control
-from .layout import CONTROLLERS, DELEGATE, WRITABLE, ControlGroupsMissing, find_layout
+from .layout import CONTROLLERS, DELEGATE, PREFIX, WORKER_LEAF, WRITABLE, ControlGroupsMissing, find_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("enclave.worker")
 
-_PREFIX = "enclave-"
+_MOVES = 20
+"""How often all of a container's processes are moved: those that are moved may have forked in the meantime."""
 _WORKER_WEIGHT = 1000
 """v2: of the worker's own group beside the one of all sandboxes, which has the usual 100."""
 
@@ -86,14 +89,18 @@ class ControlGroups:
             return dict(self._bases)
         return {"unified": f"{self._bases['memory']}/sandboxes"}
 
+    @property
+    def _leaf(self) -> str:
+        return f"{self._bases['memory']}/{WORKER_LEAF}"
+
     def prepare(self) -> None:
         """Sweep, then make and lock our directories. What `open` does after finding the layout."""
         try:
-            self._sweep()
             for controller, directory in self._layout.directories.items():
                 self._bases[controller] = self._make_base(directory)
             if self.version == 2:
                 self._hand_down()
+            self._sweep()
         except OSError as error:
             self.close()
             fix = DELEGATE if self.version == 2 and not self._layout.at_root else WRITABLE
@@ -129,11 +136,15 @@ class ControlGroups:
         for directory in dict.fromkeys(self.slot_parents.values()) if self._bases else ():
             self._remove_slots(directory)
         self._undo.close()
+        ours = frozenset(self._bases.values())
         self._bases.clear()
+        if ours:
+            with contextlib.suppress(OSError):  # a tree that nobody can look into any more
+                self._sweep(apart_from=ours)
 
     def _make_base(self, directory: str) -> str:
         """Make `enclave-<pid>`, locked before anybody could take it for a dead worker's."""
-        base = f"{directory}/{_PREFIX}{os.getpid()}"
+        base = f"{directory}/{PREFIX}{os.getpid()}"
         if base in self._bases.values():
             return base  # v2: one for all controllers
         while True:
@@ -152,29 +163,34 @@ class ControlGroups:
             if held:
                 self._undo.callback(os.close, lock)
                 self._undo.callback(self._remove, base)
+                for parent in (base, f"{base}/sandboxes"):
+                    self._remove_slots(parent)  # of a dead worker that had our process id
                 return base
             os.close(lock)
 
-    def _sweep(self) -> None:
+    def _sweep(self, apart_from: frozenset[str] = frozenset()) -> None:
         for directory in dict.fromkeys(self._layout.directories.values()):
             with os.scandir(directory) as entries:
-                left = [entry.path for entry in entries if entry.name.startswith(_PREFIX)]
+                left = [entry.path for entry in entries if entry.name.startswith(PREFIX)]
             for path in left:
-                with _lock_of_the_dead(path) as dead:
-                    if dead:
-                        self._remove_all(path)
+                if path not in apart_from:
+                    with _lock_of_the_dead(path) as dead:
+                        if dead:
+                            self._remove_all(path, directory)
 
-    def _remove_all(self, base: str) -> None:
+    def _remove_all(self, base: str, directory: str) -> None:
         log.info("removing the control groups of a worker that is gone: %s", base)
         for parent in (base, f"{base}/sandboxes"):
             self._remove_slots(parent)
-        for leaf in (f"{base}/sandboxes", f"{base}/worker", base):
-            self._remove(leaf)
+        if self.version == 2:  # a container's processes, which that worker had moved, or we started in it
+            _move(f"{base}/{WORKER_LEAF}", self._leaf if self._bases else directory)
+        for part in (f"{base}/sandboxes", f"{base}/{WORKER_LEAF}", base):
+            self._remove(part)
 
     def _hand_down(self) -> None:
         """v2: leave our group for a leaf of it, and let the sandboxes' part have the controllers."""
         own, base = self._layout.directories["memory"], self._bases["memory"]
-        leaf, parent = f"{base}/worker", f"{base}/sandboxes"
+        leaf, parent = self._leaf, f"{base}/sandboxes"
         for path in (leaf, parent):
             with contextlib.suppress(FileExistsError):
                 self._make_directory(path)
@@ -205,9 +221,16 @@ class ControlGroups:
 
 
 def _move(source: str, target: str) -> None:
-    for pid in Path(source, "cgroup.procs").read_text().split():
-        with contextlib.suppress(OSError):  # it has just ended, or the target hands controllers down for another worker
-            write_control(f"{target}/cgroup.procs", pid)
+    """Move all processes, as far as that can be done."""
+    for _ in range(_MOVES):
+        moved = False
+        with contextlib.suppress(FileNotFoundError):
+            for pid in Path(source, "cgroup.procs").read_text().split():
+                with contextlib.suppress(OSError):  # it has just ended, or the target hands down for another worker
+                    write_control(f"{target}/cgroup.procs", pid)
+                    moved = True
+        if not moved:
+            return
 
 
 def _disable(path: str, controllers: str) -> None:

@@ -19,6 +19,10 @@ CONTROLLERS = {1: ("memory", "pids", "cpu", "cpuacct"), 2: ("memory", "pids", "c
 """What is needed of each version. In v2 `cpu` counts as well as limits."""
 
 DELEGATE = "start it in a group of its own: systemd-run --user --scope -p Delegate=yes enclave-runtime …"
+PREFIX = "enclave-"
+"""Begins the name of each worker's directory."""
+WORKER_LEAF = "worker"
+"""v2: the group in it that the worker itself is in."""
 WRITABLE = "give the worker control groups that it may write (docs/operations.md: containers), or start it as root"
 
 
@@ -37,7 +41,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     version: Literal[1, 2]
     directories: dict[str, str]
     at_root: bool = False
-    """v2: whether this is the root of what we can see, so that every process in it is this container's own."""
+    """v2: whether this is a container's root, so that every process in it is the container's own. Not the host's root:
+    that one may have processes and hand controllers down."""
 
 
 class _Mount(NamedTuple):
@@ -62,12 +67,13 @@ def find_layout(own: str, mounts: str, read: Callable[[str], str]) -> Layout:
     found = list(_mounts(mounts))
     unified = next((mount for mount in found if mount.kind == "cgroup2"), None)
     lacking_2 = set(CONTROLLERS[2])
-    if unified is not None and "" in paths and (directory := _below(unified, paths[""])):
+    if unified is not None and "" in paths and (directory := _below(unified, _outside_of_workers(paths[""]))):
         lacking_2 -= set(_words(read, f"{directory}/cgroup.controllers"))
         if not lacking_2:
-            return Layout(
-                version=2, directories=dict.fromkeys(CONTROLLERS[2], directory), at_root=directory == unified.path
-            )
+            at_root = directory == unified.path and bool(
+                _words(read, f"{directory}/cgroup.type")
+            )  # the host's has none
+            return Layout(version=2, directories=dict.fromkeys(CONTROLLERS[2], directory), at_root=at_root)
     directories = dict(_v1_directories(paths, found))
     lacking_1 = [name for name in CONTROLLERS[1] if name not in directories]
     if not lacking_1:
@@ -92,6 +98,14 @@ def _mounts(text: str) -> Iterator[_Mount]:
         fields, (kind, _, options) = head.split(), tail.split(" ", 2)
         if kind in {"cgroup", "cgroup2"}:
             yield _Mount(kind, _unescape(fields[3]), _unescape(fields[4]), tuple(options.split(",")))
+
+
+def _outside_of_workers(path: str) -> str:
+    """Return where a worker starts from, given our path: what another moved into its leaf, or started, is in there."""
+    place = PurePosixPath(path)
+    while place.name == WORKER_LEAF and place.parent.name.startswith(PREFIX):
+        place = place.parent.parent
+    return str(place)
 
 
 def _v1_directories(paths: dict[str, str], mounts: list[_Mount]) -> Iterator[tuple[str, str]]:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # `typing` itself is too large for a zygote
 _MAX_PACKET = 1 << 18
 _CONTROL_FD = 3
 _CHARACTER_DEVICE = 0o020000
+_NULL_DEVICE = 0x103
 _EACCES = 13
 _NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "user")
 
@@ -239,9 +240,10 @@ def _self_test(outside: dict[str, str], *, landlock: bool) -> None:
 
 
 def _landlock_holds() -> bool:
-    # The one device node that anybody may make, in a directory where we may make files: who refuses is Landlock.
+    # Landlock is asked first, and says EACCES; without it, who lacks capabilities is told EPERM. Not 0:0, a whiteout:
+    # to some kernels (6.1.192, 6.12.111) that is a regular file.
     try:
-        os.mknod("self-test", _CHARACTER_DEVICE)
+        os.mknod("self-test", _CHARACTER_DEVICE, _NULL_DEVICE)
     except OSError as error:
         return error.errno == _EACCES
     return False
@@ -270,7 +272,7 @@ def main(control_fd: int) -> None:
         pid = os.fork()
         if pid:
             control.close()
-            _launcher(pid, worker, list(plan["control_groups"].values()))
+            _launcher(pid, worker, plan["control_groups"])
         kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
         zygote_pid = os.fork()
         if zygote_pid:
@@ -308,7 +310,7 @@ def _keeper(zygote: int) -> None:
                 os._exit(0)
 
 
-def _launcher(keeper: int, worker: int, group_parents: list[str]) -> None:
+def _launcher(keeper: int, worker: int, group_parents: dict[str, str]) -> None:
     """Wait for the keeper's end. Never returns.
 
     SIGTERM, which the worker sends or its death causes, ends the keeper and with it everything. If the worker is dead,
@@ -319,8 +321,10 @@ def _launcher(keeper: int, worker: int, group_parents: list[str]) -> None:
         os.kill(keeper, _signal.SIGKILL)
     _, status = os.waitpid(keeper, 0)
     if os.getppid() != worker:
-        for parent in group_parents:
+        for parent in group_parents.values():
             _remove_groups(parent)
+        if "unified" in group_parents:
+            _leave_groups(group_parents["unified"])
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
@@ -335,6 +339,34 @@ def _remove_groups(parent: str) -> None:
             os.rmdir(path)
         except OSError:
             continue
+
+
+def _leave_groups(sandboxes: str) -> None:
+    """v2: put back into the dead worker's group all that it moved out of it, us too, so that it can be entered again.
+
+    The kernel refuses while another zygote of it, or another worker, needs the controllers. That one does it later.
+    """
+    base = os.path.dirname(sandboxes)
+    own, leaf = os.path.dirname(base), f"{base}/worker"
+    try:
+        for path in (base, own):
+            _write(f"{path}/cgroup.subtree_control", "-memory -pids -cpu")
+        with open(f"{leaf}/cgroup.procs") as file:
+            pids = file.read().split()
+        for pid in pids:
+            try:
+                _write(f"{own}/cgroup.procs", pid)
+            except ProcessLookupError:  # another launcher that is done
+                continue
+        os.rmdir(leaf)
+        os.rmdir(base)
+    except OSError:
+        return
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
