@@ -252,12 +252,19 @@ class Footprint(NamedTuple):
 
 
 @contextlib.contextmanager
-def worker_process(*options: str, as_user: bool = False) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start the real command on a free port; yield the process and its URL. Ends it, and waits for its end."""
+def worker_process(
+    *options: str, as_user: bool = False, before: Iterable[str] = (), env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the real command on a free port; yield the process and its URL. Ends it, and waits for its end.
+
+    `before` is a command that runs it; `env` is added to the environment.
+    """
     command = [sys.executable, "-m", "enclave_worker.cli", "--port", "0", *options]
     if as_user:
         command = ordinary_user(command)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [*before, *command]
+    own = {**os.environ, **(env or {})}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         # Read all along: a full pipe would stop the worker.
