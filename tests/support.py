@@ -253,15 +253,15 @@ class Footprint(NamedTuple):
 
 @contextlib.contextmanager
 def worker_process(
-    *options: str, as_user: bool = False, before: Iterable[str] = (), env: dict[str, str] | None = None
+    *options: str, as_user: int | bool = False, before: Iterable[str] = (), env: dict[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start the real command on a free port; yield the process and its URL. Ends it, and waits for its end.
 
-    `before` is a command that runs it; `env` is added to the environment.
+    `as_user` may be the user's id. `before` is a command that runs it; `env` is added to the environment.
     """
     command = [sys.executable, "-m", "enclave_worker.cli", "--port", "0", *options]
-    if as_user:
-        command = ordinary_user(command)
+    if as_user is not False:
+        command = ordinary_user(command, USER if as_user is True else as_user)
     command = [*before, *command]
     own = {**os.environ, **(env or {})}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as process:
@@ -278,8 +278,8 @@ def worker_process(
             process.wait(PATIENCE_S)
 
 
-def ordinary_user(command: list[str]) -> list[str]:
-    """Return a command that runs `command` as somebody who is not root.
+def ordinary_user(command: list[str], uid: int = USER) -> list[str]:
+    """Return a command that runs `command` as somebody who is not root (or is, with what others need within reach).
 
     Root's tests may run on an interpreter that only root can reach. Then the command gets a mount namespace of its
     own, in which what it needs of the unreachable directories, and nothing else of them, lies open.
@@ -288,4 +288,4 @@ def ordinary_user(command: list[str]) -> list[str]:
         return command
     root = Path(__file__).resolve().parent.parent
     needed = [sys.base_prefix, sys.prefix, str(root), *(path for path in sys.path if path and Path(path).is_dir())]
-    return [sys.executable, str(root / "tests" / "as_user.py"), str(USER), json.dumps(needed), *command]
+    return [sys.executable, str(root / "tests" / "as_user.py"), str(uid), json.dumps(needed), *command]

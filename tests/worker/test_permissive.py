@@ -60,7 +60,9 @@ needs_landlock = pytest.mark.skipif(landlock_abi() < 6, reason="this kernel's La
 
 
 @contextlib.contextmanager
-def bare_worker(*options: str, scratch: Path, as_user: bool = True) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def bare_worker(
+    *options: str, scratch: Path, as_user: int | bool = True
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A PERMISSIVE worker, of an ordinary user unless said otherwise, on a host without namespaces, its sandboxes' directories in `scratch`."""
     scratch.chmod(0o1777)
     with worker_process(
@@ -220,9 +222,7 @@ return seen
 
 
 @pytest.mark.parametrize("ending", ["deadline", "cancel", "crash", "return"])
-async def test_every_process_ends_with_the_session_and_its_directory_goes(
-    url: str, scratch: Path, ending: str
-) -> None:
+async def test_every_process_ends_with_the_session_and_its_directory_goes(url: str, scratch: Path, ending: str) -> None:
     name = new_name()
     last = {"crash": "os.kill(os.getpid(), 9)", "return": "return 1"}.get(ending, "while True: time.sleep(60)")
     code = NAME_PROCESS.format(name=name) + UNDYING + "print(os.getcwd(), flush=True)\nsys.stdin.read()\n" + last
@@ -264,6 +264,33 @@ return start
         place = (await client.run(code)).final["result"]
         assert place.startswith(str(scratch))
     _wait_gone(Path(place))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes users of others")
+async def test_a_worker_of_roots_gives_each_sandbox_a_user_of_its_own(own_scratch: Path) -> None:
+    code = "import os, sqlite3\nreturn [os.getuid(), os.stat('.').st_uid, os.getgroups(), open('/proc/self/status').read()]"
+    with bare_worker(scratch=own_scratch, as_user=0) as (_, url):
+        async with client_of(url) as client:
+            first = (await client.run(code)).final["result"]
+            second = (await client.run(code)).final["result"]
+
+    assert first[0] == first[1] >= 200_000
+    assert first[0] != second[0]
+    assert (first[2], "CapBnd:\t0000000000000000" in first[3]) == ([], True)
+    assert list(own_scratch.iterdir()) == []
+
+
+async def test_packages_of_a_profile_are_there(own_scratch: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:  # noqa: S108 - another user can reach it
+        Path(place).chmod(0o755)
+        Path(place, "own_package.py").write_text("VALUE = 7\n")
+        profiles = Path(place, "profiles.toml")
+        profiles.write_text(f"[profiles.python]\npackages_dir = '{place}'\npreload = ['own_package']\n")
+        with bare_worker("--profiles", str(profiles), scratch=own_scratch) as (_, url):
+            async with client_of(url) as client:
+                run = await client.run("import own_package\nreturn own_package.VALUE")
+
+    assert run.final["result"] == 7
 
 
 async def test_memory_of_the_whole_sandbox_is_watched(own_scratch: Path) -> None:
