@@ -18,7 +18,6 @@ from enclave_worker.zygote.kernel import landlock_abi
 from tests.support import (
     NAME_PROCESS,
     PATIENCE_S,
-    Client,
     children_of,
     client_of,
     new_name,
@@ -63,7 +62,10 @@ needs_landlock = pytest.mark.skipif(landlock_abi() < 6, reason="this kernel's La
 def bare_worker(
     *options: str, scratch: Path, as_user: int | bool = True
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A PERMISSIVE worker, of an ordinary user unless said otherwise, on a host without namespaces, its sandboxes' directories in `scratch`."""
+    """A PERMISSIVE worker on a host without namespaces, by default an ordinary user's.
+
+    Its sandboxes' directories are made in `scratch`.
+    """
     scratch.chmod(0o1777)
     with worker_process(
         "--level", "PERMISSIVE", *options, as_user=as_user, before=NO_NAMESPACES, env={"TMPDIR": str(scratch)}
@@ -74,14 +76,14 @@ def bare_worker(
 @pytest.fixture(scope="module")
 def scratch() -> Iterator[Path]:
     """Where the module's worker has its sandboxes' directories."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as path:  # noqa: S108 - another user can reach it
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as path:  # another user can reach it
         yield Path(path)
 
 
 @pytest.fixture
 def own_scratch() -> Iterator[Path]:
     """The same for a worker of the test's own."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as path:  # noqa: S108 - as above
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as path:
         yield Path(path)
 
 
@@ -268,7 +270,10 @@ return start
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes users of others")
 async def test_a_worker_of_roots_gives_each_sandbox_a_user_of_its_own(own_scratch: Path) -> None:
-    code = "import os, sqlite3\nreturn [os.getuid(), os.stat('.').st_uid, os.getgroups(), open('/proc/self/status').read()]"
+    code = (
+        "import os\n"
+        "return [os.getuid(), os.stat('.').st_uid, os.getgroups(), open('/proc/self/status').read()]"
+    )
     with bare_worker(scratch=own_scratch, as_user=0) as (_, url):
         async with client_of(url) as client:
             first = (await client.run(code)).final["result"]
@@ -277,18 +282,24 @@ async def test_a_worker_of_roots_gives_each_sandbox_a_user_of_its_own(own_scratc
     assert first[0] == first[1] >= 200_000
     assert first[0] != second[0]
     assert (first[2], "CapBnd:\t0000000000000000" in first[3]) == ([], True)
-    assert list(own_scratch.iterdir()) == []
+    assert _entries(own_scratch) == []
 
 
-async def test_packages_of_a_profile_are_there(own_scratch: Path) -> None:
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:  # noqa: S108 - another user can reach it
+@pytest.fixture
+def profiles() -> Iterator[Path]:
+    """A file of profiles, of which one brings a package."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:  # another user can reach it
         Path(place).chmod(0o755)
         Path(place, "own_package.py").write_text("VALUE = 7\n")
-        profiles = Path(place, "profiles.toml")
-        profiles.write_text(f"[profiles.python]\npackages_dir = '{place}'\npreload = ['own_package']\n")
-        with bare_worker("--profiles", str(profiles), scratch=own_scratch) as (_, url):
-            async with client_of(url) as client:
-                run = await client.run("import own_package\nreturn own_package.VALUE")
+        file = Path(place, "profiles.toml")
+        file.write_text(f"[profiles.python]\npackages_dir = '{place}'\npreload = ['own_package']\n")
+        yield file
+
+
+async def test_packages_of_a_profile_are_there(own_scratch: Path, profiles: Path) -> None:
+    with bare_worker("--profiles", str(profiles), scratch=own_scratch) as (_, url):
+        async with client_of(url) as client:
+            run = await client.run("import own_package\nreturn own_package.VALUE")
 
     assert run.final["result"] == 7
 
@@ -324,7 +335,7 @@ async def test_nothing_outlives_a_killed_worker(own_scratch: Path) -> None:
                 process.kill()
                 wait_gone()
     _wait_none_left(name)
-    assert list(own_scratch.iterdir()) == []
+    assert _entries(own_scratch) == []
 
 
 @pytest.mark.parametrize("victim", ["launcher", "keeper", "zygote"])
@@ -342,7 +353,11 @@ async def test_nothing_outlives_any_of_the_processes_above_it(own_scratch: Path,
             assert run.code != "OK"
             assert (await client.run("return 1")).final["result"] == 1, "another zygote has taken its place"
     _wait_none_left(name)
-    assert list(own_scratch.iterdir()) == []
+    assert _entries(own_scratch) == []
+
+
+def _entries(path: Path) -> list[Path]:
+    return list(path.iterdir())
 
 
 def _wait_none_left(name: str) -> None:

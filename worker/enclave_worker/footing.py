@@ -137,6 +137,6 @@ def _permissive_warning(lacking: dict[Layer, str]) -> str:
         return "level PERMISSIVE is for development: it starts without any layer that this host lacks"
     landlock = "does not open files of" if Layer.LANDLOCK not in lacking else "can read and write the files of"
     return (
-        "level PERMISSIVE is for development: without namespaces code here IS NOT ISOLATED from this host's files, network "
-        f"and processes. It {landlock} this user, and gets no network sockets; nothing else keeps it apart"
+        "level PERMISSIVE is for development: without namespaces code here IS NOT ISOLATED from this host's files, "
+        f"network and processes. It {landlock} this user, and gets no network sockets; nothing else keeps it apart"
     )

@@ -17,7 +17,6 @@ process 1 of a namespace is), and what it leaves falls to the zygote. `enclave_w
 from __future__ import annotations
 
 import base64
-import os
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -129,7 +128,7 @@ def _tasks_of(uid: int) -> int:
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and entry.stat().st_uid == uid:
-                count += len(os.listdir(entry / "task"))
+                count += sum(1 for _ in (entry / "task").iterdir())
         except OSError:  # it ended
             continue
     return count

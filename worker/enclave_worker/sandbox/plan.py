@@ -3,8 +3,8 @@
 Theory of operation. Lists, performed by `enclave_worker.zygote`:
 
 1. `launch`, once, in the process that will be the zygote's parent: a pid namespace for its children. An ordinary user
-   gets a user namespace first, in which the zygote is root over nothing but its own namespaces. Where the kernel can, the zygote is born with clocks of
-   its own, and each of its forks with the same.
+   gets a user namespace first, in which the zygote is root over nothing but its own namespaces. Where the kernel can,
+   the zygote is born with clocks of its own, and each of its forks with the same.
 2. `prepare`, once, in the zygote: everything that a fork inherits. It builds the root that sandboxes see, pivots into
    it and lets go of the host's. Modules are preloaded inside of it, and `settle` removes what only that needed.
 3. `enclose`, in every sandbox, right after the fork, before it knows what it will run: namespaces, private mounts,
@@ -89,7 +89,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str
     """Where guests find the files beside them; empty: wherever they are."""
     scratch: str = ""
-    """Without namespaces (`open_plan`): where the sandboxes' directories are made. Empty: each has mounts of its own."""
+    """Without namespaces (`open_plan`): where the sandboxes' directories are made. Empty: each has its own mounts."""
 
 
 def make_plan(

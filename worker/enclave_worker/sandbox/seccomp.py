@@ -224,5 +224,7 @@ ever; one of datagrams could be turned to somebody's socket in the file system. 
 _RULES = {
     **BY_ARGUMENT,
     "connected pair": _connected_pair(),
-    "prctl of a first process": _one_of(0, (*PRCTL_DENIED, PR_SET_CHILD_SUBREAPER), matched=_EPERM, otherwise=_ALLOW),
+    "prctl of a first process": _one_of(
+        0, (*PRCTL_DENIED, PR_SET_CHILD_SUBREAPER), matched=_EPERM, otherwise=_ALLOW
+    ),
 }

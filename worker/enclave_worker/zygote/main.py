@@ -63,6 +63,7 @@ class Zygote:
         plan: Message,
         groups: dict[str, int],
         run_guest: Callable[[], None],
+        *,
         host_clocks: str,
         scratch: str,
     ) -> None:
@@ -296,7 +297,7 @@ def main(control_fd: int) -> None:
             tree.keep(zygote_pid, launcher, scratch) if scratch else _keeper(zygote_pid)
         _adopt_if(scratch)
         groups = {f"group_{name}": os.open(path, _DIRECTORY) for name, path in plan["control_groups"].items()}
-        zygote = Zygote(control, plan, groups, _prepare(plan, scratch), host_clocks, scratch)
+        zygote = Zygote(control, plan, groups, _prepare(plan, scratch), host_clocks=host_clocks, scratch=scratch)
     except steps.StepFailed as failure:
         control.send(json.dumps(_failed(failure)).encode())
         os._exit(1)
@@ -372,7 +373,7 @@ def _prepare(plan: Message, scratch: str) -> Callable[[], None]:
     """Enter the root that guests will see, load what they need, make the memory ready to share; return the driver."""
     from . import guest, preload  # noqa: PLC0415 - here, not above: the launcher has no use for them
 
-    values = {"scratch": scratch}
+    values: dict[str, object] = {"scratch": scratch}
     steps.perform(steps.compile_steps(plan["prepare"], values))
     os.environ.clear()
     kernel.share_malloc_arenas()

@@ -98,7 +98,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "chdir": os.chdir,
     "clocks_from_zero": _clocks_from_zero,
     "directory": _directory,
-    "environment": lambda name, value: os.environb.__setitem__(name, value),
+    "environment": os.environb.__setitem__,
     "file": _file,
     "hostname": kernel.sethostname,
     "identity": _identity,

@@ -60,7 +60,7 @@ def _stop(roots: list[int]) -> list[int]:
 
 def send(pid: int, number: int) -> None:
     """Send a signal to a process, if there is one."""
-    try:
+    try:  # noqa: SIM105 - contextlib is too large for a zygote
         os.kill(pid, number)
     except ProcessLookupError:
         pass
@@ -99,7 +99,7 @@ def make_scratch(parent: str) -> str:
     path = f"{parent}/enclave-{os.getpid()}-{os.urandom(8).hex()}"
     try:
         os.mkdir(path, 0o700)
-        os.chmod(path, 0o711)  # sandboxes may be other users; each has a directory that only it can enter
+        os.chmod(path, 0o711)  # noqa: S103 - sandboxes may be other users; each has a directory that only it can enter
     except OSError as error:
         raise steps.StepFailed(f"directory {path}", error.errno or 0, error.strerror or "") from None
     return path
