@@ -270,10 +270,7 @@ return start
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes users of others")
 async def test_a_worker_of_roots_gives_each_sandbox_a_user_of_its_own(own_scratch: Path) -> None:
-    code = (
-        "import os\n"
-        "return [os.getuid(), os.stat('.').st_uid, os.getgroups(), open('/proc/self/status').read()]"
-    )
+    code = "import os\nreturn [os.getuid(), os.stat('.').st_uid, os.getgroups(), open('/proc/self/status').read()]"
     with bare_worker(scratch=own_scratch, as_user=0) as (_, url):
         async with client_of(url) as client:
             first = (await client.run(code)).final["result"]

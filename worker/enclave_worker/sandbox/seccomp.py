@@ -220,11 +220,10 @@ _WITHOUT_NAMESPACES: dict[str, _Action] = {
     "mq_unlink": _EPERM,
 }
 """What is the host's where a sandbox has no namespaces: networks, message queues. A pair of streams is connected for
-ever; one of datagrams could be turned to somebody's socket in the file system. Orphans must fall to the first process."""
+ever; one of datagrams could be turned to somebody's socket in the file system. Orphans fall to the first process."""
+_FIRST_PROCESS_DENIED = (*PRCTL_DENIED, PR_SET_CHILD_SUBREAPER)
 _RULES = {
     **BY_ARGUMENT,
     "connected pair": _connected_pair(),
-    "prctl of a first process": _one_of(
-        0, (*PRCTL_DENIED, PR_SET_CHILD_SUBREAPER), matched=_EPERM, otherwise=_ALLOW
-    ),
+    "prctl of a first process": _one_of(0, _FIRST_PROCESS_DENIED, matched=_EPERM, otherwise=_ALLOW),
 }
