@@ -282,6 +282,8 @@ def main(control_fd: int) -> None:
     host_clocks = os.readlink("/proc/self/ns/time") if plan["own_clocks"] else ""
     try:
         steps.perform(steps.compile_steps(plan["launch"], {}))
+        if plan["scratch"]:  # from here on there is something to remove: wait for those who handle it
+            _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
         scratch = tree.make_scratch(plan["scratch"]) if plan["scratch"] else ""
         _adopt_if(scratch)
         launcher = os.getpid()
@@ -289,12 +291,13 @@ def main(control_fd: int) -> None:
         if pid:
             control.close()
             _launcher(pid, worker, list(plan["control_groups"].values()), scratch)
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGTERM if scratch else _signal.SIGKILL)
         _adopt_if(scratch)
         zygote_pid = os.fork()
         if zygote_pid:
             control.close()
             tree.keep(zygote_pid, launcher, scratch) if scratch else _keeper(zygote_pid)
+        _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
         _adopt_if(scratch)
         groups = {f"group_{name}": os.open(path, _DIRECTORY) for name, path in plan["control_groups"].items()}
         zygote = Zygote(control, plan, groups, _prepare(plan, scratch), host_clocks=host_clocks, scratch=scratch)
