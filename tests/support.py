@@ -22,7 +22,7 @@ from enclave_worker.runtime import create_runtime_worker
 from tests.real_client import check_stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from enclave_worker.runtime import RuntimeWorker
 
@@ -253,17 +253,18 @@ class Footprint(NamedTuple):
 
 @contextlib.contextmanager
 def worker_process(
-    *options: str, as_user: bool = False, through: Sequence[str] = ()
+    *options: str, as_user: int | bool = False, before: Iterable[str] = (), env: dict[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start the real command on a free port; yield the process and its URL. Ends it, and waits for its end.
 
-    `through` is a command that ends by becoming the one in its last arguments.
+    `as_user` may be the user's id. `before` is a command that runs it; `env` is added to the environment.
     """
     command = [sys.executable, "-m", "enclave_worker.cli", "--port", "0", *options]
-    if as_user:
-        command = ordinary_user(command)
-    command = [*through, *command]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    if as_user is not False:
+        command = ordinary_user(command, USER if as_user is True else as_user)
+    command = [*before, *command]
+    own = {**os.environ, **(env or {})}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         # Read all along: a full pipe would stop the worker.
@@ -277,8 +278,8 @@ def worker_process(
             process.wait(PATIENCE_S)
 
 
-def ordinary_user(command: list[str]) -> list[str]:
-    """Return a command that runs `command` as somebody who is not root.
+def ordinary_user(command: list[str], uid: int = USER) -> list[str]:
+    """Return a command that runs `command` as somebody who is not root (or is, with what others need within reach).
 
     Root's tests may run on an interpreter that only root can reach. Then the command gets a mount namespace of its
     own, in which what it needs of the unreachable directories, and nothing else of them, lies open.
@@ -287,4 +288,4 @@ def ordinary_user(command: list[str]) -> list[str]:
         return command
     root = Path(__file__).resolve().parent.parent
     needed = [sys.base_prefix, sys.prefix, str(root), *(path for path in sys.path if path and Path(path).is_dir())]
-    return [sys.executable, str(root / "tests" / "as_user.py"), str(USER), json.dumps(needed), *command]
+    return [sys.executable, str(root / "tests" / "as_user.py"), str(uid), json.dumps(needed), *command]

@@ -18,7 +18,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from enclave_worker.zygote import kernel, steps
+from enclave_worker.zygote import steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,6 @@ def main() -> None:
     request["seccomp"] = base64.b64decode(request["plan"]["seccomp_base64"])
     request["abstract"] = "\0" + request["abstract"]
     steps.perform(steps.compile_steps(request["plan"]["launch"], {}))
-    kernel.unshare(kernel.CLONE_NEWPID)
     os.waitpid(in_child(lambda: zygote(request)), 0)
 
 

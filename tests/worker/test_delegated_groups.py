@@ -65,29 +65,29 @@ async def limits_hold(url: str) -> None:
 
 @pytest.mark.parametrize("as_user", [False, True], ids=["root", "an ordinary user"])
 async def test_a_worker_in_a_group_handed_to_it_holds_secure(handed: Path, as_user: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    with worker_process("--level", "SECURE", as_user=as_user, through=enter(handed)) as (process, url):
+    with worker_process("--level", "SECURE", as_user=as_user, before=enter(handed)) as (process, url):
         await limits_hold(url)
         assert process.pid not in pids_in(handed)
 
 
 async def test_a_second_worker_beside_the_first_outlives_it(handed: Path) -> None:
     with contextlib.ExitStack() as first_stops:
-        first, _ = first_stops.enter_context(worker_process("--level", "SECURE", as_user=True, through=enter(handed)))
+        first, _ = first_stops.enter_context(worker_process("--level", "SECURE", as_user=True, before=enter(handed)))
         # As whatever the first's container starts later: it is in the first's leaf.
         leaf = handed / f"enclave-{first.pid}" / "worker"
-        with worker_process("--level", "SECURE", as_user=True, through=enter(leaf)) as (_, url):
+        with worker_process("--level", "SECURE", as_user=True, before=enter(leaf)) as (_, url):
             await limits_hold(url)
             first_stops.close()
             await limits_hold(url)
 
 
 async def test_a_group_whose_worker_was_killed_can_be_entered_again(handed: Path) -> None:
-    with worker_process("--level", "SECURE", as_user=True, through=enter(handed)) as (process, url):
+    with worker_process("--level", "SECURE", as_user=True, before=enter(handed)) as (process, url):
         await limits_hold(url)
         with watched(children_of(process.pid)) as wait_gone:
             process.kill()
             await asyncio.to_thread(wait_gone)
-    with worker_process("--level", "SECURE", as_user=True, through=enter(handed)) as (_, url):
+    with worker_process("--level", "SECURE", as_user=True, before=enter(handed)) as (_, url):
         await limits_hold(url)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from enclave_protocol import SandboxError
 
+from . import doctor
 from .cgroups import ControlGroups, ControlGroupsMissing, GroupLimits
 from .sandbox.levels import Layer, choose_level, missing_layers
 from .sandbox.spec import spare_address_bytes
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from .sandbox.plan import Privilege
 
 log = logging.getLogger("enclave.worker")
+
+_NAMESPACE_PROBES = (
+    *("user_namespace", "guest_user_namespace", "mount_namespace", "pid_namespace", "network_namespace"),
+    *("ipc_namespace", "uts_namespace", "cgroup_namespace", "tmpfs", "proc", "read_only_bind", "pivot_root", "keyring"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,8 @@ class Footing:
     """0 if there is no Landlock."""
     own_clocks: bool
     """Whether sandboxes can have clocks of their own. No layer: nothing depends on it."""
+    namespaces: bool = True
+    """Whether sandboxes get namespaces. Only at PERMISSIVE may there be none."""
     lacking: dict[Layer, str]
     """Layers that it does without, each with the reason."""
 
@@ -98,6 +106,9 @@ def find_footing(config: RuntimeConfig) -> Footing:
             groups.close()
         hint = f"{hints[layer]}; or accept less with --level STANDARD, which limits what it can without"
         raise SandboxError(f"hold level {level.name}", 0, f"no {layer}: {reason}", hint=hint)
+    if level.name == "PERMISSIVE":
+        lacking.update(_lacking_namespaces())
+        log.warning("%s", _permissive_warning(lacking))
     for layer, reason in lacking.items():
         log.warning("level %s, without %s: %s", level.name, layer, reason)
     return Footing(
@@ -107,5 +118,25 @@ def find_footing(config: RuntimeConfig) -> Footing:
         groups=groups,
         landlock_abi=abi,
         own_clocks=can_set_clocks(),
+        namespaces=Layer.NAMESPACES not in lacking,
         lacking=lacking,
+    )
+
+
+def _lacking_namespaces() -> dict[Layer, str]:
+    """Try whatever the full sandbox is built with, each in a process of its own, up to the first that fails."""
+    for name in _NAMESPACE_PROBES:
+        answer = doctor.probe(name)
+        if not answer.ok:
+            return {Layer.NAMESPACES: f"{name.replace('_', ' ')}: {answer.found}"}
+    return {}
+
+
+def _permissive_warning(lacking: dict[Layer, str]) -> str:
+    if Layer.NAMESPACES not in lacking:
+        return "level PERMISSIVE is for development: it starts without any layer that this host lacks"
+    landlock = "does not open files of" if Layer.LANDLOCK not in lacking else "can read and write the files of"
+    return (
+        "level PERMISSIVE is for development: without namespaces code here IS NOT ISOLATED from this host's files, "
+        f"network and processes. It {landlock} this user, and gets no network sockets; nothing else keeps it apart"
     )

@@ -12,6 +12,7 @@ from .offers import Offer
 from .pool import Pool
 from .pools import Pools, ProfilePools
 from .profiles import load_profiles
+from .sandbox.open_plan import make_open_plan
 from .sandbox.plan import make_plan
 from .sandbox.spec import bare, interpreter
 from .slots import Slots
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .config import RuntimeConfig
     from .footing import Footing
     from .profiles import Profile
+    from .sandbox.plan import Plan
     from .sandbox.spec import SandboxSpec
 
 _DYING_MARGIN = 16
@@ -77,17 +79,8 @@ def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> Profile
     profile, footing = offer.profile, offer.footing
 
     def pool(spec: SandboxSpec) -> Pool:
-        plan = make_plan(
-            spec,
-            privilege=footing.privilege,
-            uid=os.geteuid(),
-            gid=os.getegid(),
-            landlock_abi=footing.landlock_abi,
-            own_clocks=footing.own_clocks,
-            control_groups=footing.group_parents,
-        )
         return Pool(
-            plan,
+            _plan(spec, footing),
             interpreter(),
             size=profile.pool_size or config.pool_size,
             max_live=_max_live(profile, config),
@@ -96,6 +89,27 @@ def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> Profile
         )
 
     return ProfilePools(offer, pool(offer.spec), pool(bare(offer.spec)) if profile.bare else None)
+
+
+def _plan(spec: SandboxSpec, footing: Footing) -> Plan:
+    groups = footing.group_parents
+    if not footing.namespaces:
+        return make_open_plan(
+            spec,
+            privilege=footing.privilege,
+            uid=os.geteuid(),
+            landlock_abi=footing.landlock_abi,
+            control_groups=groups,
+        )
+    return make_plan(
+        spec,
+        privilege=footing.privilege,
+        uid=os.geteuid(),
+        gid=os.getegid(),
+        landlock_abi=footing.landlock_abi,
+        own_clocks=footing.own_clocks,
+        control_groups=groups,
+    )
 
 
 def _first_uid(wanted: int, count: int) -> int:

@@ -13,7 +13,10 @@ It has no say over what is open already, nor over `stat`, `chdir`, `chmod`, and 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .spec import PACKAGES_PATH
 
 if TYPE_CHECKING:
     from .plan import Step
@@ -56,12 +59,39 @@ def landlock_step(spec: SandboxSpec, abi: int) -> Step:
 
     TCP ports (ABI 4) are not handled: the network namespace has nobody but the guest in it.
     """
-    # A guest that tries in a loop what is refused must not fill the host's audit log.
-    flags = _LOG_SAME_EXEC_OFF if abi >= 7 else 0
     rules = [("/", _READ)]
     rules += [(tmpfs.path, sum(_OWN)) for tmpfs in spec.tmpfs]
     # One for all of `spec.devices`, since each rule costs every sandbox 4 microseconds: nothing else lies there.
     rules += [("/dev", _DEVICE)]
+    return _step(abi, rules)
+
+
+def open_landlock_step(spec: SandboxSpec, abi: int, *, own: str, packages: str) -> Step:
+    """Return the step for a host without namespaces, where `/` is the host's: everything has to be named.
+
+    Args:
+        spec: the sandbox.
+        abi: Landlock's ABI, 1 or more.
+        own: the sandbox's own directory.
+        packages: the directory with links to its packages.
+    """
+    files = _DEVICE | READ_FILE | EXECUTE
+    rules = [(path, _READ) for path in spec.visible]
+    # Of what the loader, and a program it loads, look up; absent on some systems.
+    shared = [path for path in ("/etc/ld.so.cache", "/etc/localtime") if Path(path).is_file()]
+    rules += [(path, READ_FILE | EXECUTE) for path in (*spec.visible_files, *shared)]
+    for package in spec.packages:
+        rules.append((package.source, _READ if package.directory else READ_FILE))
+    rules += [(packages, READ_DIR)] if any(package.path != PACKAGES_PATH for package in spec.packages) else []
+    rules += [(f"/dev/{name}", files) for name in spec.devices]
+    # The first process's own, and not those it starts: there is no rule for "one's own".
+    rules += [("/proc/self", READ_FILE | READ_DIR), (own, _READ | sum(_OWN))]
+    return _step(abi, rules)
+
+
+def _step(abi: int, rules: list[tuple[str, int]]) -> Step:
+    # A guest that tries in a loop what is refused must not fill the host's audit log.
+    flags = _LOG_SAME_EXEC_OFF if abi >= 7 else 0
     step: Step = ["Landlock", "landlock", handled(abi), scoped(abi), flags]
     for path, access in rules:
         step += [path, access & handled(abi)]

@@ -2,9 +2,9 @@
 
 Theory of operation. Lists, performed by `enclave_worker.zygote`:
 
-1. `launch`, once, in the process that will be the zygote's parent. An ordinary user gets a user namespace here, in
-   which the zygote is root over nothing but its own namespaces. Where the kernel can, the zygote is born with clocks of
-   its own, and each of its forks with the same.
+1. `launch`, once, in the process that will be the zygote's parent: a pid namespace for its children. An ordinary user
+   gets a user namespace first, in which the zygote is root over nothing but its own namespaces. Where the kernel can,
+   the zygote is born with clocks of its own, and each of its forks with the same.
 2. `prepare`, once, in the zygote: everything that a fork inherits. It builds the root that sandboxes see, pivots into
    it and lets go of the host's. Modules are preloaded inside of it, and `settle` removes what only that needed.
 3. `enclose`, in every sandbox, right after the fork, before it knows what it will run: namespaces, private mounts,
@@ -36,7 +36,7 @@ from .seccomp import compile_filter
 from .spec import PACKAGES_PATH
 
 if TYPE_CHECKING:
-    from .spec import SandboxSpec
+    from .spec import Rlimit, SandboxSpec
 
 Step = list[str | int | bool | None]
 Privilege = Literal["root", "user"]
@@ -48,12 +48,13 @@ _SYS_ADMIN = 1 << 21
 _STAGES = ("/tmp", "/var/tmp", "/mnt", "/media", "/srv", "/opt")  # noqa: S108 - mount points to choose from
 
 
+_PIDS: Step = ["zygote's pid namespace", "unshare", kernel.CLONE_NEWPID]
 # For the zygote and not per sandbox: its forks share it for nothing.
 _CLOCKS: list[Step] = [
     ["time namespace", "unshare", kernel.CLONE_NEWTIME],
     ["clocks from zero", "clocks_from_zero"],
 ]
-_FILTER: Step = ["system call filter", "seccomp", "{seccomp}"]
+FILTER: Step = ["system call filter", "seccomp", "{seccomp}"]
 
 # Packages may want a writable directory while they are imported. Sandboxes never see what was written there.
 _SCRATCH: list[Step] = [
@@ -86,6 +87,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[tuple[str, str], ...]
     """The guests' environment."""
     workdir: str
+    """Where guests find the files beside them; empty: wherever they are."""
+    scratch: str = ""
+    """Without namespaces (`open_plan`): where the sandboxes' directories are made. Empty: each has its own mounts."""
 
 
 def make_plan(
@@ -112,17 +116,17 @@ def make_plan(
     groups = control_groups or {}
     landlock = [landlock_step(spec, landlock_abi)] if landlock_abi else []
     return Plan(
-        launch=[*_own_user_namespace(privilege, uid, gid), *(_CLOCKS if own_clocks else [])],
+        launch=[*_own_user_namespace(privilege, uid, gid), *(_CLOCKS if own_clocks else []), _PIDS],
         prepare=[*_detach(privilege), *_root(spec), *_lock(), *(_SCRATCH if spec.packages else [])],
         settle=_NO_SCRATCH if spec.packages else [],
         enclose=[
-            *_join_groups(groups),
+            *join_groups(groups),
             *_namespaces(spec),
             *_private_mounts(spec),
             *_identity(spec, privilege),
-            *_limits(spec),
+            *limits(spec.rlimits),
             *landlock,
-            _FILTER,
+            FILTER,
         ],
         privilege=privilege,
         seccomp_base64=base64.b64encode(compile_filter(spec.machine, memory_is_counted=bool(groups))).decode(),
@@ -235,7 +239,8 @@ def _lock() -> list[Step]:
     ]
 
 
-def _join_groups(groups: dict[str, str]) -> list[Step]:
+def join_groups(groups: dict[str, str]) -> list[Step]:
+    """Return the steps by which a sandbox enters its control groups."""
     # First of all, so that everything below is charged to the sandbox; before the cgroup namespace, whose root it is.
     return [[f"join {name} group", "join", f"{{group_{name}}}", "{slot}"] for name in groups]
 
@@ -289,10 +294,11 @@ def _identity(spec: SandboxSpec, privilege: Privilege) -> list[Step]:
     return steps
 
 
-def _limits(spec: SandboxSpec) -> list[Step]:
+def limits(rlimits: tuple[Rlimit, ...]) -> list[Step]:
+    """Return the steps that set resource limits."""
     # After the user namespace: the kernel counts NPROC per user and namespace, so that each sandbox has its own count
     # even where all of them run as the same host user.
-    return [[f"limit {limit.name}", "rlimit", limit.number, limit.soft, limit.hard] for limit in spec.rlimits]
+    return [[f"limit {limit.name}", "rlimit", limit.number, limit.soft, limit.hard] for limit in rlimits]
 
 
 def _stage(sources: tuple[str, ...]) -> str:

@@ -36,6 +36,9 @@ FCNTL_DENIED = (1024, 1026)
 PRCTL_DENIED = (1, 4, 28, 35, 59, 67)
 """PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECUREBITS, PR_SET_MM, PR_SET_SYSCALL_USER_DISPATCH, and
 PR_SET_MEMORY_MERGE, by which one guest could time what pages another has."""
+PR_SET_CHILD_SUBREAPER = 36
+CONNECTED_TYPES = (1, 5)
+"""SOCK_STREAM, SOCK_SEQPACKET."""
 UNHEARD_SIGNALS = (9, 19)
 """SIGKILL and SIGSTOP, which the kernel keeps from a namespace's pid 1 without a word. A guest that stops or kills
 itself is told, so that it does not go on as if it had."""
@@ -75,12 +78,13 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {"x86_64": Architecture(0xC000003E, X86_64), "aarch64": Architecture(0xC00000B7, AARCH64)}
 
 
-def compile_filter(machine: str, *, memory_is_counted: bool) -> bytes:
+def compile_filter(machine: str, *, memory_is_counted: bool, own_network: bool = True) -> bytes:
     """Return the filter as BPF.
 
     Args:
         machine: as `uname -m` says it.
         memory_is_counted: whether a control group counts all memory of the sandbox, mapped or not.
+        own_network: whether the sandbox has namespaces of its own; if not, it gets no sockets but pairs.
 
     Raises:
         KeyError: there is no table for this machine.
@@ -95,7 +99,10 @@ def compile_filter(machine: str, *, memory_is_counted: bool) -> bytes:
         Instruction(_RETURN, 0, 0, _ENOSYS),
     ]
     denied = policy.DENIED if memory_is_counted else policy.DENIED | policy.UNCOUNTED
-    program = head + _tree(_ranges(_actions(architecture.numbers, policy.names(denied))))
+    actions = _actions(architecture.numbers, policy.names(denied))
+    if not own_network:
+        actions |= {architecture.numbers[name]: action for name, action in _WITHOUT_NAMESPACES.items()}
+    program = head + _tree(_ranges(actions))
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
 
 
@@ -126,7 +133,7 @@ def _ranges(actions: dict[int, _Action]) -> list[tuple[int, _Action]]:
 def _tree(ranges: list[tuple[int, _Action]]) -> list[Instruction]:
     if len(ranges) == 1:
         action = ranges[0][1]
-        return BY_ARGUMENT[action] if isinstance(action, str) else [Instruction(_RETURN, 0, 0, action)]
+        return _RULES[action] if isinstance(action, str) else [Instruction(_RETURN, 0, 0, action)]
     middle = len(ranges) // 2
     low, high = _tree(ranges[:middle]), _tree(ranges[middle:])
     first_of_high = ranges[middle][0]
@@ -178,6 +185,15 @@ def _socket() -> list[Instruction]:
     ]
 
 
+def _connected_pair() -> list[Instruction]:
+    types = [
+        _argument(1),
+        Instruction(_AND, 0, 0, _SOCK_TYPE_MASK),
+        *_given(CONNECTED_TYPES, [Instruction(_RETURN, 0, 0, _ALLOW)], otherwise=_EPROTONOSUPPORT),
+    ]
+    return [_argument(0), *_given(SOCKET_FAMILIES[:1], types, otherwise=_EAFNOSUPPORT)]
+
+
 BY_ARGUMENT: dict[str, list[Instruction]] = {
     "clone": [
         _argument(0),
@@ -194,4 +210,20 @@ BY_ARGUMENT: dict[str, list[Instruction]] = {
     "socketpair": _socket(),
     "tgkill": _not_to_pid_1(1, 2),
     "tkill": _not_to_pid_1(0, 1),
+}
+
+_WITHOUT_NAMESPACES: dict[str, _Action] = {
+    "socket": _EAFNOSUPPORT,
+    "socketpair": "connected pair",
+    "prctl": "prctl of a first process",
+    "mq_open": _EPERM,
+    "mq_unlink": _EPERM,
+}
+"""What is the host's where a sandbox has no namespaces: networks, message queues. A pair of streams is connected for
+ever; one of datagrams could be turned to somebody's socket in the file system. Orphans fall to the first process."""
+_FIRST_PROCESS_DENIED = (*PRCTL_DENIED, PR_SET_CHILD_SUBREAPER)
+_RULES = {
+    **BY_ARGUMENT,
+    "connected pair": _connected_pair(),
+    "prctl of a first process": _one_of(0, _FIRST_PROCESS_DENIED, matched=_EPERM, otherwise=_ALLOW),
 }

@@ -16,6 +16,9 @@ out. The zygote ends when its socket does, which is when the worker lets go of i
 keeper with it; the launcher's death signal backs that up. A zygote that dies in any other way takes nobody along: its
 sandboxes become the keeper's, which stays for the last of them.
 
+On a host without namespaces, where the plan names a `scratch` directory, none of this comes from the kernel: `tree`
+does it instead, and a sandbox's number is any.
+
 The socket carries JSON, one message a packet. To the zygote: the plan, `{"op": "spawn", "id", "slot", "uid", "check"}`,
 `{"op": "kill", "id"}`. From it: `prepared`; `spawned` with four descriptors (control socket, stdout, stderr, a pidfd),
 which only the worker holds from then on; `unspawned` with the reason, if there was no process to be had;
@@ -35,7 +38,7 @@ import select
 import socket
 import sys
 
-from . import frames, kernel, steps
+from . import frames, kernel, steps, tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` itself is too large for a zygote
@@ -61,21 +64,24 @@ class Zygote:
         plan: Message,
         groups: dict[str, int],
         run_guest: Callable[[], None],
+        *,
         host_clocks: str,
+        scratch: str,
     ) -> None:
         self._control = control
         self._groups = groups
         self._run_guest = run_guest
         self._plan = plan
-        self._ids: dict[int, int] = {}  # pid -> sandbox id
+        self._ids: dict[int, tuple[int, int]] = {}  # pid -> sandbox id and slot
         self._pids: dict[int, int] = {}  # sandbox id -> pid
         self._waiting: list[Message] = []  # spawn requests
         self._compiled: dict[int, list[Compiled]] = {}  # by slot; those in use are few
+        self._scratch = scratch
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.pidfd = os.pidfd_open(os.getpid())
         """To be given to the worker."""
-        self._outside = _namespaces(_NAMESPACES)
+        self._outside = {} if scratch else _namespaces(_NAMESPACES)
         if plan["own_clocks"]:  # shared with the sandboxes: what they must differ from is the host's
             self._outside["time"] = host_clocks
         self._filter = base64.b64decode(plan["seccomp_base64"])
@@ -129,8 +135,13 @@ class Zygote:
             pid, status, usage = os.wait4(-1, os.WNOHANG)
             if not pid:
                 return
-            sandbox_id = self._ids.pop(pid)
+            if pid not in self._ids:
+                continue  # an orphan: only where there are no namespaces
+            sandbox_id, slot = self._ids.pop(pid)
             del self._pids[sandbox_id]
+            if self._scratch:
+                tree.end_strays(self._ids)
+                tree.remove(f"{self._scratch}/slot-{slot}")
             self._tell(
                 type="exited",
                 id=sandbox_id,
@@ -143,6 +154,7 @@ class Zygote:
         sandbox_id, slot = request["id"], request["slot"]
         if slot not in self._compiled:
             values = {"uid": request["uid"], "slot": f"slot-{slot}", "proc": self._proc, "seccomp": self._filter}
+            values["scratch"] = self._scratch
             self._compiled[slot] = steps.compile_steps(self._plan["enclose"], values | self._groups)
         opened: list[int] = []
         try:
@@ -162,13 +174,14 @@ class Zygote:
         opened += (out_reader, out_writer)
         err_reader, err_writer = os.pipe()
         opened += (err_reader, err_writer)
-        # The kernel unshares a pid namespace only from the one we are in, so step back into our own each time.
-        kernel.setns(self._own_pid_namespace, kernel.CLONE_NEWPID)
-        kernel.unshare(kernel.CLONE_NEWPID)
+        if not self._scratch:
+            # The kernel unshares a pid namespace only from the one we are in, so step back into our own each time.
+            kernel.setns(self._own_pid_namespace, kernel.CLONE_NEWPID)
+            kernel.unshare(kernel.CLONE_NEWPID)
         pid = os.fork()
         if not pid:
             self._become_sandbox(request["slot"], theirs, out_writer, err_writer, check=request["check"])
-        self._ids[pid] = sandbox_id
+        self._ids[pid] = sandbox_id, request["slot"]
         self._pids[sandbox_id] = pid
         pidfd = os.pidfd_open(pid)
         opened.append(pidfd)
@@ -197,7 +210,7 @@ class Zygote:
             os.dup2(control, _CONTROL_FD)
             steps.perform(self._compiled[slot])
             if check:
-                _self_test(self._outside, landlock=self._plan["landlock"])
+                _self_test(self._outside, self._plan)
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             kernel.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)
             gc.enable()
@@ -218,18 +231,20 @@ def _namespaces(names: Iterable[str]) -> dict[str, str]:
     return {name: os.readlink(f"/proc/self/ns/{name}") for name in names}
 
 
-def _self_test(outside: dict[str, str], *, landlock: bool) -> None:
-    """Ask the kernel what holds; raises StepFailed for what does not.
+def _self_test(outside: dict[str, str], plan: Message) -> None:
+    """Ask the kernel what holds of what the plan promises; raises StepFailed for what does not.
 
     Done in a zygote's sandboxes until one has passed, while only our own code has run in them.
     """
     with open("/proc/self/status") as file:
         status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
-    missing = [name for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb") if int(status[name], 16)]
+    sets = ["CapInh", "CapPrm", "CapEff", "CapAmb"]
+    sets += ["CapBnd"] if outside or plan["privilege"] == "root" else []
+    missing = [name for name in sets if int(status[name], 16)]
     missing += ["NoNewPrivs"] if status["NoNewPrivs"] != "1" else []
     missing += ["Seccomp"] if status["Seccomp"] != "2" else []
     missing += [f"{name} namespace" for name, link in _namespaces(outside).items() if outside[name] == link]
-    missing += ["Landlock"] if landlock and not _landlock_holds() else []
+    missing += ["Landlock"] if plan["landlock"] and not _landlock_holds() else []
     try:
         kernel.unshare(kernel.CLONE_NEWUSER)
         missing.append("the ban on further namespaces")
@@ -268,18 +283,26 @@ def main(control_fd: int) -> None:
     plan = json.loads(packet)
     host_clocks = os.readlink("/proc/self/ns/time") if plan["own_clocks"] else ""
     try:
-        steps.perform(steps.compile_steps([*plan["launch"], _PID_NAMESPACE], {}))
+        steps.perform(steps.compile_steps(plan["launch"], {}))
+        if plan["scratch"]:  # from here on there is something to remove: wait for those who handle it
+            _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
+        scratch = tree.make_scratch(plan["scratch"]) if plan["scratch"] else ""
+        _adopt_if(scratch)
+        launcher = os.getpid()
         pid = os.fork()
         if pid:
             control.close()
-            _launcher(pid, worker, plan["control_groups"])
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGKILL)
+            _launcher(pid, worker, plan["control_groups"], scratch)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, _signal.SIGTERM if scratch else _signal.SIGKILL)
+        _adopt_if(scratch)
         zygote_pid = os.fork()
         if zygote_pid:
             control.close()
-            _keeper(zygote_pid)
+            tree.keep(zygote_pid, launcher, scratch) if scratch else _keeper(zygote_pid)
+        _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+        _adopt_if(scratch)
         groups = {f"group_{name}": os.open(path, _DIRECTORY) for name, path in plan["control_groups"].items()}
-        zygote = Zygote(control, plan, groups, _prepare(plan), host_clocks)
+        zygote = Zygote(control, plan, groups, _prepare(plan, scratch), host_clocks=host_clocks, scratch=scratch)
     except steps.StepFailed as failure:
         control.send(json.dumps(_failed(failure)).encode())
         os._exit(1)
@@ -310,16 +333,25 @@ def _keeper(zygote: int) -> None:
                 os._exit(0)
 
 
-def _launcher(keeper: int, worker: int, group_parents: dict[str, str]) -> None:
+def _adopt_if(scratch: str) -> None:
+    if scratch:
+        tree.adopt()
+
+
+def _launcher(keeper: int, worker: int, group_parents: dict[str, str], scratch: str) -> None:
     """Wait for the keeper's end. Never returns.
 
     SIGTERM, which the worker sends or its death causes, ends the keeper and with it everything. If the worker is dead,
     remove what it can't remove any more.
     """
-    _signal.signal(_signal.SIGTERM, lambda *_: os.kill(keeper, _signal.SIGKILL))
+    # It may come once the keeper is gone, and must not keep us from what is left to do.
+    _signal.signal(_signal.SIGTERM, lambda *_: tree.send(keeper, _signal.SIGKILL))
     if os.getppid() != worker:  # it died before the handler was there
-        os.kill(keeper, _signal.SIGKILL)
+        tree.send(keeper, _signal.SIGKILL)
     _, status = os.waitpid(keeper, 0)
+    if scratch:
+        tree.end_strays()
+        tree.remove(scratch)
     if os.getppid() != worker:
         for parent in group_parents.values():
             _remove_groups(parent)
@@ -370,20 +402,20 @@ def _write(path: str, text: str) -> None:
 
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_PID_NAMESPACE = ["zygote's pid namespace", "unshare", kernel.CLONE_NEWPID]
 
 
-def _prepare(plan: Message) -> Callable[[], None]:
+def _prepare(plan: Message, scratch: str) -> Callable[[], None]:
     """Enter the root that guests will see, load what they need, make the memory ready to share; return the driver."""
     from . import guest, preload  # noqa: PLC0415 - here, not above: the launcher has no use for them
 
-    steps.perform(steps.compile_steps(plan["prepare"], {}))
+    values: dict[str, object] = {"scratch": scratch}
+    steps.perform(steps.compile_steps(plan["prepare"], values))
     os.environ.clear()
     kernel.share_malloc_arenas()
     os.environ.update(plan["env"])
     sys.path[:] = [path for path in sys.path if not path.endswith(".zip")]
     if plan["packages_path"]:
-        sys.path.append(plan["packages_path"])
+        sys.path.append(plan["packages_path"].format_map(values))
     preload.load(plan["preload"])
     steps.perform(steps.compile_steps(plan["settle"], {}))
     guest.prepare()

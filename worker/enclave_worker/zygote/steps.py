@@ -61,6 +61,13 @@ def _directory(path: bytes) -> None:
     os.makedirs(path, mode=0o755, exist_ok=True)
 
 
+def _own_directory(path: bytes, uid: int) -> None:
+    os.mkdir(path, 0o700)
+    if uid:
+        os.chown(path, uid, uid)
+    os.chdir(path)
+
+
 def _rlimit(number: int, soft: int, hard: int) -> None:
     # A hard limit that is already lower stays: only CAP_SYS_RESOURCE could raise it, and lower is stricter.
     _, current = resource.getrlimit(number)
@@ -91,6 +98,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "chdir": os.chdir,
     "clocks_from_zero": _clocks_from_zero,
     "directory": _directory,
+    "environment": os.environb.__setitem__,
     "file": _file,
     "hostname": kernel.sethostname,
     "identity": _identity,
@@ -101,6 +109,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "mount": kernel.mount,
     "mount_attributes": kernel.mount_attributes,
     "no_groups": lambda: os.setgroups([]),
+    "own_directory": _own_directory,
     "pivot": kernel.pivot_here,
     "prctl": kernel.prctl,
     "rlimit": _rlimit,
