@@ -11,6 +11,7 @@ from enclave_protocol import SandboxError
 
 from . import doctor
 from .cgroups import ControlGroups, ControlGroupsMissing, GroupLimits
+from .doctor_needs import NEEDS
 from .sandbox.levels import Layer, choose_level, missing_layers
 from .sandbox.spec import spare_address_bytes
 from .usage import Allowance
@@ -125,10 +126,9 @@ def find_footing(config: RuntimeConfig) -> Footing:
 
 def _lacking_namespaces() -> dict[Layer, str]:
     """Try whatever the full sandbox is built with, each in a process of its own, up to the first that fails."""
-    for name in _NAMESPACE_PROBES:
-        answer = doctor.probe(name)
-        if not answer.ok:
-            return {Layer.NAMESPACES: f"{name.replace('_', ' ')}: {answer.found}"}
+    for need in NEEDS:
+        if need.probe in _NAMESPACE_PROBES and not (answer := doctor.probe(need)).ok:
+            return {Layer.NAMESPACES: f"{need.name}: {answer.found}"}
     return {}
 
 

@@ -150,12 +150,15 @@ class ControlGroups:
         while True:
             with contextlib.suppress(FileExistsError):
                 self._make_directory(base)
-            lock = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                lock = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # swept away before we could say that it is ours
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 held = os.path.samestat(os.fstat(lock), os.stat(base))  # noqa: PTH116 - as above
             except FileNotFoundError:
-                held = False  # swept away between our two calls
+                held = False  # the same, a moment later
             except BlockingIOError:
                 os.close(lock)
                 base += "x"  # another worker in this very process
