@@ -65,7 +65,7 @@ class BrokerConfig:
     """How long a session without a reader lives on, so that its client can come back."""
     final_grace_s: float = 5.0
     """How long after its deadline a session that its worker does not end is ended here."""
-    cancel_grace_s: float = 2.0
+    cancel_grace_s: float = 4.0
     """The same, after a cancel."""
     write_timeout_s: float = 30.0
     """A reader that takes nothing for so long is cut off."""
