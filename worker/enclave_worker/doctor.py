@@ -202,8 +202,10 @@ def _start_worker(level: Level, options: Sequence[str], enter: Callable[[], None
 
 
 def _listens(fd: int, level: Level) -> bool:
-    ready, _, _ = select.select([fd], [], [], WORKER_TIMEOUT_S)
-    said = os.read(fd, 4096) if ready else b""
+    said = b""
+    # To the end of the line: it may come in pieces (PYTHONUNBUFFERED).
+    while not said.endswith(b"\n") and select.select([fd], [], [], WORKER_TIMEOUT_S)[0] and (more := os.read(fd, 4096)):
+        said += more
     return said.startswith(b"enclave-runtime listening on ") and said.endswith(f" at level {level.name}\n".encode())
 
 
