@@ -80,7 +80,7 @@ def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> Profile
 
     def pool(spec: SandboxSpec) -> Pool:
         return Pool(
-            _plan(spec, footing),
+            plan_for(spec, footing),
             interpreter(),
             size=profile.pool_size or config.pool_size,
             max_live=_max_live(profile, config),
@@ -91,7 +91,8 @@ def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> Profile
     return ProfilePools(offer, pool(offer.spec), pool(bare(offer.spec)) if profile.bare else None)
 
 
-def _plan(spec: SandboxSpec, footing: Footing) -> Plan:
+def plan_for(spec: SandboxSpec, footing: Footing) -> Plan:
+    """Return the steps that make a sandbox on what this host gives."""
     groups = footing.group_parents
     if not footing.namespaces:
         return make_open_plan(

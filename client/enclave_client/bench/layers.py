@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import statistics
 import sys
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ import msgspec
 
 from enclave_worker.config import RuntimeConfig
 from enclave_worker.footing import find_footing
-from enclave_worker.sandbox.plan import make_plan
+from enclave_worker.provision import plan_for
 from enclave_worker.sandbox.spec import bare, interpreter, python_spec
 from enclave_worker.slots import Slots
 from enclave_worker.zygote import kernel
@@ -31,7 +30,6 @@ from . import footprint
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from enclave_worker.footing import Footing
     from enclave_worker.output import Stream
     from enclave_worker.sandbox.plan import Plan, Step
     from enclave_worker.sandbox_process import Sandbox
@@ -117,29 +115,17 @@ def _less(step: Step, flags: int) -> Step:
     return [step[0], step[1], step[2] & ~flags]
 
 
-def _plan(footing: Footing) -> Plan:
-    spec = bare(python_spec(footing.resources, counted=footing.groups is not None))
-    return make_plan(
-        spec,
-        privilege=footing.privilege,
-        uid=os.geteuid(),
-        gid=os.getegid(),
-        landlock_abi=footing.landlock_abi,
-        own_clocks=footing.own_clocks,
-        control_groups=footing.group_parents,
-    )
-
-
 async def measure(rounds: int) -> dict[str, list[float]]:
     """Return, by the layer left out (empty: none), the CPU milliseconds of a sandbox in each round."""
     config = RuntimeConfig(level="BEST")
     footing = find_footing(config)
     first_uid = config.first_uid if footing.privilege == "root" else 0
+    spec = bare(python_spec(footing.resources, counted=footing.groups is not None))
     slots = Slots(1, first_uid=first_uid, groups=footing.groups, limits=footing.group_limits)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(footing.close)
         makers = {}
-        for name, plan in _variants(_plan(footing)).items():
+        for name, plan in _variants(plan_for(spec, footing)).items():
             zygote = await ZygoteProcess.start(plan, interpreter(), lambda *_: None)
             stack.push_async_callback(zygote.stop)
             zygote.proven = True  # what is left out on purpose is not to be complained of
