@@ -92,9 +92,8 @@ def _variants(plan: Plan) -> dict[str, Plan]:
     without: dict[str, Callable[[Step], Step | None]] = {
         "control groups": lambda step: None if step[1] == "join" else step,
         "network namespace": lambda step: _less(step, kernel.CLONE_NEWNET),
-        "ipc, uts and cgroup namespaces": lambda step: _less(
-            step, kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWCGROUP
-        ),
+        # Not uts: without it, naming the sandbox would name the host.
+        "ipc and cgroup namespaces": lambda step: _less(step, kernel.CLONE_NEWIPC | kernel.CLONE_NEWCGROUP),
         "three tmpfs": lambda step: None if step[1] == "mount" and step[4] == "tmpfs" else step,
         "own user, user namespace, no capabilities": lambda step: None if step[0] in identity else step,
         "resource limits": lambda step: None if step[1] == "rlimit" else step,
