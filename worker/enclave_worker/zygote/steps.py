@@ -76,9 +76,9 @@ def _rlimit(number: int, soft: int, hard: int) -> None:
     resource.setrlimit(number, (soft, hard))
 
 
-def _join(group_parent: int, slot: str) -> None:
+def _join(group_parent: int, slot: str, file: bytes) -> None:
     """Enter the control group of a slot; what this process causes from here on is charged to it."""
-    _write_at(group_parent, f"{slot}/cgroup.procs".encode(), b"0")
+    _write_at(group_parent, slot.encode() + b"/" + file, b"0")
 
 
 def _identity(uid: int) -> None:
