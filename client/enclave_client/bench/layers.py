@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from enclave_worker.sandbox.plan import Plan, Step
     from enclave_worker.sandbox_process import Sandbox
 
-_BLOCK = 200
+_BLOCK = 500
 """Sandboxes in a row: the kernel counts in hundredths of a second."""
 _NAMESPACES = "mount, net, ipc, uts and cgroup namespaces"
 
