@@ -36,7 +36,9 @@ def no_leaks() -> Iterator[None]:
     """Fail the test if descriptors, processes, threads, mounts or control groups are left in the end."""
     before = Footprint.now()
     yield
-    assert Footprint.now() == before
+    after = Footprint.now()
+    # Fewer is no leak: a worker that all attacks share may have been making its next sandbox.
+    assert all(has <= had for has, had in zip(after, before, strict=True)), f"{before} became {after}"
 
 
 @pytest_asyncio.fixture

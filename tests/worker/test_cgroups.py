@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,6 @@ from tests.support import control_groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 MIB = 1 << 20
 LIMITS = GroupLimits(memory_bytes=64 * MIB, processes=8, cpus=0.5)
@@ -325,6 +325,31 @@ async def test_used_up_memory_kills_and_is_told(real: ControlGroups) -> None:
     assert group.usage().oom_kills >= 1
     if real.version == 1:  # v2 kills the whole group by itself
         await told.wait()
+    real.close()
+
+
+def test_the_real_group_that_somebody_removed_is_made_again(real: ControlGroups) -> None:
+    real.group(0, LIMITS)
+    for parent in real.slot_parents.values():
+        Path(parent, "slot-0").rmdir()
+
+    group = real.group(0, LIMITS)
+
+    assert run_in(real, 0, "x = bytearray(20 << 20)") == 0
+    assert group.usage().peak_memory_bytes > 20 * MIB
+
+
+async def test_word_of_one_sandboxs_end_does_not_reach_the_next(real: ControlGroups) -> None:
+    group = real.group(0, LIMITS)
+    told: list[str] = []
+    group.watch_oom(asyncio.get_running_loop(), lambda: told.append("out of memory"))
+    run_in(real, 0, "x = bytearray(200 << 20)")  # blocks the loop: the word waits
+
+    assert real.group(0, LIMITS) is group
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    assert told == []
     real.close()
 
 

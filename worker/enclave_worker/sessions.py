@@ -307,8 +307,12 @@ class _Run:
         sandbox.max_frame_bytes = self.session.max_frame_bytes
         now_s = time.monotonic()
         self._sessions.metrics.start_seconds.observe(now_s - self._started_s)
-        if self.session.memory_bytes < self._offer.allowance.memory_bytes:
-            sandbox.limit_memory(self.session.memory_bytes)
+        try:
+            if self.session.memory_bytes < self._offer.allowance.memory_bytes:
+                sandbox.limit_memory(self.session.memory_bytes)
+        except OSError as error:  # what the last sandbox there held is not all given back
+            self.fail(Code.INTERNAL_ERROR, f"memory cannot be limited to {self.session.memory_bytes} bytes: {error}")
+            return
         self._perform(self.session.started(self._code, now_s, self._given))
         self._code = ""
         self._given = {}

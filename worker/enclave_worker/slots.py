@@ -63,8 +63,8 @@ class Slots:
         if self._groups is not None:
             group = self._groups.group(slot.number, self._limits)
             if slot.group is not group:
-                slot.group = group
                 group.watch_oom(asyncio.get_running_loop(), slot.oom)
+                slot.group = group
         heapq.heappop(self._free)
         return slot
 
@@ -86,7 +86,7 @@ class Slots:
     def _cool(self, slot: Slot, on_free: Callable[[], None], attempt: int) -> None:
         self._cooling.pop(slot.number, None)
         group = slot.group
-        if group is not None and attempt < len(_COOLING_DELAYS_S) and group.held_bytes() > _RESIDUE_BYTES:
+        if group is not None and attempt < len(_COOLING_DELAYS_S) and _held_bytes(group) > _RESIDUE_BYTES:
             loop = asyncio.get_running_loop()
             delay_s = _COOLING_DELAYS_S[attempt]
             self._cooling[slot.number] = loop.call_later(delay_s, self._cool, slot, on_free, attempt + 1)
@@ -97,3 +97,10 @@ class Slots:
             slot.group = None
         heapq.heappush(self._free, slot.number)
         on_free()
+
+
+def _held_bytes(group: ControlGroup) -> int:
+    try:
+        return group.held_bytes()
+    except OSError:  # somebody removed it: it holds nothing, and is made again when it is needed
+        return 0

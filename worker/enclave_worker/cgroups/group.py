@@ -53,6 +53,7 @@ class ControlGroup:
         """Forget the last sandbox: nothing is used, and limits are what they were."""
         self.limit_memory(self._limits.memory_bytes)
         self._reset_peak()
+        self._forget_oom()
         self._cpu_base_us, self._oom_base, self._refused_base = self._cpu_us(), self._oom_kills(), self._refused()
 
     def usage(self) -> Usage:
@@ -93,6 +94,9 @@ class ControlGroup:
     def _exists(self, controller: str, name: str) -> bool:
         return os.path.exists(f"{self._directories[controller]}/{name}")  # noqa: PTH110 - strings all along
 
+    def _forget_oom(self) -> None:
+        """Drop word of the last sandbox's end that nobody has heard yet: it must not end the next one."""
+
     def _set_memory(self, memory_bytes: int) -> None:
         raise NotImplementedError
 
@@ -117,6 +121,7 @@ class ControlGroupV1(ControlGroup):
 
     def __init__(self, directories: dict[str, str], limits: GroupLimits) -> None:
         super().__init__(directories, limits)
+        self._event = -1
         self._has_memsw = self._exists("memory", "memory.memsw.limit_in_bytes")
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.close)
@@ -138,16 +143,27 @@ class ControlGroupV1(ControlGroup):
 
     def watch_oom(self, loop: asyncio.AbstractEventLoop, on_oom: Callable[[], None]) -> None:
         """See the base class. v1 has no way to kill a whole group: it kills one process, and tells us."""
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        event = self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._files.callback(os.close, event)
         self._write("memory", "cgroup.event_control", f"{event} {self._oom}")
 
         def struck() -> None:
-            os.eventfd_read(event)
-            on_oom()
+            if self._take_event():
+                on_oom()
 
         loop.add_reader(event, struck)
         self._files.callback(loop.remove_reader, event)
+
+    def _take_event(self) -> bool:
+        try:
+            os.eventfd_read(self._event)
+        except BlockingIOError:
+            return False  # forgotten between the loop's look at it and its call of us
+        return True
+
+    def _forget_oom(self) -> None:
+        if self._event >= 0:
+            self._take_event()
 
     def _set_memory(self, memory_bytes: int) -> None:
         # Memory and swap together may never be limited to less than memory alone, on the way neither.

@@ -109,18 +109,28 @@ class ControlGroups:
     def group(self, number: int, limits: GroupLimits) -> ControlGroup:
         """Return slot `number`'s group, made if it is not there, begun anew. All of one number have the same limits."""
         group = self._groups.get(number)
-        if group is None:
-            directories = {
-                name: f"{self.slot_parents.get(name) or self.slot_parents['unified']}/slot-{number}"
-                for name in CONTROLLERS[self.version]
-            }
-            for directory in dict.fromkeys(directories.values()):
-                with contextlib.suppress(FileExistsError):
-                    self._make_directory(directory)
-            group = (ControlGroupV1 if self.version == 1 else ControlGroupV2)(directories, limits)
-            self._groups[number] = group
+        if group is not None:
+            try:
+                group.begin()
+            except OSError as error:  # somebody tidied up: an idle group looks like a forgotten one
+                log.warning("control group %d is gone (%s): making another", number, error.strerror)
+                self._groups.pop(number).close()
+            else:
+                return group
+        group = self._make_group(number, limits)
         group.begin()
+        self._groups[number] = group
         return group
+
+    def _make_group(self, number: int, limits: GroupLimits) -> ControlGroup:
+        directories = {
+            name: f"{self.slot_parents.get(name) or self.slot_parents['unified']}/slot-{number}"
+            for name in CONTROLLERS[self.version]
+        }
+        for directory in dict.fromkeys(directories.values()):
+            with contextlib.suppress(FileExistsError):
+                self._make_directory(directory)
+        return (ControlGroupV1 if self.version == 1 else ControlGroupV2)(directories, limits)
 
     def discard(self, number: int) -> None:
         """Remove slot `number`'s group, whose sandbox is gone: one that cannot serve again."""
