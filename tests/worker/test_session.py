@@ -382,6 +382,16 @@ def test_the_first_error_ends_the_other_calls_if_the_limits_say_so() -> None:
     assert str(session.state) == "running"
 
 
+def test_a_sandbox_that_dies_with_a_call_open_stops_the_calls_timer() -> None:
+    session = running()
+    call_id = call(session)
+
+    told = session.ended(Exit(status=9, usage=Usage()), 101.0)
+
+    assert told[0] == StopToolTimer(call_id)
+    assert kinds(told) == ["StopToolTimer", "Emit", "Ended"]
+
+
 def test_the_same_number_for_two_waiting_calls_breaks_the_guest() -> None:
     session = running()
     call(session, 1)

@@ -260,8 +260,8 @@ class Session:
     def ended(self, exit_: Exit | None, now_s: float) -> list[Instruction]:
         """The sandbox is gone, or about to be (None: there never was one). Emit what is left and the `final`."""
         usage = Usage() if exit_ is None else exit_.usage
-        verdict = self._final_verdict(exit_, usage)
-        told: list[Instruction] = []
+        told: list[Instruction] = [] if self.decided else self._settle(self._death(exit_, usage))
+        verdict = self._final_verdict(usage)
         rests = [(output.event, output.flush()) for output in self._outputs.values()]
         told += [self._emit(event, ev.ChunkPayload(chunk=rest)) for event, rest in rests if rest]
         if usage.refused_processes:
@@ -276,19 +276,21 @@ class Session:
 
     # How it is done.
 
-    def _final_verdict(self, exit_: Exit | None, usage: Usage) -> _Verdict:
+    def _death(self, exit_: Exit | None, usage: Usage) -> _Verdict:
+        """Return what it means that the sandbox ended before anything was decided."""
+        if exit_ is not None and exit_.lost:
+            return _failure(Code.INTERNAL_ERROR, f"the sandbox was lost: {exit_.lost}")
+        if usage.oom_kills:
+            return _failure(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message())
+        return _failure(Code.GUEST_CRASHED, _describe_exit(exit_))
+
+    def _final_verdict(self, usage: Usage) -> _Verdict:
         """Return how the session ends, now that it is known what the kernel has to say."""
-        if self._verdict is None and exit_ is not None and exit_.lost:
-            self._fail(Code.INTERNAL_ERROR, f"the sandbox was lost: {exit_.lost}")
-        if self._verdict is None and usage.oom_kills:
-            self._fail(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message())
-        if self._verdict is None:
-            self._fail(Code.GUEST_CRASHED, _describe_exit(exit_))
         verdict = self._verdict
-        assert verdict is not None, "decided above"
+        assert verdict is not None, "settled by the caller"
         if usage.oom_kills and verdict.by_guest:
             # Whatever the guest made of the loss of a process: the limit has struck.
-            return _Verdict(Trigger.FAIL, error=_final_error(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message()))
+            return _failure(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message())
         error = verdict.error
         if usage.refused_processes and verdict.by_guest and error is not UNSET and _is_failed_fork(error):
             error = msgspec.structs.replace(error, code=Code.PROCESS_LIMIT_EXCEEDED.value)
@@ -397,9 +399,13 @@ class Session:
         return self._decide(_Verdict(Trigger.FAIL, by_guest=True, error=final), Conclude())
 
     def _fail(self, code: Code, message: str) -> list[Instruction]:
-        return self._decide(_Verdict(Trigger.FAIL, error=_final_error(code, message)), Kill())
+        return self._decide(_failure(code, message), Kill())
 
     def _decide(self, verdict: _Verdict, how: Kill | Conclude) -> list[Instruction]:
+        return [*self._settle(verdict), how]
+
+    def _settle(self, verdict: _Verdict) -> list[Instruction]:
+        """Fix how the session ends. Nothing waits for a tool any more."""
         assert self._verdict is None, "a verdict is final"
         self._verdict = verdict
         stop: list[Instruction] = [StopToolTimer(call_id) for call_id in self._calls]
@@ -408,7 +414,7 @@ class Session:
             self._calls.clear()
             self._numbers.clear()
             self.state = transition(self.state, Trigger.TOOL_RESULT)
-        return [*stop, how]
+        return stop
 
     def _stats(self, usage: Usage, now_s: float) -> Stats:
         out, err = self._outputs["stdout"], self._outputs["stderr"]
@@ -429,6 +435,10 @@ class Session:
 
 def _final_error(code: Code, message: str) -> FinalError:
     return FinalError(message=message, code=str(code), retryable=code.retryable)
+
+
+def _failure(code: Code, message: str) -> _Verdict:
+    return _Verdict(Trigger.FAIL, error=_final_error(code, message))
 
 
 def _lower(asked: int | UnsetType, allowed: int) -> int:

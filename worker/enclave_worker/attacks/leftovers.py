@@ -1,4 +1,4 @@
-"""What a session may leave behind: processes and control groups.
+"""What a session may leave behind: processes, descriptors and control groups.
 
 A sandbox's first process is number 1 of its pid namespace, which lies below the zygote's. So every descendant of ours
 whose innermost number is not 1, that far down, was made by a guest.
@@ -48,6 +48,20 @@ def guests(tag: str, *, own_pid: int | None = None) -> dict[int, str]:
 def cgroups() -> set[str]:
     """Return every cgroup of this host, by its directory."""
     return {str(path) for path, _, _ in os.walk(CGROUPS)} if CGROUPS.is_dir() else set()
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process holds, but for those of its control groups.
+
+    A slot's group is made when the slot is first taken and kept for the next sandbox: its files, and the eventfd that
+    tells of a lack of memory, are the slot's and no session's.
+    """
+    held = 0
+    for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208 - no paths are needed
+        with contextlib.suppress(OSError):  # the listing's own is closed by now
+            target = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - strings all along
+            held += not target.startswith((f"{CGROUPS}/", "anon_inode:[eventfd]"))
+    return held
 
 
 def _status(pid: int) -> dict[str, str]:

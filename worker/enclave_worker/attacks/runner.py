@@ -118,7 +118,7 @@ class _Arena:
         if unserved := await self._bystander():
             raise SandboxError("run a harmless session", 0, unserved[0])
         await self._settle(self._tag())
-        self._descriptors = open_descriptors()
+        self._descriptors = leftovers.descriptors()
 
     async def run(self, case: Case, available: frozenset[str]) -> Report:
         """Run one case, unless it does not apply."""
@@ -197,9 +197,9 @@ class _Arena:
 
     def _left(self, tag: str) -> list[str]:
         left = [f"survives: process {pid} ({name})" for pid, name in leftovers.guests(tag).items()]
-        kept = open_descriptors() - self._descriptors
+        kept = leftovers.descriptors() - self._descriptors
         if self._descriptors and kept > _SPARE_DESCRIPTORS:
-            left.append(f"the worker holds {kept:g} more descriptors than before")
+            left.append(f"the worker holds {kept} more descriptors than before")
         return left
 
     def _tag(self) -> str:
