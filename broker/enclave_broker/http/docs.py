@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 
-from .api import CancelSession, CreateSession
+from enclave_broker.api import CancelSession, CreateSession
 
 if TYPE_CHECKING:
     from litestar import Request

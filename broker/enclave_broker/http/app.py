@@ -1,0 +1,65 @@
+"""The HTTP door: the ASGI application, and the one shape of every refusal."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from litestar import Litestar, Request, Response
+from litestar.enums import MediaType
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
+
+from enclave_broker.api import ApiError, ErrorBody
+from enclave_broker.ws import create_ws_route
+from enclave_protocol import MAX_CODE_BYTES, __version__
+from enclave_protocol.inputs import MAX_ENV_BYTES, MAX_FILES_BYTES
+
+from .docs import JsonPage, RoutesPage
+from .session_routes import session_routes
+from .status_routes import status_routes
+
+if TYPE_CHECKING:
+    from enclave_broker.broker import Broker
+
+log = logging.getLogger("enclave.broker.http")
+
+MAX_BODY_BYTES = 6 * (MAX_CODE_BYTES + MAX_ENV_BYTES + MAX_FILES_BYTES) + 64 * 1024
+"""Largest request: the largest code, environment and files with every byte escaped, and room for the rest."""
+
+
+def create_app(broker: Broker) -> Litestar:
+    """Return the ASGI application of a broker."""
+    dispatcher, metrics = broker.dispatcher, broker.metrics
+
+    def refuse(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
+        refusal = _as_api_error(error)
+        metrics.rejections.labels(refusal.body.code).inc()
+        return Response(refusal.body, status_code=refusal.status, headers=refusal.headers, media_type=MediaType.JSON)
+
+    return Litestar(
+        [*session_routes(dispatcher), *status_routes(dispatcher), create_ws_route(dispatcher)],
+        exception_handlers={ApiError: refuse, HTTPException: refuse, Exception: refuse},
+        openapi_config=OpenAPIConfig(
+            title="Enclave broker", version=__version__, path="/docs", render_plugins=[RoutesPage(), JsonPage()]
+        ),
+        request_max_body_size=MAX_BODY_BYTES,
+        logging_config=None,
+        debug=False,
+    )
+
+
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if not isinstance(error, HTTPException):
+        log.error("a request failed", exc_info=error)
+        return ApiError(HTTP_500_INTERNAL_SERVER_ERROR, ErrorBody("INTERNAL_ERROR", "the broker failed; see its log"))
+    if error.status_code == 413:
+        message = f"the request is larger than {MAX_BODY_BYTES} bytes"
+        return ApiError(413, ErrorBody("REQUEST_TOO_LARGE", message, limit=MAX_BODY_BYTES))
+    codes = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 500: "INTERNAL_ERROR"}
+    code = codes.get(error.status_code, "INVALID_REQUEST")
+    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
+    return ApiError(error.status_code, ErrorBody(code, error.detail or code), headers=headers)
