@@ -286,7 +286,7 @@ class TestExecuteSync:
             worker.on_execute(lambda _: signal.pthread_kill(main, signal.SIGINT))
             worker.on_cancel(lambda *_: cancelled.set())
             with pytest.raises(KeyboardInterrupt):
-                worker.execute_sync(None, ENDLESS)
+                pytest.fail(f"it ended by itself: {worker.execute_sync(None, ENDLESS)}")
             cancelled.wait()
             assert worker.get_stats().active_sessions == 0
 

@@ -52,6 +52,7 @@ _CONTROL_FD = 3
 _CHARACTER_DEVICE = 0o020000
 _NULL_DEVICE = 0x103
 _EACCES = 13
+_PF_EXITING = 0x4  # include/linux/sched.h: "Getting shut down"
 _NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "user")
 
 
@@ -352,12 +353,40 @@ def _launcher(keeper: int, worker: int, group_parents: dict[str, str], scratch: 
     if scratch:
         tree.end_strays()
         tree.remove(scratch)
-    if os.getppid() != worker:
+    if _is_dead(worker):
         for parent in group_parents.values():
             _remove_groups(parent)
         if "unified" in group_parents:
             _leave_groups(group_parents["unified"])
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _is_dead(worker: int) -> bool:
+    """Return whether our parent is dead, having waited for one that is dying.
+
+    The kernel closes a dying process's sockets, which ends the zygote and so the keeper, before it tells the children:
+    when the keeper is gone, the worker may still look alive.
+    """
+    if os.getppid() == worker and not _is_exiting(worker):
+        return False
+    try:
+        dying = os.pidfd_open(worker)
+    except ProcessLookupError:
+        return True
+    if os.getppid() == worker:  # so the number is still its own
+        poll = select.poll()
+        poll.register(dying, select.POLLIN)
+        poll.poll()
+    return True
+
+
+def _is_exiting(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            flags = file.read().rpartition(")")[2].split()[6]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return bool(int(flags) & _PF_EXITING)
 
 
 def _remove_groups(parent: str) -> None:
