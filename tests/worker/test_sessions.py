@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from enclave_worker.cgroups import ControlGroup
+from enclave_worker.sandbox.levels import Layer
 from tests.support import NAME_PROCESS, PATIENCE_S, Client, client_of, new_name, processes_named, wait_none_named
 
 if TYPE_CHECKING:
@@ -32,6 +36,27 @@ async def test_limits_as_large_as_can_be_said_are_accepted(client: Client) -> No
     run = await client.run("return 1", sessionTtlMs=most, deadlineMs=most, heartbeatIntervalMs=most, toolTimeoutMs=most)
 
     assert run.final["result"] == 1
+
+
+async def test_a_memory_limit_that_the_kernel_refuses_to_set_ends_that_session_only(
+    client: Client, worker: RuntimeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if Layer.CONTROL_GROUPS in worker.missing_layers:
+        pytest.skip("no control groups here")
+    lower = 100 << 20
+    set_memory = ControlGroup.limit_memory
+
+    def refuse_lower(group: ControlGroup, memory_bytes: int) -> None:
+        if memory_bytes == lower:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        set_memory(group, memory_bytes)
+
+    monkeypatch.setattr(ControlGroup, "limit_memory", refuse_lower)
+
+    refused = await client.run("return 1", memoryLimitBytes=lower)
+    assert refused.final["error"]["code"] == "INTERNAL_ERROR"
+    assert str(lower) in refused.final["error"]["message"]
+    assert (await client.run("return 2")).final["result"] == 2
 
 
 async def test_stderr_is_a_stream_of_its_own(client: Client) -> None:
