@@ -39,7 +39,9 @@ from enclave_protocol import (
     new_session_id,
     parse_limits,
 )
+from enclave_protocol.declared_tools import refuse_taken
 
+from .client_calls import Answerer, ClientCalls, answerer, unknown
 from .directory import Directory
 from .placement import DEFAULT_PROFILE, Lose, Place, Placer, Refuse
 from .sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
@@ -48,13 +50,13 @@ from .tools import ToolContext, ToolRunner, failed
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from enclave_protocol import ClientTools
     from enclave_protocol.events import ToolCall
     from enclave_protocol.messages import Envelope
 
     from .config import BrokerConfig
     from .links import Link
     from .metrics import Metrics
-    from .sessions import Answerer
     from .tools import ToolRegistry
 
 log = logging.getLogger("enclave.broker")
@@ -92,7 +94,8 @@ class NewSession:
     """Environment variables, checked."""
     files: dict[str, Any] = field(default_factory=dict)
     """Files by path, checked."""
-    answerer: Answerer = "broker"
+    client_tools: ClientTools | None = field(default_factory=dict)
+    """The tools that its client answers for, by name; None: every one that the broker does not have."""
 
     def __post_init__(self) -> None:
         """Refuse what no worker can run; raises RemoteProtocolError naming the field."""
@@ -127,6 +130,7 @@ class Dispatcher:
         self.links: dict[str, Link] = {}
         self._profile_defaults: dict[str, Limits] = {}
         self._runner = ToolRunner(tools, threads=config.tool_threads)
+        self._client_calls = ClientCalls(self._give_up_call)
         self._routes: dict[str, BrokerSession] = {}
         self._overdue: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for the worker's final
         self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
@@ -141,9 +145,11 @@ class Dispatcher:
         Raises:
             DuplicateSession: its id is taken by a session that has not ended.
             NoCapacity: the queue is full.
-            RemoteProtocolError: no worker offers its profile.
+            RemoteProtocolError: no worker offers its profile, or it declares a tool that the broker has.
         """
         self._require_offered(new)
+        if new.client_tools:
+            self._refuse_taken(new, new.client_tools)
         session_id = new.session_id or new_session_id()
         if session_id in self._routes:
             raise DuplicateSession(session_id)
@@ -166,7 +172,7 @@ class Dispatcher:
             now=now,
             wall=time.time(),
             log_bytes=self.config.log_bytes,
-            answerer=new.answerer,
+            client_tools=new.client_tools,
         )
         decision = self.placer.submit(
             session_id, self._queue_deadline(session), profile=new.profile, size_bytes=session.request_bytes
@@ -195,6 +201,13 @@ class Dispatcher:
             return
         reason, allowed = f"no worker offers {new.profile[:40]!r}", ", ".join(self.offered()) or "none"
         raise RemoteProtocolError(reason, field="profile", allowed=allowed, session_id=new.session_id)
+
+    def _refuse_taken(self, new: NewSession, declared: ClientTools) -> None:
+        try:
+            refuse_taken(declared, self.tools.names())
+        except RemoteProtocolError as error:
+            error.session_id = new.session_id
+            raise
 
     def _learn_limits(self, link: Link, hello: Hello) -> None:
         """Take in what a worker's profiles set; where workers differ, the last one to come up has its way."""
@@ -241,6 +254,7 @@ class Dispatcher:
         if not session.answer(call_id):
             reason = f"call {call_id} was answered before"
             raise RemoteProtocolError(reason, field="callId", allowed="one result per call", session_id=session_id)
+        self._client_calls.answered(session_id, call_id)
         self.metrics.tool_calls.labels("ok" if result.success else "error").inc()
         self._send(session, message)
 
@@ -421,6 +435,7 @@ class Dispatcher:
     def _ended(self, session: BrokerSession) -> None:
         _cancel_timer(self._overdue, session.session_id)
         _cancel_timer(self._unread, session.session_id)
+        self._client_calls.ended(session.session_id)
         for task in self._tool_tasks.get(session.session_id, ()):
             task.cancel()
         self.directory.finish(session)
@@ -458,21 +473,29 @@ class Dispatcher:
     # Tools
 
     def _call_tool(self, session: BrokerSession, call: ToolCall) -> None:
-        name = call.payload.tool_name
-        known = self.tools.get(name) is not None
-        if not known and session.answerer == "client":
+        name, call_id = call.payload.tool_name, call.payload.call_id
+        broker_has = self.tools.get(name) is not None
+        who = answerer(name, broker_has=broker_has, client_tools=session.client_tools)
+        if who is Answerer.CLIENT:
+            self._client_calls.left(session, call_id, name)
             return
-        session.answer(call.payload.call_id)
-        if not known:
-            context = ToolContext(session.session_id, call.payload.call_id)
-            choices = ", ".join(self.tools.names()) or "none"
+        session.answer(call_id)
+        if who is Answerer.NOBODY:
+            context = ToolContext(session.session_id, call_id)
             self.metrics.tool_calls.labels("unknown").inc()
-            self._send(session, encode(failed(context, Code.UNKNOWN_TOOL, f"no tool {name!r} (tools: {choices})")))
+            reason = unknown(name, self.tools.names(), session.client_tools)
+            self._send(session, encode(failed(context, Code.UNKNOWN_TOOL, reason)))
             return
         tasks = self._tool_tasks.setdefault(session.session_id, set())
         task = asyncio.get_running_loop().create_task(self._run_tool(session, call))
         tasks.add(task)
         task.add_done_callback(functools.partial(self._tool_done, session.session_id))
+
+    def _give_up_call(self, session: BrokerSession, call_id: str, reason: str) -> None:
+        """Answer a call in place of the client, which took too long."""
+        if session.answer(call_id):
+            self.metrics.tool_calls.labels("error").inc()
+            self._send(session, encode(failed(ToolContext(session.session_id, call_id), Code.TOOL_TIMEOUT, reason)))
 
     async def _run_tool(self, session: BrokerSession, call: ToolCall) -> None:
         context = ToolContext(session.session_id, call.payload.call_id)

@@ -77,6 +77,19 @@ class EventLog:
                 return found[:i]
         return found
 
+    def refuses(self, from_seq: int) -> tuple[str, str] | None:
+        """Say why nobody can read on from `from_seq`, and from where instead; None if one can.
+
+        A reader that asks for a later event than the next one has mistaken the session, and would wait for nothing.
+        """
+        if from_seq < self.first_seq:
+            return f"events before {self.first_seq} are no longer kept", f"{self.first_seq} or more"
+        if self.closed and from_seq >= self.next_seq:
+            return f"the session has ended: its final is event {self.next_seq - 1}", f"at most {self.next_seq - 1}"
+        if from_seq > self.next_seq:
+            return f"the newest event is {self.next_seq - 1}", f"at most {self.next_seq}"
+        return None
+
     def subscribe(self, from_seq: int, wake: Callable[[], object]) -> Cursor:
         """Open a cursor at `from_seq`; `wake` is called, and must not block, whenever there is more to take.
 

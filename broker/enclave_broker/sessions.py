@@ -10,12 +10,13 @@ exactly one `final`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from enclave_protocol import (
+    NO_TOOLS,
     Code,
     Execute,
     Final,
@@ -48,6 +49,7 @@ from enclave_protocol.inputs import size_bytes
 from .event_log import EventLog
 
 if TYPE_CHECKING:
+    from enclave_protocol import ClientTools
     from enclave_protocol.messages import Envelope
 
 
@@ -96,8 +98,6 @@ class _FinalLine(msgspec.Struct):
 # Only what the broker counts: the result, which can be large, is skipped over.
 _final_decoder = msgspec.json.Decoder(_FinalLine)
 
-Answerer = Literal["broker", "client"]
-
 
 class BrokerSession:
     """One session.
@@ -109,13 +109,13 @@ class BrokerSession:
         now: seconds on the monotonic clock.
         wall: seconds since the epoch.
         log_bytes: size of its log.
-        answerer: who answers calls of tools that the broker does not have: nobody (`broker`), or its `client`.
+        client_tools: the tools that its client answers for, by name; None: every one that the broker does not have.
     """
 
     __slots__ = (
-        "answerer",
         "calls",
         "cancelling",
+        "client_tools",
         "created",
         "created_at",
         "ended",
@@ -145,14 +145,14 @@ class BrokerSession:
         now: float,
         wall: float,
         log_bytes: int,
-        answerer: Answerer = "broker",
+        client_tools: ClientTools | None = NO_TOOLS,
     ) -> None:
         self.session_id = session_id
         self.request: Execute | None = request  # until the worker's first event: after it, no other can take over
         self.profile = request.profile or ""
         self.request_bytes = len(request.code) + size_bytes(request.env or {}, request.files or {})
         self.limits = limits
-        self.answerer = answerer
+        self.client_tools = client_tools
         self.state = State.STARTING
         self.created = now
         self.created_at = wall
@@ -289,6 +289,7 @@ class BrokerSession:
         self.stats = stats
         self.ended = now
         self.request = None
+        self.client_tools = NO_TOOLS  # nobody calls any more; the log outlives the session
         self.log.append(line, last=True)
 
     def _broker_stats(self, now: float) -> Stats:

@@ -1,8 +1,8 @@
 """The WebSocket door: the worker's own messages, many sessions on one socket.
 
 What a client may send a worker it may send here, and it gets the same events. Calls of tools that the broker does not
-have are left to the client. A bad message is answered by a rejection and touches nothing else; closing the socket
-cancels its sessions.
+have are left to the client, or those it declared. A bad message is answered by a rejection and touches nothing else.
+The sessions of a socket that closed live on for `disconnect_grace_s`, for another socket to attach to.
 
 Each session is a cursor in its log; a cursor with something to read is in `_ready`, and one task writes. A client that
 reads too slowly falls behind in the logs, which are bounded, and is cut off when one is trimmed past its cursor or
@@ -22,6 +22,7 @@ from litestar.handlers import WebsocketRouteHandler
 from msgspec import UNSET
 
 from enclave_protocol import (
+    Attach,
     Cancel,
     Code,
     Execute,
@@ -39,6 +40,7 @@ from enclave_protocol import (
     decode_client_message,
     encode,
     new_session_id,
+    parse_declared_tools,
     parse_env,
     parse_files,
     parse_limits,
@@ -49,7 +51,7 @@ from .event_log import Trimmed
 from .placement import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
-    from enclave_protocol import ToolResult
+    from enclave_protocol.messages import ClientMessage
 
     from .dispatcher import Dispatcher
     from .event_log import Cursor
@@ -95,7 +97,7 @@ class _Client:
         finally:
             for session, cursor in self._cursors.values():
                 cursor.close()
-                self._dispatcher.cancel(session, "its client went away")
+                self._dispatcher.reader_left(session)
         return ended
 
     async def _read(self) -> None:
@@ -112,9 +114,11 @@ class _Client:
                 self._replies_fit.clear()
                 await self._replies_fit.wait()
 
-    def _handle(self, message: Execute | Cancel | ToolResult | Ping) -> None:
+    def _handle(self, message: ClientMessage) -> None:
         if isinstance(message, Execute):
             self._execute(message)
+        elif isinstance(message, Attach):
+            self._attach(message)
         elif isinstance(message, Cancel):
             self._dispatcher.cancel(self._own(message.session_id), message.reason or "")
         elif isinstance(message, Ping):
@@ -138,7 +142,7 @@ class _Client:
                 profile=profile,
                 env={} if message.env is UNSET else parse_env(message.env),
                 files={} if message.files is UNSET else parse_files(message.files),
-                answerer="client",
+                client_tools=None if message.tools is UNSET else parse_declared_tools(message.tools),
             )
             session = self._dispatcher.submit(new)
         except DuplicateSession as error:
@@ -151,9 +155,29 @@ class _Client:
         except RemoteProtocolError as error:
             error.session_id = session_id
             raise
-        cursor = session.log.subscribe(1, functools.partial(self._wake, session_id))
-        self._cursors[session_id] = (session, cursor)
-        self._wake(session_id)
+        self._subscribe(session, 1)
+
+    def _attach(self, message: Attach) -> None:
+        session_id = message.session_id
+        session = self._dispatcher.directory.get(session_id)
+        if session is None:
+            allowed = "a session that is live or retained"
+            raise RemoteProtocolError("unknown session", field="sessionId", allowed=allowed, session_id=session_id)
+        if session_id in self._cursors:
+            allowed = "a session that this connection does not read yet"
+            raise RemoteProtocolError("attached already", field="sessionId", allowed=allowed, session_id=session_id)
+        refused = session.log.refuses(message.from_seq)
+        if refused is not None:
+            reason, allowed = refused
+            raise RemoteProtocolError(reason, field="fromSeq", allowed=allowed, session_id=session_id)
+        self._dispatcher.metrics.resumes.inc()
+        self._subscribe(session, message.from_seq)
+
+    def _subscribe(self, session: BrokerSession, from_seq: int) -> None:
+        cursor = session.log.subscribe(from_seq, functools.partial(self._wake, session.session_id))
+        self._cursors[session.session_id] = (session, cursor)
+        self._dispatcher.reader_came(session)
+        self._wake(session.session_id)
 
     def _own(self, session_id: str) -> BrokerSession:
         found = self._cursors.get(session_id)

@@ -1,6 +1,7 @@
 """Enclave's protocol: messages, events, codec, session states, limits and outcomes. Pure: no I/O, no clock."""
 
 from .codec import MAX_MESSAGE_BYTES, decode_client_message, decode_event, decode_worker_message, encode, peek
+from .declared_tools import NO_TOOLS, ClientTools, DeclaredTool, parse_declared_tools
 from .errors import (
     EnclaveError,
     LocalProtocolError,
@@ -13,7 +14,7 @@ from .events import PROTOCOL_VERSION, AnyEvent, Event, Final, FinalError, FinalP
 from .ids import CallId, SessionId, new_call_id, new_session_id, parse_call_id, parse_session_id
 from .inputs import parse_env, parse_files
 from .limits import MAX_CODE_BYTES, Limits, parse_limits
-from .messages import Cancel, Execute, Hello, Ping, Pong, Rejection, ToolError, ToolResult
+from .messages import Attach, Cancel, Execute, Hello, Ping, Pong, Rejection, ToolError, ToolResult
 from .outcomes import Code, is_retryable
 from .session import State, Trigger, transition
 
@@ -22,11 +23,15 @@ __version__ = "0.1.0"
 __all__ = [
     "MAX_CODE_BYTES",
     "MAX_MESSAGE_BYTES",
+    "NO_TOOLS",
     "PROTOCOL_VERSION",
     "AnyEvent",
+    "Attach",
     "CallId",
     "Cancel",
+    "ClientTools",
     "Code",
+    "DeclaredTool",
     "EnclaveError",
     "Event",
     "Execute",
@@ -58,6 +63,7 @@ __all__ = [
     "new_call_id",
     "new_session_id",
     "parse_call_id",
+    "parse_declared_tools",
     "parse_env",
     "parse_files",
     "parse_limits",

@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from .declared_tools import TOOLS_FORM
 from .errors import RemoteProtocolError
 from .events import AnyEvent, Event
 from .ids import CALL_ID_FORM, SESSION_ID_FORM, parse_call_id, parse_session_id
 from .inputs import ENV_FORM, FILES_FORM
 from .limits import split_path
 from .messages import (
+    Attach,
     Cancel,
     ClientMessage,
     Envelope,
@@ -27,7 +29,7 @@ from .messages import (
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest WebSocket frame either side accepts: a tool result or a result at its largest limit, twice escaped."""
 
-CLIENT_TYPES = "execute, cancel, tool_result, tool_result_submit, ping"
+CLIENT_TYPES = "execute, attach, cancel, tool_result, tool_result_submit, ping"
 
 ONE_OBJECT = "one JSON object per frame, in UTF-8"
 
@@ -44,7 +46,9 @@ _ALLOWED = {
     "profile": "text of 1 to 128 characters",
     "env": ENV_FORM,
     "files": FILES_FORM,
+    "tools": TOOLS_FORM,
     "firstSeq": "a whole number, 1 or more",
+    "fromSeq": "a whole number, 0 or more",
     "queueMs": "a number, 0 or more",
     "timestamp": "a number",
     "reason": "text of at most 1000 characters",
@@ -92,7 +96,9 @@ def decode_client_message(data: bytes | str) -> ClientMessage:
         if not isinstance(data, str):
             data.decode()
         wire = _decode(_client_decoder, data)
-        return wire.normal() if isinstance(wire, _WireCancel | _WireResult | _WireSubmit) else _checked(wire)
+        return (
+            wire.normal() if isinstance(wire, _WireAttach | _WireCancel | _WireResult | _WireSubmit) else _checked(wire)
+        )
     except UnicodeDecodeError as error:
         raise RemoteProtocolError(f"malformed text: {error}", allowed=ONE_OBJECT) from error
     except RemoteProtocolError as error:
@@ -165,6 +171,30 @@ class _WireCancel(msgspec.Struct, tag_field="type", tag="cancel", rename="camel"
         return Cancel(session_id=_one_session_id(self.session_id, body.session_id), reason=reason or UNSET)
 
 
+_FromSeq = Annotated[int, Meta(ge=0, le=2**53 - 1)] | UnsetType | None
+
+
+class _AttachBody(msgspec.Struct, rename="camel"):
+    session_id: str | UnsetType = UNSET
+    from_seq: _FromSeq = UNSET
+
+
+class _WireAttach(msgspec.Struct, tag_field="type", tag="attach", rename="camel"):
+    """Flat, or with the number (and perhaps the session id) in `payload`. As over HTTP, 0 means from the start."""
+
+    session_id: str | UnsetType = UNSET
+    from_seq: _FromSeq = UNSET
+    payload: _AttachBody | UnsetType = UNSET
+
+    def normal(self) -> Attach:
+        body = self.payload if self.payload is not UNSET else _AttachBody()
+        session_id = _one_session_id(self.session_id, body.session_id)
+        given = {seq for seq in (self.from_seq, body.from_seq) if isinstance(seq, int)}
+        if len(given) > 1:
+            raise RemoteProtocolError("says another number than fromSeq", field="payload.fromSeq", allowed="one number")
+        return Attach(session_id=session_id, from_seq=max({1, *given}))
+
+
 class _ResultBody(msgspec.Struct, rename="camel"):
     session_id: str | UnsetType = UNSET
     call_id: str | UnsetType = UNSET
@@ -229,7 +259,7 @@ def _tool_result(outer: str | UnsetType, body: _ResultBody) -> ToolResult:
     return ToolResult(session_id=session_id, call_id=body.call_id, success=True, value=kept)
 
 
-_client_decoder = msgspec.json.Decoder(Execute | _WireCancel | _WireResult | _WireSubmit | Ping)
+_client_decoder = msgspec.json.Decoder(Execute | _WireAttach | _WireCancel | _WireResult | _WireSubmit | Ping)
 _worker_decoder: msgspec.json.Decoder[WorkerMessage] = msgspec.json.Decoder(WorkerMessage)
 _event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 _envelope_decoder = msgspec.json.Decoder(Envelope)

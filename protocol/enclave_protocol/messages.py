@@ -36,11 +36,22 @@ class Execute(Message, frozen=True, kw_only=True, tag="execute"):
     """Environment variables of the code. Read with `parse_env`."""
     files: dict[str, Any] | UnsetType = UNSET
     """Files in its working directory, by relative path. Read with `parse_files`."""
+    tools: list[Any] | UnsetType = UNSET
+    """Tools that the sender answers calls of, in place of every tool that a broker lacks. Read with
+    `parse_declared_tools`."""
     first_seq: Annotated[int, Meta(ge=1, le=2**53 - 1)] | UnsetType = UNSET
     """Number of the worker's first event. Given by a broker, which has sent the events before it (`session_init`
     among them), so that the worker's bytes pass through it unchanged. Absent: the worker starts at 1."""
     queue_ms: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
     """Time the session waited in the broker, for `final.stats`."""
+
+
+class Attach(Message, frozen=True, kw_only=True, tag="attach"):
+    """Send me a session's events too, from a number on; from then on I may answer its calls and cancel it."""
+
+    session_id: str
+    from_seq: Annotated[int, Meta(ge=1, le=2**53 - 1)] = 1
+    """Number of the first event wanted."""
 
 
 class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
@@ -131,7 +142,7 @@ class Rejection(Message, frozen=True, kw_only=True, tag="error"):
         return cls(session_id=error.session_id or UNSET, payload=payload)
 
 
-ClientMessage = Execute | Cancel | ToolResult | Ping
+ClientMessage = Execute | Attach | Cancel | ToolResult | Ping
 WorkerMessage = Hello | Pong | Rejection
 
 

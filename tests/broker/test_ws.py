@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from enclave_broker.dispatcher import NewSession
 from tests.broker.conftest import Fleet, fleet
-from tests.fakes import FakeSession, FakeWorker, waits_for_cancel
+from tests.fakes import FakeSession, FakeWorker, returns_its_code, waits_for_cancel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -188,14 +189,78 @@ async def test_without_capacity_the_session_is_one_final() -> None:
         assert (final["type"], final["seq"], final["payload"]["error"]["code"]) == ("final", 1, "NO_CAPACITY")
 
 
-async def test_closing_the_socket_cancels_its_sessions() -> None:
-    async with fleet(FakeWorker(waits_for_cancel)) as running:
+async def test_sessions_of_a_closed_socket_are_cancelled_when_nobody_came_back_in_time() -> None:
+    async with fleet(FakeWorker(waits_for_cancel), disconnect_grace_s=0.0) as running:
         async with client_of(running) as client:
             for i in range(3):
                 await client.send("execute", sessionId=f"s_{i}", code="1")
             await running.workers[0].wait_received("execute", 3)
         await running.workers[0].wait_received("cancel", 3)
         await running.wait_until(lambda: running.broker.dispatcher.placer.statistics().reserved == 0)
+
+
+async def test_another_socket_reads_on_where_a_closed_one_stopped() -> None:
+    async with fleet(FakeWorker(waits_for_cancel), disconnect_grace_s=60.0) as running:
+        async with client_of(running) as client:
+            await client.send("execute", sessionId="s_1", code="1")
+            assert (await client.next("stdout"))["seq"] == 2
+        async with client_of(running) as client:
+            await client.send("attach", sessionId="s_1", fromSeq=3)
+            await client.send("cancel", sessionId="s_1")
+            final = await client.next()
+            assert (final["type"], final["seq"]) == ("final", 3)
+        assert not running.workers[0].sessions
+
+
+async def test_an_ended_session_is_replayed_to_whoever_attaches() -> None:
+    async with fleet(FakeWorker()) as running, client_of(running) as client:
+        await client.send("execute", sessionId="s_1", code="1")
+        await client.next("final")
+        await client.send("attach", sessionId="s_1")
+        assert [(await client.next())["seq"] for _ in range(3)] == [1, 2, 3]
+
+
+async def test_two_sockets_may_read_one_session_and_the_first_answer_wins() -> None:
+    async with fleet(FakeWorker(calls_a_tool)) as running, client_of(running) as one, client_of(running) as two:
+        await one.send("execute", sessionId="s_1", code="1")
+        await one.next("tool_call")
+        await two.send("attach", sessionId="s_1")
+        await two.next("tool_call")
+        await two.send("tool_result", sessionId="s_1", callId="c_1", value="two")
+        assert (await two.next("final"))["payload"]["result"]["value"] == "two"
+        assert (await one.next("final"))["payload"]["result"]["value"] == "two"
+
+
+@pytest.mark.parametrize(
+    ("session_id", "from_seq", "field", "allowed"),
+    [
+        ("s_unknown", 1, "sessionId", "a session that is live or retained"),
+        ("s_mine", 1, "sessionId", "a session that this connection does not read yet"),
+        ("s_done", 2, "fromSeq", "3 or more"),
+        ("s_done", 4, "fromSeq", "at most 3"),
+        ("s_live", 4, "fromSeq", "at most 3"),
+    ],
+)
+async def test_an_attach_that_can_not_be_served_says_from_where_it_could(
+    session_id: str, from_seq: int, field: str, allowed: str
+) -> None:
+    async def runs(session: FakeSession) -> None:
+        await (waits_for_cancel(session) if session.execute["code"] == "wait" else returns_its_code(session))
+
+    async with fleet(FakeWorker(runs), log_bytes=1000) as running, client_of(running) as client:
+        dispatcher = running.broker.dispatcher
+        done = dispatcher.submit(NewSession(session_id="s_done", code="x" * 800))
+        await running.wait_until(lambda: not done.live)
+        live = dispatcher.submit(NewSession(session_id="s_live", code="wait"))
+        await running.wait_until(lambda: live.log.next_seq == 3)
+        await client.send("execute", sessionId="s_mine", code="wait")
+        await client.next("stdout")
+        await client.send("attach", sessionId=session_id, fromSeq=from_seq)
+        rejection = await client.next()
+        assert rejection["type"] == "error"
+        assert (rejection["sessionId"], rejection["payload"]["field"]) == (session_id, field)
+        assert rejection["payload"]["allowed"] == allowed
+        dispatcher.cancel(live)
 
 
 async def test_a_client_that_does_not_read_is_cut_off_and_its_worker_never_waits() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET, Raw
 from msgspec import inspect as types
 
-from enclave_protocol import AnyEvent, Execute, Ping, ToolError, ToolResult
+from enclave_protocol import AnyEvent, Attach, Execute, Ping, ToolError, ToolResult
 from enclave_protocol.messages import Cancel, WorkerMessage
 
 if TYPE_CHECKING:
@@ -113,6 +113,6 @@ tool_results = st.builds(
 ) | st.builds(ToolResult, session_id=session_ids, call_id=call_ids, success=st.just(value=False), error=tool_errors)
 cancels = st.builds(Cancel, session_id=session_ids, reason=st.just(UNSET) | text.filter(bool))
 
-client_messages = instances(Execute) | instances(Ping) | tool_results | cancels
+client_messages = instances(Execute) | instances(Attach) | instances(Ping) | tool_results | cancels
 events = st.one_of([instances(cls) for cls in EVENT_TYPES])
 worker_messages = st.one_of([instances(cls) for cls in WORKER_MESSAGE_TYPES])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET, Raw
 
 from enclave_protocol import (
+    Attach,
     Cancel,
     Execute,
     Ping,
@@ -213,6 +214,40 @@ def test_a_refusal_quotes_only_the_beginning_of_what_it_refuses() -> None:
     assert len(str(refusal(json.dumps({"type": "x" * 100_000})))) < 1000
 
 
+@pytest.mark.parametrize(
+    ("message", "from_seq"),
+    [
+        ({**S}, 1),
+        ({**S, "fromSeq": 7}, 7),
+        ({**S, "fromSeq": 0}, 1),
+        ({**S, "fromSeq": None}, 1),
+        ({**S, "payload": {"fromSeq": 7}}, 7),
+        ({"payload": {**S, "fromSeq": 7}}, 7),
+        ({**S, "fromSeq": 7, "payload": {**S, "fromSeq": 7}}, 7),
+    ],
+)
+def test_every_spelling_of_an_attach_means_the_same(message: dict[str, Any], from_seq: int) -> None:
+    assert read({"type": "attach", **message}) == Attach(session_id="s_1", from_seq=from_seq)
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({}, "sessionId"),
+        ({"sessionId": "one"}, "sessionId"),
+        ({**S, "payload": {"sessionId": "s_2"}}, "payload.sessionId"),
+        ({**S, "fromSeq": -1}, "fromSeq"),
+        ({**S, "fromSeq": "7"}, "fromSeq"),
+        ({**S, "fromSeq": 2**60}, "fromSeq"),
+        ({**S, "fromSeq": 7, "payload": {"fromSeq": 8}}, "payload.fromSeq"),
+    ],
+)
+def test_an_attach_that_makes_no_sense_is_told_which_field(message: dict[str, Any], field: str) -> None:
+    refused = refusal(json.dumps({"type": "attach", **message}))
+    assert refused.field == field
+    assert refused.allowed
+
+
 def test_unknown_fields_are_ignored() -> None:
     assert read({"type": "ping", "timestamp": 5, "extra": {"a": [1]}}) == Ping(timestamp=5)
 
@@ -254,8 +289,21 @@ def test_every_worker_message_survives_the_wire(message: WorkerMessage) -> None:
     assert decode_worker_message(encode(message)) == message
 
 
-_KEYS = ["sessionId", "callId", "code", "limits", "payload", "success", "ok", "value", "result", "error", "reason"]
-_TYPES = ["execute", "cancel", "tool_result", "tool_result_submit", "ping"]
+_KEYS = [
+    "sessionId",
+    "callId",
+    "code",
+    "limits",
+    "payload",
+    "success",
+    "ok",
+    "value",
+    "result",
+    "error",
+    "reason",
+    "fromSeq",
+]
+_TYPES = ["execute", "attach", "cancel", "tool_result", "tool_result_submit", "ping"]
 _plausible = st.fixed_dictionaries(
     {},
     optional={

@@ -17,7 +17,7 @@ from enclave_protocol import (
     parse_limits,
 )
 from enclave_protocol.limits import KNOWN
-from enclave_protocol.messages import Execute, Hello, Message, Pong
+from enclave_protocol.messages import Attach, Execute, Hello, Message, Pong
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -35,7 +35,7 @@ def test_everything_of_the_lists_is_on_the_page_with_a_meaning(page: str) -> Non
         assert re.search(rf"--> {state}\b", page)
 
 
-@pytest.mark.parametrize("message", [Execute, Hello, Pong])
+@pytest.mark.parametrize("message", [Execute, Attach, Hello, Pong])
 def test_a_messages_fields_are_the_ones_the_page_lists(page: str, message: type[Message]) -> None:
     row = next(line for line in page.splitlines() if line.startswith(f"| `{message.__struct_config__.tag}` |"))
     listed = [name.rstrip("?") for name in re.findall(r"`([^`]+)`", row.split("|")[2])]

@@ -97,6 +97,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a result without a call": ({"type": "tool_result", "sessionId": "s_live"}, "callId"),
     "a result for an unknown session": ({"type": "tool_result", "sessionId": "s_no", "callId": "c_1"}, "sessionId"),
     "a result for an unknown call": ({"type": "tool_result", "sessionId": "s_live", "callId": "c_1"}, "callId"),
+    "an attach, which is for brokers": ({"type": "attach", "sessionId": "s_live"}, "type"),
     "a cancel without a session": ({"type": "cancel"}, "sessionId"),
     "a cancel of an unknown session": ({"type": "cancel", "sessionId": "s_no"}, "sessionId"),
     "the id of a live session": ({"type": "execute", "sessionId": "s_live", "code": ""}, "sessionId"),

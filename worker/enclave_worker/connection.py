@@ -163,6 +163,9 @@ class Connection:
             self._sessions.cancel(message)
         elif isinstance(message, Ping):
             self.deliver(encode(self._pong(message)))
+        else:
+            allowed = "execute, cancel, tool_result, ping: a worker keeps no events, attach is a broker's"
+            raise RemoteProtocolError("not for a worker", field="type", allowed=allowed, session_id=message.session_id)
 
     def _reject(self, error: RemoteProtocolError) -> None:
         field = error.field.partition(".")[0]
