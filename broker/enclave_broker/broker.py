@@ -191,7 +191,7 @@ class Broker:
 
     async def _run(self, listener: socket.socket, ready: asyncio.Future[None]) -> None:
         with contextlib.closing(listener):
-            server = Server(server_config(create_app(self), stop_grace_s=self.config.stop_grace_s))
+            server = Server(server_config(create_app(self), self.config))
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(server.serve(sockets=[listener]))
                 background = [group.create_task(self._tick())]

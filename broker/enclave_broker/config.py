@@ -61,6 +61,13 @@ class BrokerConfig:
     link_buffer_bytes: int = 32 * MIB
     """Messages a worker has not read yet; above it, the worker counts as dead."""
 
+    max_sockets: int = 10_000
+    """WebSockets of clients that may be open; the next one's handshake is refused."""
+    socket_sessions: int = 256
+    """Sessions that one of them may follow at once; another `execute` ends with `NO_CAPACITY`."""
+    socket_ping_s: float = 5.0
+    """Time between pings to a client. One whose machine acknowledges nothing for two of them is gone."""
+
     disconnect_grace_s: float = 5.0
     """How long a session without a reader lives on, so that its client can come back."""
     final_grace_s: float = 5.0
@@ -68,7 +75,7 @@ class BrokerConfig:
     cancel_grace_s: float = 4.0
     """The same, after a cancel."""
     write_timeout_s: float = 30.0
-    """A reader that takes nothing for so long is cut off."""
+    """A reader that takes nothing for so long is cut off, and a WebSocket that answers no ping for so long."""
     tool_threads: int = 16
     """Threads for tools that are plain functions."""
     stop_grace_s: float = 2.0

@@ -43,6 +43,7 @@ class Metrics:
             "enclave_tool_call_duration_seconds", "Tool calls run here", buckets=DURATION_BUCKETS, registry=registry
         )
         self.resumes = Counter("enclave_stream_resumes", "Streams opened on an existing session", registry=registry)
+        self.sockets = Gauge("enclave_client_sockets", "Open WebSockets of clients", registry=registry)
         self.readers_cut = Counter("enclave_readers_cut", "Readers that were too slow", registry=registry)
         build = Gauge("enclave_build_info", "1; the version is the label", ["version"], registry=registry)
         build.labels(__version__).set(1)

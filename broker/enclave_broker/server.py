@@ -10,11 +10,15 @@ import uvicorn
 
 from enclave_protocol import MAX_MESSAGE_BYTES
 
+from .ws import socket_protocol
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Generator
 
     from litestar import Litestar
+
+    from .config import BrokerConfig
 
 KEEP_ALIVE_S = 60
 
@@ -41,12 +45,13 @@ class Server(uvicorn.Server):
         yield
 
 
-def server_config(app: Litestar, *, stop_grace_s: float) -> uvicorn.Config:
+def server_config(app: Litestar, config: BrokerConfig) -> uvicorn.Config:
     """Return the server's settings: no logs per request, no compression, the protocol's largest frame."""
     return uvicorn.Config(
         app,
         http="httptools",
-        ws="websockets-sansio",
+        ws=socket_protocol(ping_s=config.socket_ping_s, silent_s=config.write_timeout_s),
+        ws_ping_interval=None,  # it pings by itself
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
         lifespan="off",
@@ -54,5 +59,5 @@ def server_config(app: Litestar, *, stop_grace_s: float) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(stop_grace_s)),
+        timeout_graceful_shutdown=max(1, round(config.stop_grace_s)),
     )

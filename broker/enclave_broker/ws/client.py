@@ -1,26 +1,30 @@
-"""The WebSocket door: the worker's own messages, many sessions on one socket.
+"""One WebSocket: many sessions, each a cursor in its log.
 
-What a client may send a worker it may send here, and it gets the same events. Calls of tools that the broker does not
-have are left to the client, or those it declared. A bad message is answered by a rejection and touches nothing else.
-The sessions of a socket that closed live on for `disconnect_grace_s`, for another socket to attach to.
+Theory of operation. What a client may send a worker it may send here, and it gets the same events. A bad message is
+answered by a rejection and touches nothing else. Calls of tools that the broker does not have are left to the client,
+or of those it declared.
 
-Each session is a cursor in its log; a cursor with something to read is in `_ready`, and one task writes. A client that
-reads too slowly falls behind in the logs, which are bounded, and is cut off when one is trimmed past its cursor or
-when it takes nothing for `write_timeout_s`.
+One task reads, one writes. A cursor with something to read is in `_ready`, in turn; answers to messages go before
+events. Nothing piles up here: a slow client falls behind in the logs, which are bounded, and is cut off when one is
+trimmed past its cursor or when it takes nothing for `write_timeout_s`. Answers are bounded by not reading on.
+
+A session belongs to no socket: any that attached may read it, answer its calls and cancel it. When the last one is gone
+it lives on for `disconnect_grace_s`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from litestar import WebSocket  # noqa: TC002 - Litestar reads the annotation at run time
-from litestar.handlers import WebsocketRouteHandler
 from msgspec import UNSET
 
+from enclave_broker.dispatcher import LANGUAGES, DuplicateSession, NewSession
+from enclave_broker.event_log import Trimmed
+from enclave_broker.placement import DEFAULT_PROFILE
 from enclave_protocol import (
     Attach,
     Cancel,
@@ -46,31 +50,40 @@ from enclave_protocol import (
     parse_limits,
 )
 
-from .dispatcher import LANGUAGES, DuplicateSession, NewSession
-from .event_log import Trimmed
-from .placement import DEFAULT_PROFILE
+from .codes import TOO_SLOW, CloseCode
 
 if TYPE_CHECKING:
+    from litestar import WebSocket
+
+    from enclave_broker.dispatcher import Dispatcher
+    from enclave_broker.event_log import Cursor
+    from enclave_broker.sessions import BrokerSession
     from enclave_protocol.messages import ClientMessage
-
-    from .dispatcher import Dispatcher
-    from .event_log import Cursor
-    from .sessions import BrokerSession
-
-log = logging.getLogger("enclave.broker.ws")
 
 MAX_REPLIES = 100
 """Answers that may wait to be written; then no more is read from the client."""
-CLOSE_TOO_SLOW = 1008
-CLOSED_BY_CLIENT = "closed by the client"
 
 
-class _ClientGone(Exception):  # noqa: N818 - a fact
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """How a socket ended."""
+
+    reason: str
+    code: CloseCode | None = None
+    """What to close it with; None: it is closed."""
+
+
+class _SocketGone(Exception):  # noqa: N818 - a fact
     pass
 
 
-class _Client:
-    """One socket."""
+class SocketClient:
+    """Serves one socket.
+
+    Args:
+        socket: it, accepted.
+        dispatcher: where its sessions are.
+    """
 
     def __init__(self, socket: WebSocket[Any, Any, Any], dispatcher: Dispatcher) -> None:
         self._socket = socket
@@ -81,30 +94,30 @@ class _Client:
         self._more = asyncio.Event()
         self._replies_fit = asyncio.Event()
 
-    async def serve(self) -> str:
-        """Serve until the client leaves; returns why it ended."""
+    async def serve(self) -> Closing:
+        """Serve until the client leaves or must."""
+        closing = Closing("the broker failed")
         self._reply(encode(self._hello()))
-        ended = "the broker failed"
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._write())
                 await self._read()
-        except* _ClientGone:
-            ended = CLOSED_BY_CLIENT
+        except* _SocketGone as gone:
+            closing = Closing(str(gone.exceptions[0]))
         except* (Trimmed, TimeoutError):
             self._dispatcher.metrics.readers_cut.inc()
-            ended = "the client reads too slowly"
+            closing = Closing(TOO_SLOW, CloseCode.TOO_SLOW)
         finally:
             for session, cursor in self._cursors.values():
                 cursor.close()
                 self._dispatcher.reader_left(session)
-        return ended
+        return closing
 
     async def _read(self) -> None:
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
-                raise _ClientGone
+                raise _SocketGone(f"closed with {message['code']} {message.get('reason') or ''}".rstrip())
             data = message.get("text")
             try:
                 self._handle(decode_client_message(_text(data)))
@@ -128,6 +141,10 @@ class _Client:
 
     def _execute(self, message: Execute) -> None:
         session_id = message.session_id or new_session_id()
+        full = self._full()
+        if full:
+            self._refuse_for_now(session_id, full)
+            return
         if message.first_seq is not UNSET:
             allowed = "absent: the broker numbers the events"
             raise RemoteProtocolError("not for clients", field="firstSeq", allowed=allowed, session_id=session_id)
@@ -149,8 +166,7 @@ class _Client:
             allowed = "an id that no live session has"
             raise RemoteProtocolError(str(error), field="sessionId", allowed=allowed, session_id=session_id) from error
         except NoCapacity as error:
-            self._dispatcher.metrics.rejections.labels(Code.NO_CAPACITY.value).inc()
-            self._reply(encode(_no_capacity(session_id, str(error))))
+            self._refuse_for_now(session_id, str(error))
             return
         except RemoteProtocolError as error:
             error.session_id = session_id
@@ -166,12 +182,25 @@ class _Client:
         if session_id in self._cursors:
             allowed = "a session that this connection does not read yet"
             raise RemoteProtocolError("attached already", field="sessionId", allowed=allowed, session_id=session_id)
+        full = self._full()
+        if full:
+            allowed = "fewer sessions on one connection"
+            raise RemoteProtocolError(full, field="sessionId", allowed=allowed, session_id=session_id)
         refused = session.log.refuses(message.from_seq)
         if refused is not None:
             reason, allowed = refused
             raise RemoteProtocolError(reason, field="fromSeq", allowed=allowed, session_id=session_id)
         self._dispatcher.metrics.resumes.inc()
         self._subscribe(session, message.from_seq)
+
+    def _full(self) -> str:
+        """Say why this socket can't take another session; empty if it can."""
+        most = self._dispatcher.config.socket_sessions
+        return f"{most} sessions of this connection have not ended" if len(self._cursors) >= most else ""
+
+    def _refuse_for_now(self, session_id: str, reason: str) -> None:
+        self._dispatcher.metrics.rejections.labels(Code.NO_CAPACITY.value).inc()
+        self._reply(encode(_no_capacity(session_id, reason)))
 
     def _subscribe(self, session: BrokerSession, from_seq: int) -> None:
         cursor = session.log.subscribe(from_seq, functools.partial(self._wake, session.session_id))
@@ -217,7 +246,7 @@ class _Client:
         except TimeoutError:
             raise  # an OSError too, but about a client that is still there
         except OSError as error:
-            raise _ClientGone from error
+            raise _SocketGone("the connection broke") from error
 
     def _wake(self, session_id: str) -> None:
         self._ready[session_id] = None
@@ -248,24 +277,6 @@ class _Client:
         fleet = self._dispatcher.placer.statistics()
         active = self._dispatcher.directory.live
         return Pong(timestamp=ping.timestamp, active=active, max_sessions=fleet.slots)
-
-
-def create_ws_route(dispatcher: Dispatcher) -> WebsocketRouteHandler:
-    """Return the handler of `/ws`."""
-
-    async def serve(socket: WebSocket[Any, Any, Any]) -> None:
-        await socket.accept()
-        peer = f"{socket.client.host}:{socket.client.port}" if socket.client else "?"
-        log.info("client %s connected", peer)
-        ended = "the broker is stopping"
-        try:
-            ended = await _Client(socket, dispatcher).serve()
-            if ended != CLOSED_BY_CLIENT:
-                await socket.close(code=CLOSE_TOO_SLOW, reason=ended)
-        finally:
-            log.info("client %s disconnected: %s", peer, ended)
-
-    return WebsocketRouteHandler("/ws")(serve)
 
 
 def _text(data: object) -> str:

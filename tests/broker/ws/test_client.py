@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
 
 from enclave_broker.dispatcher import NewSession
-from tests.broker.conftest import Fleet, fleet
+from tests.broker.conftest import fleet
+from tests.broker.ws.sockets import client_of
 from tests.fakes import FakeSession, FakeWorker, returns_its_code, waits_for_cancel
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-
-class Client:
-    """A client that keeps what it was told, in order."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-
-    async def send(self, kind: str, **fields: Any) -> None:
-        await self.socket.send(json.dumps({"type": kind, **fields}))
-
-    async def next(self, *kinds: str) -> dict[str, Any]:
-        """Return the next message of one of these types, any type if none is named."""
-        async with asyncio.timeout(20):
-            while True:
-                message: dict[str, Any] = json.loads(await self.socket.recv())
-                if not kinds or message["type"] in kinds:
-                    return message
-
-
-@contextlib.asynccontextmanager
-async def client_of(running: Fleet) -> AsyncIterator[Client]:
-    url = f"ws://{running.broker.host}:{running.broker.port}/ws"
-    async with connect(url, max_size=None, proxy=None) as socket:
-        client = Client(socket)
-        assert (await client.next())["type"] == "hello"
-        yield client
 
 
 async def calls_a_tool(session: FakeSession) -> None:
@@ -146,12 +114,6 @@ async def test_a_bad_message_is_told_which_field_and_touches_nothing(
         assert (final["type"], final["sessionId"]) == ("final", "s_live")
 
 
-async def test_a_binary_frame_is_told_so() -> None:
-    async with fleet() as running, client_of(running) as client:
-        await client.socket.send(b"{}")
-        assert "binary" in (await client.next("error"))["payload"]["message"]
-
-
 async def test_a_second_result_for_a_call_is_refused() -> None:
     async def goes_on(session: FakeSession) -> None:
         await session.call("ask")
@@ -197,6 +159,26 @@ async def test_sessions_of_a_closed_socket_are_cancelled_when_nobody_came_back_i
             await running.workers[0].wait_received("execute", 3)
         await running.workers[0].wait_received("cancel", 3)
         await running.wait_until(lambda: running.broker.dispatcher.placer.statistics().reserved == 0)
+
+
+async def test_more_sessions_than_a_socket_may_follow_are_refused_until_one_ends() -> None:
+    async with fleet(FakeWorker(waits_for_cancel), socket_sessions=2) as running, client_of(running) as client:
+        live = running.broker.dispatcher.submit(NewSession(session_id="s_live", code="1"))
+        for name in ("s_1", "s_2"):
+            await client.send("execute", sessionId=name, code="1")
+            await client.next("stdout")
+        await client.send("execute", sessionId="s_3", code="1")
+        final = await client.next()
+        assert (final["type"], final["sessionId"], final["payload"]["error"]["code"]) == ("final", "s_3", "NO_CAPACITY")
+        assert "2 sessions of this connection" in final["payload"]["error"]["message"]
+        await client.send("attach", sessionId="s_live")
+        rejection = await client.next()
+        assert (rejection["type"], rejection["sessionId"]) == ("error", "s_live")
+        await client.send("cancel", sessionId="s_1")
+        await client.next("final")
+        await client.send("attach", sessionId="s_live")
+        assert (await client.next())["sessionId"] == "s_live"
+        running.broker.dispatcher.cancel(live)
 
 
 async def test_another_socket_reads_on_where_a_closed_one_stopped() -> None:
@@ -280,5 +262,5 @@ async def test_a_client_that_does_not_read_is_cut_off_and_its_worker_never_waits
             assert session.outcome == "ok"
             client.socket.transport.resume_reading()
             await client.socket.wait_closed()
-        assert client.socket.close_code == 1008
+        assert client.socket.close_code == 4008
         assert running.metric("enclave_readers_cut_total") == 1

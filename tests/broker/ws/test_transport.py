@@ -1,0 +1,209 @@
+"""Attacks on one socket below its messages: what is not taken is said so, and nothing of it stays."""
+
+from __future__ import annotations
+
+import gc
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from enclave_broker.ws.transport import MAX_FRAGMENTS, SLICE_BYTES, SocketProtocol, is_gone
+from enclave_protocol import MAX_MESSAGE_BYTES
+from tests.broker.conftest import Fleet, fleet
+from tests.broker.ws.sockets import BINARY, CONT, PING, PONG, TEXT, client_of, frame, raw_client
+from tests.fakes import FakeSession, FakeWorker, waits_for_cancel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RESERVED = 3
+
+
+def protocol() -> SocketProtocol:
+    """Return the broker's end of the only socket."""
+    sockets = [thing for thing in gc.get_objects() if issubclass(type(thing), SocketProtocol)]
+    found: list[SocketProtocol] = [socket for socket in sockets if not socket.disconnected]
+    (only,) = found
+    return only
+
+
+REFUSED = {
+    "a message that is too large": (
+        [frame(TEXT, b"x" * (MAX_MESSAGE_BYTES + 1))],
+        (1009, f"frame with {MAX_MESSAGE_BYTES + 1} bytes exceeds limit of {MAX_MESSAGE_BYTES} bytes"),
+    ),
+    "fragments that are too large together": (
+        [frame(TEXT, b"x" * MAX_MESSAGE_BYTES, fin=False), frame(CONT, b"y")],
+        (
+            1009,
+            f"frame with 1 bytes after reading {MAX_MESSAGE_BYTES} bytes exceeds limit of {MAX_MESSAGE_BYTES} bytes",
+        ),
+    ),
+    "too many fragments": (
+        [frame(TEXT, b"x", fin=False), frame(CONT, b"x", fin=False) * (MAX_FRAGMENTS + 5000)],
+        (1009, f"a message of more than {MAX_FRAGMENTS} fragments"),
+    ),
+    "text that is not UTF-8": ([frame(TEXT, b"\xff\xfe")], (1007, "a text frame that is not UTF-8")),
+    "a reserved opcode": ([frame(RESERVED)], (1002, "invalid opcode")),
+}
+
+
+@pytest.mark.parametrize(("frames", "closed"), REFUSED.values(), ids=REFUSED)
+async def test_what_can_not_be_a_message_closes_the_socket_and_the_client_sees_why(
+    frames: list[bytes], closed: tuple[int, str]
+) -> None:
+    async with fleet(FakeWorker(waits_for_cancel), disconnect_grace_s=60.0) as running:
+        async with raw_client(running) as client:
+            await client.send(frame(TEXT, b'{"type":"execute","sessionId":"s_1","code":"1"}'))
+            await running.workers[0].wait_received("execute")
+            # More of it behind: the close frame must not be lost to a reset.
+            await client.send(*frames, frame(TEXT, b"z" * 1_000_000) * 3)
+            assert await client.closed() == closed
+            await client.ended()
+        async with client_of(running) as other:  # nothing but the socket was touched
+            await other.send("attach", sessionId="s_1")
+            assert (await other.next())["seq"] == 1
+
+
+async def test_empty_fragments_take_no_memory_and_no_place() -> None:
+    async with fleet() as running, raw_client(running) as client:
+        await client.send(frame(TEXT, b'{"type":', fin=False))
+        await client.send(frame(CONT, fin=False) * (MAX_FRAGMENTS * 3))
+        await client.send(frame(CONT, b'"ping",', fin=False), frame(PING, b"here"))
+        while await client.next() != (PONG, b"here"):
+            pass
+        assert len(protocol().frames) == 2
+        await client.send(frame(CONT, b'"timestamp":7}'))
+        assert json.loads((await client.next(TEXT))[1])["timestamp"] == 7
+
+
+async def test_thousands_of_messages_at_once_are_taken_in_a_slice_at_a_time() -> None:
+    async with fleet() as running, raw_client(running) as client:
+        smallest = frame(TEXT, b"1")
+        most = SLICE_BYTES // len(smallest) + 1
+        queued: list[int] = []
+        own = protocol()
+        put = own.queue.put_nowait
+
+        def counting(message: object) -> None:
+            put(message)  # type: ignore[arg-type]
+            queued.append(own.queue.qsize())
+
+        own.queue.put_nowait = counting  # type: ignore[method-assign, assignment]
+        await client.send(smallest * 20_000, frame(PING, b"end"))
+        while await client.next() != (PONG, b"end"):
+            pass
+        assert len(queued) == 20_000
+        assert max(queued) <= most
+
+
+async def test_pings_of_a_client_that_reads_nothing_are_not_answered_one_by_one() -> None:
+    async with fleet() as running, raw_client(running) as client:
+        own = protocol()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        burst = frame(PING, b"p" * 125) * 1000
+        sizes: list[int] = []
+
+        def stalled() -> bool:
+            sizes.append(own.transport.get_write_buffer_size())
+            client.writer.write(burst)
+            return not own.writable.is_set() and len(sizes) > 200
+
+        await running.wait_until(stalled)
+        assert max(sizes) < 2_000_000  # of the 25 MB that were asked for
+
+
+async def test_a_client_that_answers_no_ping_is_cut_off_and_told_how_to_resume() -> None:
+    async with fleet(socket_ping_s=0.02, write_timeout_s=0.1) as running, raw_client(running) as client:
+        code, reason = await client.closed()
+        assert code == 1011
+        assert reason.endswith("attach each session from the seq you have, plus 1")
+        await running.wait_until(lambda: running.metric("enclave_client_sockets") == 0)
+
+
+async def test_a_client_that_answers_pings_stays_however_idle() -> None:
+    async with fleet(socket_ping_s=0.01, write_timeout_s=0.05) as running, raw_client(running) as client:
+        for _ in range(40):
+            _, payload = await client.next(PING)
+            await client.send(frame(PONG, payload))
+        await client.send(frame(TEXT, b'{"type":"ping"}'))
+        assert b'"pong"' in (await client.next(TEXT))[1]
+
+
+@pytest.mark.parametrize(
+    ("unanswered", "waited_s", "acknowledged_s", "expected"),
+    [
+        (0, 0.0, 0.0, False),
+        (1, 5.0, 60.0, False),
+        (2, 10.0, 9.99, False),  # its machine is there, and itself is busy
+        (2, 10.0, 15.0, True),  # half open: nothing since before the first of the two
+        (5, 25.0, 0.1, False),
+        (6, 30.0, 0.1, True),  # its machine is there, itself hangs
+        (1, 600.0, 600.0, False),  # the broker was stopped
+    ],
+)
+def test_a_client_is_gone_when_its_machine_is_or_when_itself_hangs(
+    unanswered: int, waited_s: float, acknowledged_s: float, expected: object
+) -> None:
+    assert is_gone(unanswered, most=6, waited_s=waited_s, acknowledged_s=acknowledged_s) is expected
+
+
+async def floods(session: FakeSession) -> None:
+    for _ in range(1000):
+        await session.stdout("x" * 50_000)
+    await session.final()
+
+
+async def _stops_reading(running: Fleet, then: Callable[[SocketProtocol], bool]) -> None:
+    """Run a session of 50 MB for a client that reads nothing of it, until `then` holds for the broker's end."""
+    async with raw_client(running) as client:
+        own = protocol()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.send(frame(TEXT, b'{"type":"execute","sessionId":"s_1","code":"1"}'))
+        await running.wait_until(lambda: then(own))
+
+
+async def test_a_client_that_reads_nothing_costs_no_more_than_the_log_and_leaves_no_socket() -> None:
+    async with fleet(FakeWorker(floods), log_bytes=100_000, dead_after_s=60, socket_ping_s=0.05) as running:
+        most = 0
+
+        def gone(own: SocketProtocol) -> bool:
+            nonlocal most
+            most = max(most, own.transport.get_write_buffer_size())
+            return own.disconnected
+
+        await _stops_reading(running, gone)
+        assert most < 500_000
+        session = running.broker.dispatcher.directory.get("s_1")
+        assert session is not None
+        assert session.log.size_bytes <= 100_000
+        assert running.metric("enclave_readers_cut_total") == 1
+        assert running.metric("enclave_client_sockets") == 0
+
+
+async def test_a_client_that_says_goodbye_and_reads_nothing_leaves_no_socket() -> None:
+    async with fleet(FakeWorker(floods), dead_after_s=60, socket_ping_s=0.05) as running, raw_client(running) as client:
+        own = protocol()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.send(frame(TEXT, b'{"type":"execute","sessionId":"s_1","code":"1"}'))
+        await running.wait_until(lambda: not own.writable.is_set())
+        await client.send(frame(8, b"\x03\xe8"))
+        await running.wait_until(lambda: own.disconnected)
+
+
+async def test_a_binary_frame_is_told_so_and_the_socket_stays() -> None:
+    async with fleet() as running, raw_client(running) as client:
+        await client.next(TEXT)
+        await client.send(frame(BINARY, b'{"type":"ping"}'))
+        rejection = json.loads((await client.next(TEXT))[1])
+        assert rejection["payload"]["message"] == "binary frame (allowed: text frames of one JSON value each)"
+        await client.send(frame(TEXT, b'{"type":"ping"}'))
+        assert json.loads((await client.next(TEXT))[1])["type"] == "pong"
+
+
+async def test_the_broker_says_goodbye_when_it_stops() -> None:
+    async with fleet() as running, raw_client(running) as client:
+        await client.next(TEXT)
+        await running.broker.stop()
+        assert await client.closed() == (1012, "the broker is stopping; its sessions ended")
