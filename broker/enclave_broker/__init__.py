@@ -4,7 +4,7 @@ from .broker import Broker, PortInUse, create_broker
 from .channels import Channel, MemoryChannel, Runtime, memory_pair
 from .config import BrokerConfig
 from .dispatcher import DuplicateSession
-from .tools import Tool, ToolContext, ToolRegistry, tool
+from .tools import Tool, ToolContext, ToolFailure, ToolPolicy, ToolRegistry, ToolSource, tool
 
 __all__ = [
     "Broker",
@@ -16,7 +16,10 @@ __all__ = [
     "Runtime",
     "Tool",
     "ToolContext",
+    "ToolFailure",
+    "ToolPolicy",
     "ToolRegistry",
+    "ToolSource",
     "create_broker",
     "memory_pair",
     "tool",

@@ -1,0 +1,167 @@
+"""Arguments checked by JSON Schema, compiled once.
+
+The schema is the operator's, or comes from a source that the operator chose; the arguments are the guest's. So what a
+check may cost is bounded: nothing is fetched, a pattern has a time limit, and `uniqueItems` does not compare all items
+with all others.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import jsonschema.validators
+import msgspec
+import regex
+from referencing import Registry, Resource
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PATTERN_TIMEOUT_S = 0.05
+"""Longest that one pattern may take on one text; past it, the text counts as not matching."""
+
+_quote = reprlib.Repr()
+_quote.maxstring = _quote.maxother = 100
+_quote.maxlevel = 2
+
+
+class ArgumentSchema:
+    """The schema of one tool's arguments.
+
+    Args:
+        document: JSON Schema of an object. Its `$schema` chooses the dialect, 2020-12 without one.
+
+    Attributes:
+        document: the same, always with `"type": "object"`.
+
+    Raises:
+        ValueError: it is no valid schema, no object's, or refers to what it does not contain.
+    """
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        kind = document.get("type", "object")
+        if kind != "object":
+            raise ValueError(f"its input schema is of type {kind!r}: arguments are an object")
+        self.document: dict[str, Any] = {"type": "object", **document}
+        dialect = jsonschema.validators.validator_for(self.document, default=jsonschema.Draft202012Validator)
+        plain = _without_dialect(self.document)
+        try:
+            dialect.check_schema(plain)
+        except jsonschema.SchemaError as error:
+            raise ValueError(f"its input schema is none: {_words(error)}") from error
+        _require_references(plain)
+        bounded = jsonschema.validators.extend(dialect, _BOUNDED)  # type: ignore[no-untyped-call]
+        self._validator = bounded(plain, registry=Registry())
+        properties, required = plain.get("properties", {}), plain.get("required", [])
+        alone = list(required) if len(required) == 1 else list(properties)
+        self._one: str | None = alone[0] if len(alone) == 1 else None
+        self._needs_none = not required
+
+    def accept(self, args: object) -> dict[str, Any]:
+        """Return the arguments as an object; raises ValueError naming the first that does not fit."""
+        given = self.as_object(args)
+        try:
+            error = next(iter(self._validator.iter_errors(given)), None)
+        except RecursionError:
+            raise ValueError("the arguments, or their schema, are nested too deeply") from None
+        if error is not None:
+            raise ValueError(_words(error))
+        return given
+
+    def as_object(self, args: object) -> dict[str, Any]:
+        """Return what stands for these arguments; raises ValueError if nothing does."""
+        if isinstance(args, dict):
+            return args
+        if args is None and self._needs_none:
+            return {}
+        if self._one is not None:
+            return {self._one: args}
+        raise ValueError("takes an object with a name for each argument")
+
+
+def _words(error: jsonschema.ValidationError | jsonschema.SchemaError) -> str:
+    where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+    # Made here, for the library's own words quote all of what was given.
+    got, wanted = _quote.repr(error.instance), error.validator_value
+    words = {
+        "type": f"expected {wanted}, got {got}",
+        "enum": f"{got} is not one of {_quote.repr(wanted)}",
+        "required": error.message,
+        "additionalProperties": error.message,
+        "pattern": f"{got} does not match {wanted!r}",
+    }
+    text = words.get(str(error.validator), f"{got} does not meet {error.validator} {_quote.repr(wanted)}")
+    return f"{where[1:]}: {text[:500]}" if where else text[:500]
+
+
+# Keywords whose usual meaning can cost more than the arguments are long
+
+
+def _matches(pattern: str, text: str) -> bool:
+    try:
+        return regex.search(pattern, text, timeout=PATTERN_TIMEOUT_S) is not None
+    except TimeoutError:
+        return False
+
+
+def _pattern(validator: Any, pattern: str, instance: object, _schema: object) -> Iterator[jsonschema.ValidationError]:
+    if validator.is_type(instance, "string") and not _matches(pattern, str(instance)):
+        yield jsonschema.ValidationError("does not match")
+
+
+def _unique(validator: Any, wanted: object, instance: Any, _schema: object) -> Iterator[jsonschema.ValidationError]:
+    if wanted and validator.is_type(instance, "array"):
+        seen = {msgspec.json.encode(_canonical(item), order="deterministic") for item in instance}
+        if len(seen) < len(instance):
+            yield jsonschema.ValidationError("has items that are equal")
+
+
+def _canonical(value: Any) -> Any:
+    """Return the value with numbers that are equal spelled alike: for JSON Schema, 1 is 1.0."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items()}
+    return value
+
+
+_BOUNDED: dict[str, Any] = {"pattern": _pattern, "uniqueItems": _unique}
+
+
+# The schema itself
+
+
+def _without_dialect(schema: Any) -> Any:
+    """Copy a schema without `$schema`: one inside of it would bring back that dialect's own keywords."""
+    if isinstance(schema, dict):
+        return {key: _without_dialect(value) for key, value in schema.items() if key != "$schema"}
+    if isinstance(schema, list):
+        return [_without_dialect(value) for value in schema]
+    return schema
+
+
+def _require_references(schema: dict[str, Any]) -> None:
+    resource = Resource.from_contents(schema, default_specification=DRAFT202012)
+    resolver = Registry().with_resource("", resource).resolver()
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except Unresolvable as error:
+            raise ValueError(f"its input schema refers to {reference!r}, which it does not contain") from error
+
+
+def _references(schema: object) -> Iterable[str]:
+    if isinstance(schema, dict):
+        for key, value in schema.items():
+            if key == "$ref" and isinstance(value, str):
+                yield value
+            yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)
