@@ -4,16 +4,32 @@ from .broker import Broker, PortInUse, create_broker
 from .channels import Channel, MemoryChannel, Runtime, memory_pair
 from .config import BrokerConfig
 from .dispatcher import DuplicateSession
-from .tools import Tool, ToolContext, ToolFailure, ToolPolicy, ToolRegistry, ToolSource, tool
+from .tools import (
+    ApprovalRequest,
+    Refusal,
+    ScrubbedFormatter,
+    Secrets,
+    Tool,
+    ToolContext,
+    ToolFailure,
+    ToolPolicy,
+    ToolRegistry,
+    ToolSource,
+    tool,
+)
 
 __all__ = [
+    "ApprovalRequest",
     "Broker",
     "BrokerConfig",
     "Channel",
     "DuplicateSession",
     "MemoryChannel",
     "PortInUse",
+    "Refusal",
     "Runtime",
+    "ScrubbedFormatter",
+    "Secrets",
     "Tool",
     "ToolContext",
     "ToolFailure",

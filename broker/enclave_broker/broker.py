@@ -28,15 +28,17 @@ from .links import Link
 from .metrics import Metrics
 from .placement import DEFAULT_PROFILE
 from .server import Server, server_config
-from .tools import ToolRegistry
+from .tools import Secrets, ToolRegistry
+from .tools.secrets import ENVIRONMENT_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from enclave_protocol import AnyEvent
 
     from .channels import Runtime
+    from .tools import ApprovalHook, Tool
 
 log = logging.getLogger("enclave.broker")
 
@@ -55,13 +57,27 @@ class Broker:
         config: its settings.
         tools: what guests may call.
         runtimes: workers in this process, for mode `embedded`.
+        secrets: what tools may be given.
+        approve: who is asked about tools that need approval.
+
+    Raises:
+        ValueError: a tool needs approval, and there is nobody to ask.
     """
 
-    def __init__(self, config: BrokerConfig, tools: ToolRegistry, runtimes: Sequence[Runtime] = ()) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        tools: ToolRegistry,
+        runtimes: Sequence[Runtime] = (),
+        *,
+        secrets: Secrets | None = None,
+        approve: ApprovalHook | None = None,
+    ) -> None:
+        _check_tools(tools, secrets or Secrets(), approve)
         self.config = config
         self.tools = tools
         self.metrics = Metrics()
-        self.dispatcher = Dispatcher(config, tools, self.metrics)
+        self.dispatcher = Dispatcher(config, tools, self.metrics, secrets=secrets, approve=approve)
         self._runtimes = runtimes
         self._started: list[Runtime] = []  # to be stopped, the last first
         self._socket: socket.socket | None = None
@@ -232,7 +248,9 @@ def create_broker(
     *,
     mode: Literal["embedded", "extracted"] = "extracted",
     runtimes: Iterable[str | Runtime] = (),
-    tools: ToolRegistry | Iterable[Callable[..., Any]] = (),
+    tools: ToolRegistry | Iterable[Callable[..., Any] | Tool] = (),
+    secrets: Secrets | Mapping[str, str] | None = None,
+    approve: ApprovalHook | None = None,
     config: BrokerConfig | None = None,
     **settings: Any,
 ) -> Broker:
@@ -242,11 +260,14 @@ def create_broker(
         mode: `extracted` speaks to worker processes, `embedded` to workers in this process.
         runtimes: worker URLs (`extracted`) or objects with `start`, `stop` and `handle(channel)` (`embedded`).
         tools: functions that guests may call, or a whole registry.
+        secrets: what tools may be given, by name.
+        approve: an async function that is asked before a tool marked `needs_approval` runs.
         config: settings to start from.
         **settings: fields of `BrokerConfig`, which win over `config`.
 
     Raises:
-        ValueError: a worker URL is malformed, or the mode and the runtimes do not fit.
+        ValueError: a worker URL or a secret is malformed, the mode and the runtimes do not fit, or a tool needs
+            approval and `approve` is not given.
     """
     workers = list(runtimes)
     urls = [worker for worker in workers if isinstance(worker, str)]
@@ -257,7 +278,16 @@ def create_broker(
     settings["mode"] = mode
     full = dataclasses.replace(config, **settings) if config else BrokerConfig(**settings)
     registry = tools if isinstance(tools, ToolRegistry) else ToolRegistry(tools)
-    return Broker(full, registry, embedded)
+    given = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
+    return Broker(full, registry, embedded, secrets=given, approve=approve)
+
+
+def _check_tools(tools: ToolRegistry, secrets: Secrets, approve: ApprovalHook | None) -> None:
+    for tool in tools.tools():
+        if tool.policy.needs_approval and approve is None:
+            raise ValueError(f"tool {tool.name!r} needs approval, and no approval hook is given")
+        for name in secrets.missing(tool.policy.secrets):
+            log.warning("tool %s needs the secret %s: set %s%s", tool.name, name, ENVIRONMENT_PREFIX, name)
 
 
 def _listen(host: str, port: int) -> socket.socket:

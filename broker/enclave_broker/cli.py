@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import uvloop
@@ -16,7 +17,10 @@ from enclave_protocol import __version__
 
 from .broker import Broker, PortInUse
 from .config import BrokerConfig
-from .tools import ToolRegistry
+from .tools.options import set_up, tool_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -34,9 +38,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     metavar="URL",
     help="A worker's ws:// URL; repeat it.",
 )
-@click.option(
-    "--tools", "modules", multiple=True, envvar="ENCLAVE_TOOLS", metavar="MODULE", help="Module with @tool functions."
-)
+@tool_options
 @click.option("--queue-size", default=1000, type=click.IntRange(0), help="Sessions that may wait for a slot.")
 @click.option("--queue-timeout-ms", default=30_000, type=click.IntRange(1), help="Longest wait for a slot.")
 @click.option("--retain-s", default=60.0, type=click.FloatRange(0), help="How long finished sessions can be replayed.")
@@ -57,6 +59,9 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     port: int,
     workers: tuple[str, ...],
     modules: tuple[str, ...],
+    secrets: Path | None,
+    approve: str | None,
+    audit_log: Path | None,
     queue_size: int,
     queue_timeout_ms: int,
     retain_s: float,
@@ -81,26 +86,18 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
             ping_interval_s=ping_interval_s,
             dead_after_s=dead_after_s,
         )
-        tools = _load(modules)
+        tools, given, hook = set_up(modules, secrets, approve, audit_log, LOG_FORMAT)
+        broker = Broker(config, tools, secrets=given, approve=hook)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if not workers:
         raise click.UsageError("no worker: give at least one --worker ws://HOST:PORT/ws (or ENCLAVE_WORKER)")
     try:
-        uvloop.run(_serve(Broker(config, tools)))
+        uvloop.run(_serve(broker))
     except PortInUse as error:
         raise click.ClickException(error.args[0]) from error
     except OSError as error:
         raise click.ClickException(f"can't listen on {host} port {port}: {error.strerror or error}") from error
-
-
-def _load(modules: tuple[str, ...]) -> ToolRegistry:
-    # An installed command's path starts where the command is, not where the user's module is.
-    sys.path.append(str(Path.cwd()))  # last: a file here must not stand in for an installed module
-    registry = ToolRegistry()
-    for module in modules:
-        registry.load(module)
-    return registry
 
 
 async def _serve(broker: Broker) -> None:
@@ -119,3 +116,7 @@ async def _serve(broker: Broker) -> None:
     stopping.cancel()
     await broker.stop()
     await failing
+    if broker.dispatcher.tool_calls.running:
+        # Tools that ignore their cancellation: the loop would wait for them for ever.
+        logging.shutdown()
+        os._exit(0)

@@ -78,6 +78,10 @@ class BrokerConfig:
     """A reader that takes nothing for so long is cut off, and a WebSocket that answers no ping for so long."""
     tool_threads: int = 16
     """Threads for tools that are plain functions."""
+    tool_ref_bytes: int = 32 * MIB
+    """Results of tools kept for one session as references,"""
+    tool_ref_total_bytes: int = 256 * MIB
+    """and for all sessions."""
     stop_grace_s: float = 2.0
     """How long `stop` waits for tools and streams to end."""
 

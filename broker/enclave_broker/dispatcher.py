@@ -3,7 +3,7 @@
 Theory of operation. The placer decides who runs where, the session decides what an event means; this carries their
 instructions out. Nothing here waits: clients' requests, workers' events and the clock all come in as plain calls on
 one event loop, and go out as lines in a log (read by cursors) and messages in a link's buffer. Only tools run beside
-it, each in a task of its own that ends with its session.
+it: see `tools.calls`.
 
 A session is in `_routes` from `submit` until it has ended and holds no slot. Most end by their worker's `final`, which
 also frees the slot. One that ends here instead (`_end`: cancelled or too late in the queue, its worker gone or
@@ -38,6 +38,7 @@ from enclave_protocol import (
     encode,
     new_session_id,
     parse_limits,
+    tool_calls,
 )
 from enclave_protocol.declared_tools import refuse_taken
 
@@ -45,19 +46,18 @@ from .client_calls import Answerer, ClientCalls, answerer, unknown
 from .directory import Directory
 from .placement import DEFAULT_PROFILE, Lose, Place, Placer, Refuse
 from .sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
-from .tools import ToolContext, ToolRunner, failed
+from .tools import ToolCalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from enclave_protocol import ClientTools
-    from enclave_protocol.events import ToolCall
     from enclave_protocol.messages import Envelope
 
     from .config import BrokerConfig
     from .links import Link
     from .metrics import Metrics
-    from .tools import ToolRegistry
+    from .tools import ApprovalHook, Secrets, ToolRegistry
 
 log = logging.getLogger("enclave.broker")
 
@@ -117,9 +117,19 @@ class Dispatcher:
         config: sizes and waits.
         tools: what guests may call.
         metrics: where to count.
+        secrets: what tools may be given.
+        approve: who is asked about tools that need approval.
     """
 
-    def __init__(self, config: BrokerConfig, tools: ToolRegistry, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        tools: ToolRegistry,
+        metrics: Metrics,
+        *,
+        secrets: Secrets | None = None,
+        approve: ApprovalHook | None = None,
+    ) -> None:
         self.config = config
         self.metrics = metrics
         self.tools = tools
@@ -129,12 +139,11 @@ class Dispatcher:
         )
         self.links: dict[str, Link] = {}
         self._profile_defaults: dict[str, Limits] = {}
-        self._runner = ToolRunner(tools, threads=config.tool_threads)
+        self.tool_calls = ToolCalls(config, metrics, self._send, secrets=secrets, approve=approve)
         self._client_calls = ClientCalls(self._give_up_call)
         self._routes: dict[str, BrokerSession] = {}
         self._overdue: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for the worker's final
         self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
-        self._tool_tasks: dict[str, set[asyncio.Task[None]]] = {}
         self._closing = False
 
     # Clients
@@ -327,7 +336,7 @@ class Dispatcher:
             if isinstance(step, Refused):
                 self._end(session, Code.SESSION_CANCELLED, session.cancelling or "")
             elif isinstance(step, ToolCalled):
-                self._call_tool(session, step.call)
+                self._call_tool(session, step)
             elif isinstance(step, Ended):
                 self._ended(session)
             else:
@@ -364,12 +373,7 @@ class Dispatcher:
 
     async def wait_tools_ended(self) -> None:
         """Wait for cancelled tools, but not for longer than `stop_grace_s`."""
-        self._runner.close()
-        tasks = [task for tasks in self._tool_tasks.values() for task in tasks]
-        if tasks:
-            _, stuck = await asyncio.wait(tasks, timeout=self.config.stop_grace_s)
-            if stuck:
-                log.warning("%d tool calls ignore their cancellation and are left behind", len(stuck))
+        await self.tool_calls.stop(self.config.stop_grace_s)
 
     def validate(self) -> None:
         """Assert what is always true between two calls."""
@@ -436,8 +440,7 @@ class Dispatcher:
         _cancel_timer(self._overdue, session.session_id)
         _cancel_timer(self._unread, session.session_id)
         self._client_calls.ended(session.session_id)
-        for task in self._tool_tasks.get(session.session_id, ()):
-            task.cancel()
+        self.tool_calls.session_ended(session.session_id)
         self.directory.finish(session)
         self.metrics.ended(session.outcome, session.duration_ms(time.monotonic()) / 1000)
 
@@ -472,53 +475,25 @@ class Dispatcher:
 
     # Tools
 
-    def _call_tool(self, session: BrokerSession, call: ToolCall) -> None:
-        name, call_id = call.payload.tool_name, call.payload.call_id
-        broker_has = self.tools.get(name) is not None
-        who = answerer(name, broker_has=broker_has, client_tools=session.client_tools)
+    def _call_tool(self, session: BrokerSession, called: ToolCalled) -> None:
+        payload = called.call.payload
+        tool = self.tools.get(payload.tool_name)
+        who = answerer(payload.tool_name, broker_has=tool is not None, client_tools=session.client_tools)
         if who is Answerer.CLIENT:
-            self._client_calls.left(session, call_id, name)
+            self._client_calls.left(session, payload.call_id, payload.tool_name)
             return
-        session.answer(call_id)
-        if who is Answerer.NOBODY:
-            context = ToolContext(session.session_id, call_id)
-            self.metrics.tool_calls.labels("unknown").inc()
-            reason = unknown(name, self.tools.names(), session.client_tools)
-            self._send(session, encode(failed(context, Code.UNKNOWN_TOOL, reason)))
-            return
-        tasks = self._tool_tasks.setdefault(session.session_id, set())
-        task = asyncio.get_running_loop().create_task(self._run_tool(session, call))
-        tasks.add(task)
-        task.add_done_callback(functools.partial(self._tool_done, session.session_id))
+        session.answer(payload.call_id)
+        if tool is None:
+            reason = unknown(payload.tool_name, self.tools.names(), session.client_tools)
+            self.tool_calls.refuse(session, payload, Code.UNKNOWN_TOOL, reason, "unknown")
+        else:
+            self.tool_calls.start(session, tool, payload, size_bytes=called.size_bytes)
 
     def _give_up_call(self, session: BrokerSession, call_id: str, reason: str) -> None:
         """Answer a call in place of the client, which took too long."""
         if session.answer(call_id):
             self.metrics.tool_calls.labels("error").inc()
-            self._send(session, encode(failed(ToolContext(session.session_id, call_id), Code.TOOL_TIMEOUT, reason)))
-
-    async def _run_tool(self, session: BrokerSession, call: ToolCall) -> None:
-        context = ToolContext(session.session_id, call.payload.call_id)
-        limits, payload = session.limits, call.payload
-        started = time.monotonic()
-        try:
-            async with asyncio.timeout(limits.tool_wait_ms / 1000):
-                result = await self._runner.run(
-                    payload.tool_name, payload.args, context, max_bytes=limits.max_tool_result_bytes
-                )
-        except TimeoutError:
-            result = failed(context, Code.TOOL_TIMEOUT, f"{payload.tool_name} took over {limits.tool_wait_ms} ms")
-        self.metrics.tool_duration.observe(time.monotonic() - started)
-        self.metrics.tool_calls.labels("ok" if result.success else "error").inc()
-        self._send(session, encode(result))
-
-    def _tool_done(self, session_id: str, task: asyncio.Task[None]) -> None:
-        tasks = self._tool_tasks[session_id]
-        tasks.discard(task)
-        if not tasks:
-            del self._tool_tasks[session_id]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("running a tool failed", exc_info=error)
+            self._send(session, encode(tool_calls.failed(session.session_id, call_id, Code.TOOL_TIMEOUT, reason)))
 
 
 _named = functools.lru_cache(maxsize=64)(Limits.named)  # most sessions share theirs

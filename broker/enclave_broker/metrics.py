@@ -9,7 +9,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from enclave_protocol import Code, __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .placement import Statistics
+    from .tools.threads import ThreadStatistics
 
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _CODES = frozenset(Code)
@@ -42,6 +45,18 @@ class Metrics:
         self.tool_duration = Histogram(
             "enclave_tool_call_duration_seconds", "Tool calls run here", buckets=DURATION_BUCKETS, registry=registry
         )
+        self.tool_retries = Counter("enclave_tool_retries", "Further attempts at tool calls", registry=registry)
+        self._tool_threads = Gauge(
+            "enclave_tool_threads",
+            "Threads for tools; abandoned: in a call that was given up",
+            ["state"],
+            registry=registry,
+        )
+        self._tool_waiting = Gauge("enclave_tool_calls_waiting", "Tool calls without a thread", registry=registry)
+        self._tool_given_up = Gauge(
+            "enclave_tool_calls_given_up", "Tool calls that are over and whose tool still runs", registry=registry
+        )
+        self._tool_refs = Gauge("enclave_tool_reference_bytes", "Results kept as references", registry=registry)
         self.resumes = Counter("enclave_stream_resumes", "Streams opened on an existing session", registry=registry)
         self.sockets = Gauge("enclave_client_sockets", "Open WebSockets of clients", registry=registry)
         self.readers_cut = Counter("enclave_readers_cut", "Readers that were too slow", registry=registry)
@@ -53,6 +68,16 @@ class Metrics:
         known = outcome if outcome == "ok" or outcome in _CODES else "TOOL_ERROR"
         self.sessions.labels(known).inc()
         self.duration.observe(duration_s)
+
+    def watch_tools(
+        self, threads: Callable[[], ThreadStatistics], given_up: Callable[[], int], stored_bytes: Callable[[], int]
+    ) -> None:
+        """Ask these for what the gauges of tools show."""
+        for state in ("busy", "idle", "abandoned"):
+            self._tool_threads.labels(state).set_function(lambda state=state: getattr(threads(), state))  # type: ignore[misc]
+        self._tool_waiting.set_function(lambda: threads().queued)
+        self._tool_given_up.set_function(given_up)
+        self._tool_refs.set_function(stored_bytes)
 
     def render(self, fleet: Statistics, *, configured: int, active: int) -> bytes:
         """Return the exposition text, with the gauges as of now."""

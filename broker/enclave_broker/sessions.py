@@ -63,6 +63,8 @@ class ToolCalled:
     """The guest waits for this call."""
 
     call: ToolCall
+    size_bytes: int
+    """Of the event as it came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,7 @@ class BrokerSession:
             self.tool_call_count += 1
             if self.state is State.RUNNING:
                 self.state = transition(self.state, Trigger.TOOL_CALL)
-            return ToolCalled(event)
+            return ToolCalled(event, len(line))
         if isinstance(event, ToolResultApplied):
             self.calls[event.payload.call_id] = True
             self.open_calls.discard(event.payload.call_id)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 from .program import Program, ProgramDiedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
 START_TIMEOUT_S = 30.0
 READY_POLL_S = 0.01
@@ -30,6 +31,7 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 STABLE_S = 60.0
 MAX_WORKERS = 64
+SECRET_PREFIX = "ENCLAVE_SECRET_"  # noqa: S105 - what the names of secrets begin with
 
 
 class FleetError(Exception):
@@ -86,6 +88,11 @@ def worker_arguments(spec: FleetSpec, name: str, port: int) -> list[str]:
     return arguments
 
 
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return our environment as workers get it: the secrets of tools are the broker's alone."""
+    return {name: value for name, value in environ.items() if not name.startswith(SECRET_PREFIX)}
+
+
 def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:
     """Return the command line of the broker in front of these workers."""
     # Said, not left to the default: ENCLAVE_HOST in our environment must not open a loopback fleet to the world.
@@ -104,7 +111,10 @@ class Fleet:
         self._spec = spec
         self._log = log
         names = [f"worker-{n}" for n in range(1, spec.workers + 1)]
-        self.workers = [self._program(name, "enclave_worker.cli", worker_arguments(spec, name, 0)) for name in names]
+        environment = worker_environment(os.environ)
+        self.workers = [
+            self._program(name, "enclave_worker.cli", worker_arguments(spec, name, 0), environment) for name in names
+        ]
         self.broker = self._program("broker", "enclave_broker.cli", None)
         self._failure: asyncio.Future[FleetError] = asyncio.get_running_loop().create_future()
         self._supervisors: list[asyncio.Task[None]] = []
@@ -147,8 +157,10 @@ class Fleet:
         await self.broker.stop(STOP_GRACE_S)
         await asyncio.gather(*(worker.stop(STOP_GRACE_S) for worker in self.workers))
 
-    def _program(self, name: str, module: str, arguments: list[str] | None) -> Program:
-        return Program(name, module, arguments, lambda line: self._log(name, line))
+    def _program(
+        self, name: str, module: str, arguments: list[str] | None, environment: Mapping[str, str] | None = None
+    ) -> Program:
+        return Program(name, module, arguments, lambda line: self._log(name, line), environment=environment)
 
     async def _wait_ready(self, program: Program) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

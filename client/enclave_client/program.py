@@ -23,7 +23,7 @@ from .child import ARGUMENTS_ON_STDIN
 from .lines import LineSplitter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 LISTENING = re.compile(r"^enclave-(?:runtime|broker) listening on (\S+)(?: at level (\S+))?")
 KEPT_LINES = 200
@@ -51,9 +51,18 @@ class Program:
         module: its `main` is run.
         arguments: its command line; None if it is to load already and is told by `give_arguments`.
         log: called with every line the program writes after the one that says where it listens.
+        environment: the child's; ours if not given.
     """
 
-    def __init__(self, name: str, module: str, arguments: list[str] | None, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: list[str] | None,
+        log: Callable[[str], None],
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.module = module
         self.arguments = arguments
@@ -64,6 +73,7 @@ class Program:
         self.kept_lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         """The last lines it wrote, for whoever has to explain its death."""
         self._log = log
+        self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
         self._listening: asyncio.Future[str] | None = None
@@ -104,6 +114,7 @@ class Program:
                 stdout=outputs[0],
                 stderr=outputs[1],
                 close_fds=True,
+                env=self._environment,
                 start_new_session=True,
             )
 

@@ -23,7 +23,9 @@ class Code(enum.StrEnum):
     VALIDATION_ERROR = "VALIDATION_ERROR"
     """A request, or the arguments of a tool call, were refused."""
     SECRET_ERROR = "SECRET_ERROR"  # noqa: S105 - a code, not a secret
-    """A tool needs a secret that is not configured. Reserved: nothing sends it yet."""
+    """A tool needs a secret that is not configured."""
+    APPROVAL_REFUSED = "APPROVAL_REFUSED"
+    """A call of a tool that needs approval did not get it."""
     TOOL_TIMEOUT = "TOOL_TIMEOUT"
     """A tool did not answer within `toolTimeoutMs`."""
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"

@@ -52,7 +52,7 @@ def attempt(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
     except BaseException as error:  # noqa: BLE001 - handed to whoever waits; SystemExit must not end the wait
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
             return None, error
-        return None, RuntimeError(_describe(error))
+        return None, RuntimeError(describe(error))
 
 
 def succeeded(session_id: str, call_id: str, name: str, value: object, *, max_bytes: int | None = None) -> ToolResult:
@@ -70,18 +70,27 @@ def succeeded(session_id: str, call_id: str, name: str, value: object, *, max_by
 
 def raised(session_id: str, call_id: str, error: BaseException) -> ToolResult:
     """Return the failure of a call that raised; an exception with a `code` of its own keeps it."""
-    code = getattr(error, "code", None)
-    own = code[:MAX_CODE_CHARS] if isinstance(code, str) else ""
-    return failed(session_id, call_id, own or Code.EXECUTION_ERROR, _describe(error))
+    return failed(session_id, call_id, code_of(error), describe(error))
 
 
 def failed(session_id: str, call_id: str, code: str, message: str) -> ToolResult:
-    """Return the failure of a call."""
-    error = ToolError(message=message[:MAX_MESSAGE_CHARS], code=str(code))
+    """Return the failure of a call; what is too long is cut, and what is no Unicode replaced."""
+    error = ToolError(message=_fit(message, MAX_MESSAGE_CHARS), code=_fit(str(code), MAX_CODE_CHARS))
     return ToolResult(session_id=session_id, call_id=call_id, success=False, error=error)
 
 
-def _describe(error: BaseException) -> str:
+def code_of(error: BaseException) -> str:
+    """Return the code of what a tool raised: its own, if it is text."""
+    code = getattr(error, "code", None)
+    return str(code) if isinstance(code, str) and code else Code.EXECUTION_ERROR
+
+
+def _fit(text: str, most_chars: int) -> str:
+    return text[:most_chars].encode(errors="replace").decode()  # half of a surrogate pair can't be sent
+
+
+def describe(error: BaseException) -> str:
+    """Return what a tool raised in words: its type and its message."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - a tool's exception may fail to print itself

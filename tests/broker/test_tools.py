@@ -11,22 +11,22 @@ import msgspec
 import pytest
 
 from enclave_broker import ToolContext, ToolRegistry, tool
-from enclave_broker.tools import ToolRunner
+from enclave_broker.tools import Call, FunctionTool, Secrets, ToolRunner
+from enclave_broker.tools.references import References
 from enclave_protocol import Final, ToolResult
 from tests.broker import sample_tools
 from tests.broker.conftest import fleet
 from tests.fakes import FakeSession, FakeWorker
 
-CONTEXT = ToolContext("s_1", "c_1")
-
 
 async def call(function: Any, args: Any = None, *, max_bytes: int = 1000) -> Any:
     """Run one call; returns its value, or (code, message)."""
-    registry = ToolRegistry()
-    registry.register("t", function)
-    runner = ToolRunner(registry, threads=2)
+    runner = ToolRunner(Secrets(), References(session_bytes=1000, total_bytes=1000), None, threads=2)
+    tool = FunctionTool(function, name="t")
     try:
-        result = await runner.run("t", args, CONTEXT, max_bytes=max_bytes)
+        result = await runner.run(
+            Call(tool=tool, args=args, session_id="s_1", call_id="c_1", max_result_bytes=max_bytes)
+        )
     finally:
         runner.close()
     return json.loads(bytes(result.value)) if result.success else error_of(result)  # type: ignore[arg-type]
@@ -134,13 +134,6 @@ async def test_a_result_over_the_limit_is_told_both_sizes() -> None:
     assert code == "RESULT_TOO_LARGE"
     assert "2002" in message
     assert "1000" in message
-
-
-async def test_an_unknown_tool_is_told_which_there_are() -> None:
-    runner = ToolRunner(ToolRegistry([add]), threads=1)
-    code, message = error_of(await runner.run("subtract", {}, CONTEXT, max_bytes=100))
-    assert code == "UNKNOWN_TOOL"
-    assert "add" in message
 
 
 async def test_a_tool_may_ask_who_calls() -> None:
@@ -251,7 +244,7 @@ async def test_tools_that_never_return_hold_nobody_up() -> None:
 
     async with fleet(FakeWorker(calls_both), tools=[stuck, stubborn], stop_grace_s=0.01) as running:
         waiting = asyncio.create_task(result_through(running, session_id="s_1"))
-        await running.wait_until(lambda: len(running.broker.dispatcher._tool_tasks.get("s_1", ())) == 2)
+        await running.wait_until(lambda: len(running.broker.dispatcher.tool_calls._tasks) == 2)
         session = running.broker.dispatcher.directory.get("s_1")
         assert session is not None
         running.broker.dispatcher.cancel(session)

@@ -160,12 +160,20 @@ class FunctionTool(Tool):
 
     def expects(self) -> str:
         """Return the parameters in words, as in `(query: str, limit: int = 10)`."""
-        return str(inspect.Signature(self._parameters))
+        shown = [
+            p.replace(annotation=_Written(p.annotation)) if isinstance(p.annotation, str) else p
+            for p in self._parameters
+        ]
+        return str(inspect.Signature(shown))
 
     def _as_object(self, args: object) -> dict[str, Any]:
-        if self._rest is not None and len(self._parameters) == 1 and not isinstance(args, dict):
-            return {self._rest: [] if args is None else [args]}
-        return self._schema.as_object(args)
+        """Let a value that is no object stand for the first parameter, as it does in a call."""
+        named = [p for p in self._parameters if p.kind not in {_Kind.VAR_KEYWORD, _Kind.KEYWORD_ONLY}]
+        if isinstance(args, dict) or not named:
+            return self._schema.as_object(args)
+        if args is None and all(p.default is not _Kind.empty or p.kind is _Kind.VAR_POSITIONAL for p in named):
+            return {}
+        return {named[0].name: [args] if named[0].kind is _Kind.VAR_POSITIONAL else args}
 
     def _bound(self, args: dict[str, Any], context: ToolContext) -> Callable[[], Any]:
         named = dict(args)
@@ -174,6 +182,15 @@ class FunctionTool(Tool):
         if self._rest is not None:
             first += named.pop(self._rest, [])
         return functools.partial(self.function, *first, **named)
+
+
+class _Written(str):
+    """An annotation as it was written, shown without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 class _Arguments:
@@ -197,14 +214,20 @@ class _Arguments:
             raise ValueError(f"its annotations are no JSON values': {error}") from error
 
     def convert(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments as the function takes them; raises msgspec.ValidationError."""
+        """Return the arguments as the function takes them; raises ValueError, which msgspec's own error is."""
         others: dict[str, Any] = {}
         if self._others is not None:
-            others = msgspec.convert({k: v for k, v in given.items() if k not in self._names}, self._others)
+            others = {k: self._convert_other(k, v) for k, v in given.items() if k not in self._names}
             given = {k: v for k, v in given.items() if k in self._names}
         found = msgspec.convert(given, self._type)
         values = {name: value for name in self._names if (value := getattr(found, name)) is not UNSET}
         return values | others
+
+    def _convert_other(self, name: str, value: Any) -> Any:
+        try:
+            return msgspec.convert({name: value}, self._others)[name]
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{name}: {str(error).partition(' - at ')[0]}") from error
 
     def _make_schema(self) -> dict[str, Any]:
         (top,), parts = msgspec.json.schema_components([self._type], ref_template="#/$defs/{name}")

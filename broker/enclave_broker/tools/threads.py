@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from enclave_protocol import Code, tool_calls
 
+from .tool import ToolFailure
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,12 +31,6 @@ MAX_ABANDONED = 64
 """Threads stuck in calls that were given up, for which others are made."""
 
 T = TypeVar("T")
-
-
-class ThreadsBusy(Exception):  # noqa: N818 - the load, not a fault
-    """Too many calls wait for a thread. `code` is what the guest is told."""
-
-    code = Code.NO_CAPACITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +75,13 @@ class Threads:
         function does, or when the threads are closed: until then, whoever counts running calls counts this one.
 
         Raises:
-            ThreadsBusy: too many wait already.
+            ToolFailure: `NO_CAPACITY`, too many wait already.
         """
         job = _Job(function, asyncio.get_running_loop().create_future())
         with self._lock:
             if len(self._jobs) >= MAX_QUEUED_CALLS:
-                raise ThreadsBusy(f"{MAX_QUEUED_CALLS} tool calls wait for a thread already")
+                message = f"{MAX_QUEUED_CALLS} tool calls wait for a thread already"
+                raise ToolFailure(Code.NO_CAPACITY, message, retryable=True)
             self._jobs.append(job)
             self._find_thread()
         try:
