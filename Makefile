@@ -55,9 +55,9 @@ $(VENV)/.pip: | $(BIN)/python
 	@$(PIP) --upgrade 'pip>=25.1'
 	@touch $@
 
-# With what guests of python-data find, which the demo can do without.
+# With what guests of python-data find and what some sources of tools need, which the demo can do without.
 $(VENV)/.test: pyproject.toml $(VENV)/.installed | $(VENV)/.pip
-	@$(PIP) --editable '.[all,data]' --group test
+	@$(PIP) --editable '.[all,data,mcp,yaml]' --group test
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.installed | $(VENV)/.pip
