@@ -32,11 +32,19 @@ FIGURES = {
     "in_flight_rate",
     "in_flight_cpu",
     "tool_call_p50",
+    "client_tool_p50",
     "cancel_p50",
     "cancel_p99",
     "neighbours_p50",
     "neighbours_p99",
     "long_run_rate",
+    "stream_rate",
+    "stream_broker_growth",
+    "stream_worker_growth",
+    "stalled_broker_growth",
+    "stalled_worker_growth",
+    "ws_client_memory",
+    "http_client_memory",
 }
 HELD = Held(processes=1, zombies=0, broker_fds=2, worker_fds=3, zygote_fds=4, mounts=5, cgroups=6)
 

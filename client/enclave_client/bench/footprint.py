@@ -58,6 +58,11 @@ def resident_mb(pid: int) -> float:
     return _field_kib(Path(f"/proc/{pid}/status"), "VmRSS:") / 1024
 
 
+def highest_mb(pid: int) -> float:
+    """Return the most resident memory that a process ever had, or had since `clear_refs` made it forget."""
+    return _field_kib(Path(f"/proc/{pid}/status"), "VmHWM:") / 1024
+
+
 def proportional_mb(pid: int) -> float:
     """Return the memory of a process, each shared page divided by those who share it (PSS)."""
     return _field_kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") / 1024

@@ -34,6 +34,8 @@ MAX_P50_RATIO = 0.4
 MAX_P99_RATIO = 3.0
 MIN_SESSIONS_PER_S = 300.0
 MIN_BWRAP_RATIO = 2.5
+MAX_TOOL_CALL_MS = 1.0
+MAX_CANCEL_MS = 50.0
 MAX_PROGRAM_MB = 60.0
 MAX_SANDBOX_MB = 4.0
 
@@ -194,7 +196,7 @@ async def tool_calls(load: Load, plan: Plan) -> list[Figure]:
     async with load.connection() as connection:
         for _ in range(plan.rounds):
             took_ms += await load.tool_calls_ms(connection, CALLS_A_SESSION)
-    return [_duration("tool_call_p50", "a tool call, sandbox to broker and back, p50", took_ms, 50)]
+    return [_duration("tool_call_p50", "a tool call, sandbox to broker and back, p50", took_ms, 50, MAX_TOOL_CALL_MS)]
 
 
 async def cancels(load: Load, plan: Plan) -> list[Figure]:
@@ -203,13 +205,15 @@ async def cancels(load: Load, plan: Plan) -> list[Figure]:
         took_ms = [await load.cancel_ms(connection, other) for _ in range(plan.rounds * 5)]
     return [
         _duration("cancel_p50", "cancel of an endless loop to its final, p50", took_ms, 50),
-        _duration("cancel_p99", "cancel of an endless loop to its final, p99", took_ms, 99),
+        _duration("cancel_p99", "cancel of an endless loop to its final, p99", took_ms, 99, MAX_CANCEL_MS),
     ]
 
 
-def _duration(name: str, title: str, took_ms: list[float], percent: float) -> Figure:
-    value = percentile(took_ms or [0.0], percent)
-    return Figure(name=name, title=title, value=value, unit="ms", detail=spread(took_ms or [0.0]))
+def _duration(name: str, title: str, took_ms: list[float], percent: float, limit_ms: float | None = None) -> Figure:
+    value, detail = percentile(took_ms or [0.0], percent), spread(took_ms or [0.0])
+    if limit_ms is None:
+        return Figure(name=name, title=title, value=value, unit="ms", detail=detail)
+    return at_most(name, title, value, "ms", limit_ms, detail=detail)
 
 
 async def endurance(load: Load, plan: Plan) -> list[Figure]:

@@ -10,7 +10,8 @@ import msgspec
 
 from enclave_client.fleet import Fleet, FleetSpec, running_fleet
 
-from . import footprint, phases
+from . import footprint, phases, streaming
+from .crowd import CLIENTS, CLIENTS_A_ROUND, crowd
 from .load import MAX_FAILURES_KEPT, MIXED, Load
 from .neighbours import neighbours
 from .report import Report, describe_machine, ending, line, machine_line
@@ -65,7 +66,9 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
         add(await phases.latency(load, plan))
         add(await phases.latency(load, plan, think_s=phases.THINK_S))
         add(await phases.throughput(load, fleet, plan))
-        add(await phases.tool_calls(load, plan))
+        own_tools = await phases.tool_calls(load, plan)
+        add(own_tools)
+        add(await streaming.client_tools(load, plan, own_tools))
         add(await phases.cancels(load, plan))
         add(await neighbours(load, plan))
         add(await phases.endurance(load, plan))
@@ -73,6 +76,12 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
         load.fail(f"{type(error).__name__} {error}; the rest was not measured")
     after = await settled(fleet, before)
     say(f"held before {load.sessions} sessions: {_held(before)}\nheld after:  {_held(after)}")
+    try:
+        add(await streaming.streaming(load))
+        add(await streaming.stalled(load))
+        add(await crowd(min(CLIENTS, CLIENTS_A_ROUND * plan.rounds)))
+    except OSError as error:
+        load.fail(f"{type(error).__name__} {error}; what clients cost was not measured")
     report.failed, report.failures = load.failed, load.failures
     report.leaks = leaks(before, after)
 
