@@ -208,6 +208,8 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     def handle_ping(self) -> None:
         """Answer a ping, at once or when the client reads again."""
         pongs = self.conn.data_to_send()
+        if self._failed:  # by what came before it, in the same piece
+            return
         if self.writable.is_set():
             self.transport.write(b"".join(pongs))
         elif pongs:
@@ -216,7 +218,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """Go on: the client reads."""
         super().resume_writing()
-        if self._late_pong and not self.close_sent:
+        if self._late_pong and not self._failed:
             self.transport.write(self._late_pong)
         self._late_pong = b""
 
