@@ -89,6 +89,8 @@ class ErrorPayload(Payload, frozen=True, kw_only=True):
     """In a rejection: dotted path of the offending field."""
     allowed: str | UnsetType = UNSET
     """In a rejection: what would have been accepted."""
+    first_seq: Seq | UnsetType = UNSET
+    """In the rejection of an `attach` to events that are gone: the oldest that can still be had."""
 
 
 class DeadlineExceededPayload(Payload, frozen=True, kw_only=True):

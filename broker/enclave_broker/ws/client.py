@@ -20,6 +20,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import UNSET
 
 from enclave_broker.dispatcher import LANGUAGES, DuplicateSession, NewSession
@@ -75,6 +76,14 @@ class Closing:
 
 class _SocketGone(Exception):  # noqa: N818 - a fact
     pass
+
+
+class _NotKept(RemoteProtocolError):  # noqa: N818 - a fact about the log
+    """Nobody can read on from there."""
+
+    def __init__(self, reason: str, allowed: str, session: BrokerSession) -> None:
+        self.first_seq = session.log.first_seq
+        super().__init__(reason, field="fromSeq", allowed=allowed, session_id=session.session_id)
 
 
 class SocketClient:
@@ -188,8 +197,7 @@ class SocketClient:
             raise RemoteProtocolError(full, field="sessionId", allowed=allowed, session_id=session_id)
         refused = session.log.refuses(message.from_seq)
         if refused is not None:
-            reason, allowed = refused
-            raise RemoteProtocolError(reason, field="fromSeq", allowed=allowed, session_id=session_id)
+            raise _NotKept(*refused, session)
         self._dispatcher.metrics.resumes.inc()
         self._subscribe(session, message.from_seq)
 
@@ -258,7 +266,11 @@ class SocketClient:
 
     def _reject(self, error: RemoteProtocolError) -> None:
         self._dispatcher.metrics.rejections.labels(Code.VALIDATION_ERROR.value).inc()
-        self._reply(encode(Rejection.of(error)))
+        rejection = Rejection.of(error)
+        if isinstance(error, _NotKept):
+            payload = msgspec.structs.replace(rejection.payload, first_seq=error.first_seq)
+            rejection = msgspec.structs.replace(rejection, payload=payload)
+        self._reply(encode(rejection))
 
     def _hello(self) -> Hello:
         fleet = self._dispatcher.placer.statistics()

@@ -242,6 +242,8 @@ async def test_an_attach_that_can_not_be_served_says_from_where_it_could(
         assert rejection["type"] == "error"
         assert (rejection["sessionId"], rejection["payload"]["field"]) == (session_id, field)
         assert rejection["payload"]["allowed"] == allowed
+        first_kept = {"s_done": 3, "s_live": 1}.get(session_id)
+        assert rejection["payload"].get("firstSeq") == (first_kept if field == "fromSeq" else None)
         dispatcher.cancel(live)
 
 
