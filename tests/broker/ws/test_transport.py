@@ -202,8 +202,11 @@ async def test_a_binary_frame_is_told_so_and_the_socket_stays() -> None:
         assert json.loads((await client.next(TEXT))[1])["type"] == "pong"
 
 
-async def test_the_broker_says_goodbye_when_it_stops() -> None:
-    async with fleet() as running, raw_client(running) as client:
-        await client.next(TEXT)
+async def test_the_broker_says_goodbye_when_it_stops_and_what_became_of_the_sessions_before() -> None:
+    async with fleet(FakeWorker(waits_for_cancel)) as running, raw_client(running) as client:
+        await client.send(frame(TEXT, b'{"type":"execute","sessionId":"s_1","code":"1"}'))
+        await running.workers[0].wait_received("execute")
         await running.broker.stop()
+        while b'"final"' not in (await client.next(TEXT))[1]:
+            pass
         assert await client.closed() == (1012, "the broker is stopping; its sessions ended")
