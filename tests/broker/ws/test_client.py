@@ -66,6 +66,29 @@ async def test_a_client_answers_calls_of_tools_the_broker_does_not_have(answer: 
         assert final["payload"]["result"]["value"] == {"a": [1, None]}
 
 
+async def test_a_declared_tool_is_the_clients_and_another_name_is_unknown_at_once() -> None:
+    async def calls_both(session: FakeSession) -> None:
+        unknown = await session.call("other", call_id="c_1")
+        await session.final([unknown["error"], await session.call("mine", call_id="c_2")])
+
+    async with fleet(FakeWorker(calls_both)) as running, client_of(running) as client:
+        await client.send("execute", sessionId="s_1", code="1", tools=[{"name": "mine", "description": "Mine."}])
+        while (await client.next("tool_call"))["payload"]["toolName"] != "mine":
+            pass
+        await client.send("tool_result", sessionId="s_1", callId="c_2", success=True, value=5)
+        told, answered = (await client.next("final"))["payload"]["result"]
+        assert told == {"code": "UNKNOWN_TOOL", "message": "no tool 'other' (tools: none; of the client: mine)"}
+        assert answered["value"] == 5
+
+
+async def test_a_declared_name_that_the_broker_has_is_refused() -> None:
+    async with fleet(FakeWorker()) as running, client_of(running) as client:
+        running.broker.tools.register("greet", str)
+        await client.send("execute", sessionId="s_1", code="1", tools=["mine", "greet"])
+        rejection = await client.next()
+        assert (rejection["sessionId"], rejection["payload"]["field"]) == ("s_1", "tools[1].name")
+
+
 async def test_a_cancel_ends_the_session() -> None:
     async with fleet(FakeWorker(waits_for_cancel)) as running, client_of(running) as client:
         await client.send("execute", sessionId="s_1", code="1")
@@ -85,6 +108,11 @@ BAD = [
     ('{"type":"execute","code":"1","sessionId":"s_9","profile":"gpu"}', "profile", "s_9"),
     ('{"type":"execute","code":"1","sessionId":"s_9","firstSeq":4}', "firstSeq", "s_9"),
     (json.dumps({"type": "execute", "code": "x" * 2_000_000, "sessionId": "s_9"}), "code", "s_9"),
+    ('{"type":"execute","code":"1","sessionId":"s_9","tools":"ask"}', "tools", "s_9"),
+    ('{"type":"execute","code":"1","sessionId":"s_9","tools":["ask",{"name":""}]}', "tools[1].name", "s_9"),
+    ('{"type":"execute","code":"1","sessionId":"s_9","tools":["ask","ask"]}', "tools[1].name", "s_9"),
+    ('{"type":"attach","sessionId":"s_unknown"}', "sessionId", "s_unknown"),
+    ('{"type":"attach","sessionId":"s_live","fromSeq":"1"}', "fromSeq", "s_live"),
     ('{"type":"cancel","sessionId":"s_unknown"}', "sessionId", "s_unknown"),
     ('{"type":"cancel"}', "sessionId", None),
     ('{"type":"tool_result","sessionId":"s_unknown","callId":"c_1","value":1}', "sessionId", "s_unknown"),

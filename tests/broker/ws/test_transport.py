@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RESERVED = 3
+SO_ATTACH_FILTER = 26
+BPF_RETURN = 6
 
 
 def protocol() -> SocketProtocol:
@@ -129,6 +134,19 @@ async def test_a_client_that_answers_pings_stays_however_idle() -> None:
             await client.send(frame(PONG, payload))
         await client.send(frame(TEXT, b'{"type":"ping"}'))
         assert b'"pong"' in (await client.next(TEXT))[1]
+
+
+async def test_a_client_whose_machine_is_gone_is_noticed_by_its_missing_acknowledgements() -> None:
+    async with fleet(FakeWorker(waits_for_cancel), socket_ping_s=0.2, disconnect_grace_s=0.0) as running:
+        async with raw_client(running) as client:
+            await client.send(frame(TEXT, b'{"type":"execute","sessionId":"s_1","code":"1"}'))
+            await running.workers[0].wait_received("execute")
+            # From now on its kernel drops whatever arrives, before it could acknowledge it: a cable that was pulled.
+            nothing = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
+            program = struct.pack("HL", 1, ctypes.addressof(nothing))
+            client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+            await running.workers[0].wait_received("cancel")
+        assert running.metric("enclave_client_sockets") == 0
 
 
 @pytest.mark.parametrize(
