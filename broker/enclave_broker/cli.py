@@ -17,6 +17,7 @@ from enclave_protocol import __version__
 
 from .broker import Broker, PortInUse
 from .config import BrokerConfig
+from .server import raise_descriptor_limit
 from .tools.options import set_up, tool_options
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
         raise click.UsageError(str(error)) from error
     if not workers:
         raise click.UsageError("no worker: give at least one --worker ws://HOST:PORT/ws (or ENCLAVE_WORKER)")
+    raise_descriptor_limit()
     try:
         uvloop.run(_serve(broker))
     except PortInUse as error:

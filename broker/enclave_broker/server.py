@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -43,6 +44,12 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Leave signals to the program."""
         yield
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many sockets as it may: the usual 1,024 are fewer than its clients."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def server_config(app: Litestar, config: BrokerConfig) -> uvicorn.Config:
