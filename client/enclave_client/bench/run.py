@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import msgspec
+from websockets.exceptions import WebSocketException
 
 from enclave_client.fleet import Fleet, FleetSpec, running_fleet
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .phases import Plan
 
 WARM_UP_SESSIONS = 100
+_BROKEN = (OSError, EOFError, WebSocketException)
+"""What a connection that ends, or an answer that does not come, raises; a timeout is an OSError."""
 SETTLE_S = 10.0
 """How long the fleet may take to let go of what the last sessions held."""
 _SETTLE_POLL_S = 0.1
@@ -72,7 +75,7 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
         add(await phases.cancels(load, plan))
         add(await neighbours(load, plan))
         add(await phases.endurance(load, plan))
-    except OSError as error:  # a timeout is one
+    except _BROKEN as error:
         load.fail(f"{type(error).__name__} {error}; the rest was not measured")
     after = await settled(fleet, before)
     say(f"held before {load.sessions} sessions: {_held(before)}\nheld after:  {_held(after)}")
@@ -80,7 +83,7 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
         add(await streaming.streaming(load))
         add(await streaming.stalled(load))
         add(await crowd(min(CLIENTS, CLIENTS_A_ROUND * plan.rounds)))
-    except OSError as error:
+    except _BROKEN as error:
         load.fail(f"{type(error).__name__} {error}; what clients cost was not measured")
     report.failed, report.failures = load.failed, load.failures
     report.leaks = leaks(before, after)

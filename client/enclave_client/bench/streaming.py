@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from enclave_client.fleet import FleetSpec, running_fleet
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 CALLS_A_SESSION = 50
 MAX_CLIENT_TOOL_MS = 2.0
 OUTPUT_MB = 50
+STREAMS = 3
+CUT_OFF = 4008
+"""The code with which the broker closes the socket of a client that is too slow."""
 MIN_MB_PER_S = 30.0
 MAX_GROWTH_MB = 20.0
 LOG_MB = 8
@@ -102,23 +107,46 @@ async def _answer_calls(connection: ClientConnection) -> dict[str, Any]:
 
 async def streaming(load: Load) -> list[Figure]:
     """Measure how fast output reaches a client that reads it, and what broker and worker grow by meanwhile."""
-    async with _fresh_fleet(load) as (fleet, broker, worker), socket(fleet.url) as connection:
+    async with _fresh_fleet(load) as (fleet, broker, worker):
         grown = _growth_mb(broker, worker)
-        load.sessions += 1
-        started = time.perf_counter()
-        await _execute(connection, _WRITE, {"maxStdoutBytes": 2 * OUTPUT_MB * 1024 * 1024})
-        size_bytes, ok = await _read_out(connection)
-        took_s = time.perf_counter() - started
-        if not ok or size_bytes < OUTPUT_MB * 1024 * 1024:
-            load.fail(f"streaming: {size_bytes} bytes came")
-        broker_mb, worker_mb = grown()
-    title = f"{OUTPUT_MB} MB of output to a reading client"
+        rates = [await _stream_mb_per_s(load, fleet.url)]
+        broker_mb, worker_mb = grown()  # of the first alone: ended sessions are retained for a while, for replay
+        rates += [await _stream_mb_per_s(load, fleet.url) for _ in range(STREAMS - 1)]
+    # On a busy machine this process may be put aside for longer than a session's log lasts, and is cut off.
+    cut = rates.count(0)
+    said = f"median of {STREAMS}, of which {cut} were cut off because this client was not fast enough"
     grew = "the most that it grew by, RSS"
     return [
-        at_least("stream_rate", title, size_bytes / 1e6 / took_s, "MB/s", MIN_MB_PER_S),
+        at_least(
+            "stream_rate",
+            f"{OUTPUT_MB} MB of output to a reading client",
+            statistics.median(rates),
+            "MB/s",
+            MIN_MB_PER_S,
+            compared_with=said if cut else "",
+            detail={"perStream": [round(rate, 1) for rate in rates]},
+        ),
         at_most("stream_broker_growth", "broker meanwhile", broker_mb, "MB", MAX_GROWTH_MB, compared_with=grew),
         at_most("stream_worker_growth", "worker meanwhile", worker_mb, "MB", MAX_GROWTH_MB),
     ]
+
+
+async def _stream_mb_per_s(load: Load, url: str) -> float:
+    """Stream once; return how fast, 0 if this client was cut off."""
+    load.sessions += 1
+    size_bytes = OUTPUT_MB * 1024 * 1024
+    started = time.perf_counter()
+    try:
+        async with socket(url) as connection:
+            await _execute(connection, _WRITE, {"maxStdoutBytes": 2 * size_bytes})
+            came_bytes, ok = await _read_out(connection)
+    except ConnectionClosed as closed:
+        if closed.rcvd is None or closed.rcvd.code != CUT_OFF:
+            load.fail(f"streaming: {closed}")
+        return 0.0
+    if not ok or came_bytes < size_bytes:
+        load.fail(f"streaming: {came_bytes} bytes came")
+    return came_bytes / 1e6 / (time.perf_counter() - started)
 
 
 async def stalled(load: Load) -> list[Figure]:
