@@ -5,6 +5,7 @@ The line is one JSON object, logged at level INFO by the logger `enclave.audit`.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from typing import TYPE_CHECKING
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("enclave.audit")
 
+FLUSH_S = 0.05
+"""How long a line may wait: what a broker that is killed can have failed to log."""
+MAX_UNWRITTEN = 1000
+"""Lines that may wait."""
 SESSION_ENDED = "SESSION_ENDED"
 """The outcome of a call whose session ended before it did."""
 
@@ -51,10 +56,34 @@ class AuditLine(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     """The id under which the result is stored."""
 
 
-def write(line: AuditLine, scrubber: Scrubber) -> None:
-    """Log a line."""
-    if log.isEnabledFor(logging.INFO):
-        log.info("%s", scrubber.clean_json(msgspec.json.encode(line)).decode())
+class AuditLog:
+    """Logs lines: not each at once, for that would hold up the next call, but all of a moment together.
+
+    Args:
+        scrubber: what takes secrets out of a line.
+    """
+
+    def __init__(self, scrubber: Scrubber) -> None:
+        self._scrubber = scrubber
+        self._lines: list[AuditLine] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def write(self, line: AuditLine) -> None:
+        """Log a line, within `FLUSH_S`."""
+        self._lines.append(line)
+        if len(self._lines) >= MAX_UNWRITTEN:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Log what is still to be logged."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._lines = self._lines, []
+        for line in lines:
+            log.info("%s", self._scrubber.clean_json(msgspec.json.encode(line)).decode())
 
 
 def canonical(args: object) -> bytes:

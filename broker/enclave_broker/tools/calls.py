@@ -73,9 +73,10 @@ class ToolCalls:
     ) -> None:
         self._metrics = metrics
         self._send = send
-        self._secrets = secrets or Secrets()
+        secrets = secrets or Secrets()
         stored = References(session_bytes=config.tool_ref_bytes, total_bytes=config.tool_ref_total_bytes)
-        self._runner = ToolRunner(self._secrets, stored, approve, threads=config.tool_threads)
+        self._runner = ToolRunner(secrets, stored, approve, threads=config.tool_threads)
+        self._audit = audit.AuditLog(secrets.scrubber)
         self._stored = stored
         self._running: dict[str, set[_Running]] = {}  # by session, until they are over
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,9 +126,9 @@ class ToolCalls:
             outcome=code,
             duration_ms=0.0,
         )
-        audit.write(line, self._secrets.scrubber)
-        self._metrics.tool_calls.labels(outcome).inc()
         self._send(session, encode(tool_calls.failed(session.session_id, payload.call_id, code, message)))
+        self._audit.write(line)
+        self._metrics.tool_calls.labels(outcome).inc()
 
     def session_ended(self, session_id: str) -> None:
         """Give up the calls of a session, and forget the results it has stored."""
@@ -139,6 +140,7 @@ class ToolCalls:
 
     async def stop(self, grace_s: float) -> None:
         """Let the threads go, and wait for cancelled calls, but no longer than `grace_s`."""
+        self._audit.flush()
         self._runner.close()
         if self._tasks:
             _, stuck = await asyncio.wait(self._tasks, timeout=grace_s)
@@ -157,10 +159,10 @@ class ToolCalls:
         self._give_up(running)
 
     def _answer(self, running: _Running, result: ToolResult) -> None:
+        self._send(running.session, encode(result))  # first: what follows can be written while the guest goes on
         code = "ok" if result.error is UNSET or result.error.code is UNSET else str(result.error.code)
         self._over(running, code)
         self._metrics.tool_calls.labels("ok" if result.success else "error").inc()
-        self._send(running.session, encode(result))
 
     def _over(self, running: _Running, outcome: str) -> None:
         call = running.call
@@ -174,7 +176,7 @@ class ToolCalls:
         elapsed_s = time.monotonic() - running.started
         self._metrics.tool_duration.observe(elapsed_s)
         self._metrics.tool_retries.inc(max(call.attempts - 1, 0))
-        audit.write(_line(call, outcome, elapsed_s * 1000), self._secrets.scrubber)
+        self._audit.write(_line(call, outcome, elapsed_s * 1000))
 
     def _give_up(self, running: _Running) -> None:
         if running.task is not None and not running.task.done():

@@ -126,8 +126,12 @@ class FunctionTool(Tool):
             self._arguments = None if input_schema else _Arguments(self._parameters, hints)
         except ValueError as error:
             raise ValueError(f"tool {name!r}: {error}") from error
-        self._positional = [p.name for p in self._parameters if p.kind is _Kind.POSITIONAL_ONLY]
         self._rest = next((p.name for p in self._parameters if p.kind is _Kind.VAR_POSITIONAL), None)
+        # What comes before `*rest` can only be passed by its place.
+        by_place = (
+            {_Kind.POSITIONAL_ONLY} if self._rest is None else {_Kind.POSITIONAL_ONLY, _Kind.POSITIONAL_OR_KEYWORD}
+        )
+        self._by_place = [p for p in self._parameters if p.kind in by_place]
         super().__init__(
             name=name,
             description=description or (inspect.getdoc(function) or "").partition("\n")[0],
@@ -178,7 +182,7 @@ class FunctionTool(Tool):
     def _bound(self, args: dict[str, Any], context: ToolContext) -> Callable[[], Any]:
         named = dict(args)
         first: list[Any] = [context] if self._wants_context else []
-        first += [named.pop(name) for name in self._positional if name in named]
+        first += [named.pop(p.name, p.default) for p in self._by_place]
         if self._rest is not None:
             first += named.pop(self._rest, [])
         return functools.partial(self.function, *first, **named)

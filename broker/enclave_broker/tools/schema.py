@@ -54,6 +54,7 @@ class ArgumentSchema:
         except jsonschema.SchemaError as error:
             raise ValueError(f"its input schema is none: {_words(error)}") from error
         _require_references(plain)
+        _require_bounded(plain)
         bounded = jsonschema.validators.extend(dialect, _BOUNDED)  # type: ignore[no-untyped-call]
         self._validator = bounded(plain, registry=Registry())
         properties, required = plain.get("properties", {}), plain.get("required", [])
@@ -131,10 +132,41 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-_BOUNDED: dict[str, Any] = {"pattern": _pattern, "uniqueItems": _unique}
+def _pattern_properties(validator: Any, patterns: Any, instance: Any, _schema: object) -> Iterator[Any]:
+    if validator.is_type(instance, "object"):
+        for pattern, subschema in patterns.items():
+            for name in [name for name in instance if _matches(pattern, name)]:
+                yield from validator.descend(instance[name], subschema, path=name, schema_path=pattern)
+
+
+def _additional(validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    if not validator.is_type(instance, "object"):
+        return
+    patterns = schema.get("patternProperties", {})
+    others = [name for name in instance if name not in schema.get("properties", {})]
+    for name in others:
+        if any(_matches(pattern, name) for pattern in patterns):
+            continue
+        if validator.is_type(allowed, "object"):
+            yield from validator.descend(instance[name], allowed, path=name)
+        elif not allowed:
+            yield jsonschema.ValidationError(f"there is no argument {_quote.repr(name)}")
+
+
+_BOUNDED: dict[str, Any] = {
+    "pattern": _pattern,
+    "patternProperties": _pattern_properties,
+    "additionalProperties": _additional,
+    "uniqueItems": _unique,
+}
+_UNBOUNDED = ("unevaluatedProperties", "unevaluatedItems")
+"""Keywords that are refused, because the library matches patterns for them by itself."""
 
 
 # The schema itself
+
+_DATA = frozenset({"enum", "const", "default", "example", "examples"})
+"""Keywords whose values are data, in which nothing is a keyword."""
 
 
 def _without_dialect(schema: Any) -> Any:
@@ -156,12 +188,38 @@ def _require_references(schema: dict[str, Any]) -> None:
             raise ValueError(f"its input schema refers to {reference!r}, which it does not contain") from error
 
 
+def _require_bounded(schema: object) -> None:
+    """Refuse what can't be checked within bounds, and patterns that are none."""
+    if isinstance(schema, list):
+        for value in schema:
+            _require_bounded(value)
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        if key in _UNBOUNDED and value is not True:
+            raise ValueError(f"its input schema uses {key}, which is not supported here")
+        patterns = [value] if key == "pattern" else value if key == "patternProperties" else []
+        for pattern in patterns:
+            if isinstance(pattern, str):
+                _require_pattern(pattern)
+        if key not in _DATA:
+            _require_bounded(value)
+
+
+def _require_pattern(pattern: str) -> None:
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"its input schema has a pattern that is none: {_quote.repr(pattern)}: {error}") from error
+
+
 def _references(schema: object) -> Iterable[str]:
     if isinstance(schema, dict):
         for key, value in schema.items():
             if key == "$ref" and isinstance(value, str):
                 yield value
-            yield from _references(value)
+            elif key not in _DATA:
+                yield from _references(value)
     elif isinstance(schema, list):
         for value in schema:
             yield from _references(value)
