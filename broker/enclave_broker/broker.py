@@ -30,6 +30,7 @@ from .placement import DEFAULT_PROFILE
 from .server import Server, server_config
 from .tools import Secrets, ToolRegistry
 from .tools.secrets import ENVIRONMENT_PREFIX
+from .tools.sources import SourceKeeper
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -38,12 +39,16 @@ if TYPE_CHECKING:
     from enclave_protocol import AnyEvent
 
     from .channels import Runtime
-    from .tools import ApprovalHook, Tool
+    from .tools import ApprovalHook, Tool, ToolSource
 
 log = logging.getLogger("enclave.broker")
 
 TICK_S = 0.1
 """How often the queue's deadlines and the retained sessions are looked at."""
+
+
+SOURCES_WAIT_S = 10.0
+"""Longest wait, at the start, for sources of tools that do not answer."""
 
 
 class PortInUse(OSError):  # noqa: N818 - the kernel's word
@@ -59,6 +64,7 @@ class Broker:
         runtimes: workers in this process, for mode `embedded`.
         secrets: what tools may be given.
         approve: who is asked about tools that need approval.
+        sources: where more tools come from, while the broker runs.
 
     Raises:
         ValueError: a tool needs approval, and there is nobody to ask.
@@ -72,12 +78,14 @@ class Broker:
         *,
         secrets: Secrets | None = None,
         approve: ApprovalHook | None = None,
+        sources: Iterable[ToolSource] = (),
     ) -> None:
         _check_tools(tools, secrets or Secrets(), approve)
         self.config = config
         self.tools = tools
         self.metrics = Metrics()
         self.dispatcher = Dispatcher(config, tools, self.metrics, secrets=secrets, approve=approve)
+        self.sources = SourceKeeper(list(sources), tools)
         self._runtimes = runtimes
         self._started: list[Runtime] = []  # to be stopped, the last first
         self._socket: socket.socket | None = None
@@ -212,9 +220,11 @@ class Broker:
                 serving = group.create_task(server.serve(sockets=[listener]))
                 background = [group.create_task(self._tick())]
                 background += [group.create_task(link.run()) for link in self._make_links()]
+                background.append(group.create_task(self.sources.run()))
                 await server.wait_started()
-                if not ready.done():
-                    ready.set_result(None)
+                looking = group.create_task(self.sources.wait_looked(SOURCES_WAIT_S))
+                looking.add_done_callback(lambda _: _set(ready))
+                background.append(looking)
                 await self._stop.wait()
                 self.dispatcher.end_all()
                 await self.dispatcher.wait_tools_ended()
@@ -251,6 +261,7 @@ def create_broker(
     tools: ToolRegistry | Iterable[Callable[..., Any] | Tool] = (),
     secrets: Secrets | Mapping[str, str] | None = None,
     approve: ApprovalHook | None = None,
+    sources: Iterable[ToolSource] = (),
     config: BrokerConfig | None = None,
     **settings: Any,
 ) -> Broker:
@@ -262,6 +273,7 @@ def create_broker(
         tools: functions that guests may call, or a whole registry.
         secrets: what tools may be given, by name.
         approve: an async function that is asked before a tool marked `needs_approval` runs.
+        sources: where more tools come from, while the broker runs: see `enclave_broker.tools.sources`.
         config: settings to start from.
         **settings: fields of `BrokerConfig`, which win over `config`.
 
@@ -279,7 +291,7 @@ def create_broker(
     full = dataclasses.replace(config, **settings) if config else BrokerConfig(**settings)
     registry = tools if isinstance(tools, ToolRegistry) else ToolRegistry(tools)
     given = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
-    return Broker(full, registry, embedded, secrets=given, approve=approve)
+    return Broker(full, registry, embedded, secrets=given, approve=approve, sources=sources)
 
 
 def _check_tools(tools: ToolRegistry, secrets: Secrets, approve: ApprovalHook | None) -> None:
@@ -288,6 +300,11 @@ def _check_tools(tools: ToolRegistry, secrets: Secrets, approve: ApprovalHook | 
             raise ValueError(f"tool {tool.name!r} needs approval, and no approval hook is given")
         for name in secrets.missing(tool.policy.secrets):
             log.warning("tool %s needs the secret %s: set %s%s", tool.name, name, ENVIRONMENT_PREFIX, name)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -19,6 +19,7 @@ from .broker import Broker, PortInUse
 from .config import BrokerConfig
 from .server import raise_descriptor_limit
 from .tools.options import set_up, tool_options
+from .tools.sources.options import load_sources, source_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +41,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     help="A worker's ws:// URL; repeat it.",
 )
 @tool_options
+@source_options
 @click.option("--queue-size", default=1000, type=click.IntRange(0), help="Sessions that may wait for a slot.")
 @click.option("--queue-timeout-ms", default=30_000, type=click.IntRange(1), help="Longest wait for a slot.")
 @click.option("--retain-s", default=60.0, type=click.FloatRange(0), help="How long finished sessions can be replayed.")
@@ -63,6 +65,8 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     secrets: Path | None,
     approve: str | None,
     audit_log: Path | None,
+    openapi: tuple[str, ...],
+    tools_files: tuple[Path, ...],
     queue_size: int,
     queue_timeout_ms: int,
     retain_s: float,
@@ -88,7 +92,8 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
             dead_after_s=dead_after_s,
         )
         tools, given, hook = set_up(modules, secrets, approve, audit_log, LOG_FORMAT)
-        broker = Broker(config, tools, secrets=given, approve=hook)
+        sources = load_sources(openapi, tools_files, given, can_approve=hook is not None)
+        broker = Broker(config, tools, secrets=given, approve=hook, sources=sources)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if not workers:

@@ -25,6 +25,7 @@ from enclave_protocol import (
     MAX_CODE_BYTES,
     MAX_MESSAGE_BYTES,
     Cancel,
+    CatalogNotice,
     Code,
     EnclaveError,
     Execute,
@@ -47,17 +48,19 @@ from .directory import Directory
 from .placement import DEFAULT_PROFILE, Lose, Place, Placer, Refuse
 from .sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
 from .tools import ToolCalls
+from .tools.catalog import news_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from enclave_protocol import ClientTools
+    from enclave_protocol.events import CatalogChangedPayload
     from enclave_protocol.messages import Envelope
 
     from .config import BrokerConfig
     from .links import Link
     from .metrics import Metrics
-    from .tools import ApprovalHook, Secrets, ToolRegistry
+    from .tools import ApprovalHook, CatalogChange, Secrets, ToolRegistry
 
 log = logging.getLogger("enclave.broker")
 
@@ -145,6 +148,7 @@ class Dispatcher:
         self._overdue: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for the worker's final
         self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
         self._closing = False
+        self._unsubscribe = tools.subscribe(self.catalog_changed)
 
     # Clients
 
@@ -328,6 +332,8 @@ class Dispatcher:
         final = envelope.type == "final"
         if session.live:
             step = session.accept(envelope, line, time.monotonic())
+            if session.untold is not None and session.request is None:
+                self._tell_rest(session)
             if step is None:
                 return
             if isinstance(step, Refused) and session.cancelling is None:
@@ -343,6 +349,23 @@ class Dispatcher:
                 self._broken(session, step)
         if final:
             self._release(session)
+
+    # Tools
+
+    def catalog_changed(self, change: CatalogChange) -> None:
+        """Tell every live session which tools came and went."""
+        news = news_of(change)
+        for session in self._routes.values():
+            self._tell(session, news)
+
+    def _tell(self, session: BrokerSession, news: CatalogChangedPayload) -> None:
+        if session.live and session.tell(news):
+            self._send(session, encode(CatalogNotice(session_id=session.session_id, payload=news)))
+
+    def _tell_rest(self, session: BrokerSession) -> None:
+        news, session.untold = session.untold, None
+        if news is not None:
+            self._tell(session, news)
 
     # The clock
 
@@ -366,6 +389,7 @@ class Dispatcher:
     def end_all(self) -> None:
         """End every session, because the broker stops, and accept no more."""
         self._closing = True
+        self._unsubscribe()
         for session in [session for session in self._routes.values() if session.live]:
             if session.worker is not None:
                 self.links[session.worker].send(encode(Cancel(session_id=session.session_id, reason="broker stops")))
@@ -405,6 +429,7 @@ class Dispatcher:
         self.metrics.requeues.inc()
         _cancel_timer(self._overdue, session.session_id)
         session.worker = session.worker_name = session.started = None
+        self._tell_rest(session)
         placed = self.placer.refused(
             session.session_id, self._queue_deadline(session), size_bytes=session.request_bytes
         )

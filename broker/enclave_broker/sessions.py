@@ -33,6 +33,7 @@ from enclave_protocol import (
     transition,
 )
 from enclave_protocol.events import (
+    CatalogChanged,
     Encryption,
     Heartbeat,
     HeartbeatPayload,
@@ -47,9 +48,11 @@ from enclave_protocol.events import (
 from enclave_protocol.inputs import size_bytes
 
 from .event_log import EventLog
+from .tools.catalog import merged
 
 if TYPE_CHECKING:
     from enclave_protocol import ClientTools
+    from enclave_protocol.events import CatalogChangedPayload
     from enclave_protocol.messages import Envelope
 
 
@@ -134,6 +137,7 @@ class BrokerSession:
         "state",
         "stats",
         "tool_call_count",
+        "untold",
         "worker",
         "worker_name",
     )
@@ -174,6 +178,8 @@ class BrokerSession:
         """Calls whose result the guest does not have yet."""
         self.tool_call_count = 0
         self.stats: Stats | None = None
+        self.untold: CatalogChangedPayload | None = None
+        """What changed among the tools between the placement and the worker's first event."""
         self.outcome = ""
         """How it ended: `ok`, or the code of its error."""
         self.log = EventLog(log_bytes)
@@ -204,6 +210,22 @@ class BrokerSession:
             self.heartbeat = now
             payload = HeartbeatPayload(ts=iso_time(wall))
             self.log.append(encode(Heartbeat(session_id=self.session_id, seq=self.log.next_seq, payload=payload)))
+
+    def tell(self, change: CatalogChangedPayload) -> bool:
+        """Take in that the tools changed; True: its worker has to be told, which then writes the event.
+
+        Whoever numbers the events writes this one: the broker while the session waits, then the worker, whose own
+        events may be on their way. In between, until the worker's first event shows that it has the session, the change
+        is kept: a worker that has no slot after all would lose it.
+        """
+        if self.worker is None:
+            event = CatalogChanged(session_id=self.session_id, seq=self.log.next_seq, payload=change)
+            self.log.append(encode(event))
+            return False
+        if self.request is not None:
+            self.untold = merged(self.untold, change)
+            return False
+        return True
 
     def accept(self, envelope: Envelope, line: bytes, now: float) -> Step:
         """Take in an event of the worker's, and say what to do about it."""

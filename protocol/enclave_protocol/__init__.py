@@ -1,6 +1,14 @@
 """Enclave's protocol: messages, events, codec, session states, limits and outcomes. Pure: no I/O, no clock."""
 
-from .codec import MAX_MESSAGE_BYTES, decode_client_message, decode_event, decode_worker_message, encode, peek
+from .codec import (
+    MAX_MESSAGE_BYTES,
+    decode_broker_message,
+    decode_client_message,
+    decode_event,
+    decode_worker_message,
+    encode,
+    peek,
+)
 from .declared_tools import NO_TOOLS, ClientTools, DeclaredTool, parse_declared_tools
 from .errors import (
     EnclaveError,
@@ -14,7 +22,7 @@ from .events import PROTOCOL_VERSION, AnyEvent, Event, Final, FinalError, FinalP
 from .ids import CallId, SessionId, new_call_id, new_session_id, parse_call_id, parse_session_id
 from .inputs import parse_env, parse_files
 from .limits import MAX_CODE_BYTES, Limits, parse_limits
-from .messages import Attach, Cancel, Execute, Hello, Ping, Pong, Rejection, ToolError, ToolResult
+from .messages import Attach, Cancel, CatalogNotice, Execute, Hello, Ping, Pong, Rejection, ToolError, ToolResult
 from .outcomes import Code, is_retryable
 from .session import State, Trigger, transition
 
@@ -29,6 +37,7 @@ __all__ = [
     "Attach",
     "CallId",
     "Cancel",
+    "CatalogNotice",
     "ClientTools",
     "Code",
     "DeclaredTool",
@@ -55,6 +64,7 @@ __all__ = [
     "ToolResult",
     "Trigger",
     "__version__",
+    "decode_broker_message",
     "decode_client_message",
     "decode_event",
     "decode_worker_message",

@@ -16,6 +16,7 @@ from .limits import split_path
 from .messages import (
     Attach,
     Cancel,
+    CatalogNotice,
     ClientMessage,
     Envelope,
     Execute,
@@ -105,6 +106,18 @@ def decode_client_message(data: bytes | str) -> ClientMessage:
         if error.session_id is None:
             error.session_id = _session_id_of(data)
         raise
+
+
+def decode_broker_message(data: bytes | str) -> ClientMessage | CatalogNotice:
+    """Read a message that a worker is sent: a client's, or what only a broker says; raises RemoteProtocolError."""
+    try:
+        return decode_client_message(data)
+    except RemoteProtocolError as error:
+        if error.field != "type" or peek(data).type != "catalog_changed":
+            raise
+    notice = _decode(_notice_decoder, data)
+    parse_session_id(notice.session_id)
+    return notice
 
 
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str) -> T:
@@ -261,6 +274,7 @@ def _tool_result(outer: str | UnsetType, body: _ResultBody) -> ToolResult:
 
 _client_decoder = msgspec.json.Decoder(Execute | _WireAttach | _WireCancel | _WireResult | _WireSubmit | Ping)
 _worker_decoder: msgspec.json.Decoder[WorkerMessage] = msgspec.json.Decoder(WorkerMessage)
+_notice_decoder = msgspec.json.Decoder(CatalogNotice)
 _event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 _envelope_decoder = msgspec.json.Decoder(Envelope)
 _named_decoder = msgspec.json.Decoder(_Named)

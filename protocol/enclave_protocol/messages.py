@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from .errors import RemoteProtocolError
-from .events import PROTOCOL_VERSION, ErrorPayload, NonEmpty, Seq
+from .events import PROTOCOL_VERSION, CatalogChangedPayload, ErrorPayload, NonEmpty, Seq
 from .limits import NotNegative, Positive
 from .outcomes import Code
 
@@ -85,6 +85,16 @@ class Ping(Message, frozen=True, kw_only=True, tag="ping"):
     """Are you there? Answered by `pong` with the same timestamp."""
 
     timestamp: float = 0
+
+
+class CatalogNotice(Message, frozen=True, kw_only=True, tag="catalog_changed"):
+    """From a broker to a worker: put this event into the session's stream, with the number that is its turn.
+
+    Only the worker can number it: its own events may be on their way. For a session that has ended it means nothing.
+    """
+
+    session_id: str
+    payload: CatalogChangedPayload
 
 
 class Pong(Message, frozen=True, kw_only=True, tag="pong"):

@@ -17,6 +17,7 @@ from msgspec import UNSET
 
 from enclave_protocol import (
     Cancel,
+    CatalogNotice,
     Execute,
     Hello,
     Ping,
@@ -25,7 +26,7 @@ from enclave_protocol import (
     RemoteProtocolError,
     ToolResult,
     __version__,
-    decode_client_message,
+    decode_broker_message,
     encode,
 )
 
@@ -154,13 +155,15 @@ class Connection:
     def _handle(self, data: str | bytes) -> None:
         if isinstance(data, bytes):
             raise RemoteProtocolError("a binary frame", allowed="text frames, one JSON object each")
-        message = decode_client_message(data)
+        message = decode_broker_message(data)
         if isinstance(message, Execute):
             self._sessions.execute(message, self)
         elif isinstance(message, ToolResult):
             self._sessions.tool_result(message)
         elif isinstance(message, Cancel):
             self._sessions.cancel(message)
+        elif isinstance(message, CatalogNotice):
+            self._sessions.catalog_changed(message)
         elif isinstance(message, Ping):
             self.deliver(encode(self._pong(message)))
         else:

@@ -234,6 +234,10 @@ class Session:
         """Say that the session is alive."""
         return [self._emit(ev.Heartbeat, ev.HeartbeatPayload(ts=ts))]
 
+    def catalog_changed(self, change: ev.CatalogChangedPayload) -> list[Instruction]:
+        """Say that the tools changed, which only the broker knows."""
+        return [self._emit(ev.CatalogChanged, change)]
+
     def deadline(self, now_s: float) -> list[Instruction]:
         """The wall deadline struck."""
         if self.decided:

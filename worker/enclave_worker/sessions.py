@@ -19,6 +19,7 @@ from msgspec import UNSET
 
 from enclave_protocol import (
     Cancel,
+    CatalogNotice,
     Code,
     Execute,
     Limits,
@@ -154,6 +155,12 @@ class Sessions:
     def tool_result(self, message: ToolResult) -> None:
         """Give a tool call its result; raises RemoteProtocolError for an unknown session or call."""
         self._find(message.session_id).tool_result(message)
+
+    def catalog_changed(self, message: CatalogNotice) -> None:
+        """Tell a session's reader that the tools changed; a session that has ended has none."""
+        run = self._runs.get(SessionId(message.session_id))
+        if run is not None:
+            run.catalog_changed(message)
 
     def abandon(self, sink: Sink) -> None:
         """The sink is gone: end its sessions."""
@@ -294,6 +301,10 @@ class _Run:
     def tool_result(self, message: ToolResult) -> None:
         """Pass a tool's result on to the guest."""
         self._perform(self.session.tool_result(message))
+
+    def catalog_changed(self, message: CatalogNotice) -> None:
+        """Pass word of the tools on to the reader."""
+        self._perform(self.session.catalog_changed(message.payload))
 
     def resume(self) -> None:
         """The sink can take more."""

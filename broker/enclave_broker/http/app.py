@@ -16,6 +16,7 @@ from enclave_broker.ws import create_ws_route
 from enclave_protocol import MAX_CODE_BYTES, __version__
 from enclave_protocol.inputs import MAX_ENV_BYTES, MAX_FILES_BYTES
 
+from .catalog_routes import catalog_routes
 from .docs import JsonPage, RoutesPage
 from .session_routes import session_routes
 from .status_routes import status_routes
@@ -39,7 +40,7 @@ def create_app(broker: Broker) -> Litestar:
         return Response(refusal.body, status_code=refusal.status, headers=refusal.headers, media_type=MediaType.JSON)
 
     return Litestar(
-        [*session_routes(dispatcher), *status_routes(dispatcher), create_ws_route(dispatcher)],
+        [*session_routes(dispatcher), *status_routes(dispatcher), *catalog_routes(broker), create_ws_route(dispatcher)],
         exception_handlers={ApiError: refuse, HTTPException: refuse, Exception: refuse},
         openapi_config=OpenAPIConfig(
             title="Enclave broker", version=__version__, path="/docs", render_plugins=[RoutesPage(), JsonPage()]

@@ -2,13 +2,14 @@
 
 from .build import Sources
 from .keeper import SourceKeeper
-from .tools_file import ToolsFile, ToolsFileError, openapi_option, read_tools_file
+from .options import load_sources
+from .tools_file import ToolsFile, ToolsFileError, read_tools_file
 
 __all__ = [
     "SourceKeeper",
     "Sources",
     "ToolsFile",
     "ToolsFileError",
-    "openapi_option",
+    "load_sources",
     "read_tools_file",
 ]

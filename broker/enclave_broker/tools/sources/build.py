@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .endpoint_source import EndpointSource
 from .endpoints import make_operation
-from .openapi import OpenApiSettings, OpenApiSource
 from .templates import Template
 from .tools_file import ToolsFileError
 
@@ -51,6 +49,12 @@ class Sources:
             *(table.credentials().secrets for table in tables), *(template.secrets for template in templates)
         )
 
+    def needing_approval(self) -> list[str]:
+        """Return the sources some of whose tools somebody has to approve of."""
+        extras = {name: server.enclave for name, server in self._mcp.items()}
+        tables = [*self._openapi.items(), *self._http.items(), *extras.items()]
+        return [name for name, table in tables if table.needs_approval]
+
     def _require_free(self, name: str) -> None:
         if name in self._openapi or name in self._mcp:
             raise ToolsFileError(f"two sources are called {name!r}: their tools would have the same names")
@@ -71,7 +75,12 @@ class Sources:
         return made
 
 
+# What makes requests is imported where it is used: it takes longer to load than all else a broker without it needs.
+
+
 def _openapi(name: str, table: OpenApiTable) -> WatchedSource:
+    from .openapi import OpenApiSettings, OpenApiSource  # noqa: PLC0415
+
     settings = OpenApiSettings(
         name=name,
         document=table.document,
@@ -86,6 +95,8 @@ def _openapi(name: str, table: OpenApiTable) -> WatchedSource:
 
 
 def _endpoints(tables: dict[str, EndpointTable]) -> WatchedSource:
+    from .endpoint_source import EndpointSource  # noqa: PLC0415
+
     endpoints = []
     for name, table in tables.items():
         try:

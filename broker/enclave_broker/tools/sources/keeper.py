@@ -7,12 +7,13 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
+from .watched import WatchedSource
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from enclave_broker.tools.registry import ToolRegistry
-
-    from .watched import WatchedSource
+    from enclave_broker.tools.tool import ToolSource
 
 log = logging.getLogger("enclave.broker.tools")
 
@@ -28,9 +29,18 @@ class SourceKeeper:
         registry: where their tools go.
     """
 
-    def __init__(self, sources: Sequence[WatchedSource], registry: ToolRegistry) -> None:
+    def __init__(self, sources: Sequence[ToolSource], registry: ToolRegistry) -> None:
         self.sources = tuple(sources)
         self._registry = registry
+
+    @property
+    def unwell(self) -> frozenset[str]:
+        """The sources that can't be relied on at the moment."""
+        return frozenset(source.name for source in self._watched if not source.health.well)
+
+    @property
+    def _watched(self) -> list[WatchedSource]:
+        return [source for source in self.sources if isinstance(source, WatchedSource)]
 
     async def run(self) -> None:
         """Run every source until cancelled; a fault in one touches neither the others nor the broker."""
@@ -42,18 +52,19 @@ class SourceKeeper:
         """Wait until every source was looked at once, so that the first sessions find their tools; or `timeout_s`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                for source in self.sources:
+                for source in self._watched:
                     await source.looked.wait()
 
-    async def _keep(self, source: WatchedSource) -> None:
+    async def _keep(self, source: ToolSource) -> None:
         try:
             while True:
                 try:
                     await source.run(self._registry)
-                except Exception as error:
+                except Exception:
                     log.exception("tools of %s: a fault of ours", source.name)
-                    source.failed(f"{type(error).__name__}: {error}")
-                source.looked.set()
+                if isinstance(source, WatchedSource):
+                    source.looked.set()
                 await asyncio.sleep(RESTART_S)
         finally:
-            await source.close()
+            if isinstance(source, WatchedSource):
+                await source.close()
