@@ -113,6 +113,11 @@ class McpSource(WatchedSource):
         self._stirred = asyncio.Event()
         """Set when the list of tools may be another, or the connection is over."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether calls can be made."""
+        return self._client is not None
+
     async def load(self) -> list[Tool]:
         """Return the server's tools; raises OSError if it is not connected."""
         if self._client is None:
@@ -155,14 +160,16 @@ class McpSource(WatchedSource):
             return read_result(await client.call_tool(name, args, read_timeout_seconds=timeout_s))
         except MCPError as error:
             if error.code == CONNECTION_CLOSED:
-                raise self._lost_in_call() from error
+                raise self._lost_in_call(client) from error
             raise ToolFailure("MCP_ERROR", f"MCP server {self.name}: {error.message}") from error
         except _LOST as error:
-            raise self._lost_in_call() from error
+            raise self._lost_in_call(client) from error
         except (ValidationError, RuntimeError) as error:
             raise ToolFailure("MCP_ERROR", f"MCP server {self.name}: its result is not as it should be") from error
 
-    def _lost_in_call(self) -> ToolFailure:
+    def _lost_in_call(self, client: Client) -> ToolFailure:
+        if self._client is client:
+            self._client = None  # the next call need not find it out too
         self._stirred.set()
         return ToolFailure("TOOL_UNAVAILABLE", f"MCP server {self.name} went away during the call", retryable=True)
 
@@ -177,7 +184,6 @@ class McpSource(WatchedSource):
                     transport = watched(self._transport(stderr), self._ended)
                     client = await stack.enter_async_context(self._make_client(transport))
                     await self._take(client, registry)
-                self._client = client
                 self.looked.set()
                 await self._watch(client, registry)
             except TimeoutError as error:
@@ -210,7 +216,8 @@ class McpSource(WatchedSource):
             ending.add_done_callback(lambda _: self._stirred.set())
             while not self._ended.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stirred.wait(), self._settings.poll_interval_s)
+                    async with asyncio.timeout(self._settings.poll_interval_s):
+                        await self._stirred.wait()
                 if not self._ended.is_set():
                     self._stirred.clear()
                     await self._take(client, registry)
@@ -236,6 +243,7 @@ class McpSource(WatchedSource):
         change = registry.replace_source(self.name, await self._list(client))
         if change.added or change.removed or change.updated:
             log.info("tools of %s: %d added, %d removed", self.name, len(change.added), len(change.removed))
+        self._client = client
         self.succeeded()
 
     async def _list(self, client: Client) -> list[Tool]:

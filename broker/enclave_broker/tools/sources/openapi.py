@@ -169,12 +169,12 @@ class OpenApiSource(WatchedSource):
                 tools.append(self._tool(operation))
             except ValueError as error:
                 left_out.append(f"{operation.method} {operation.path}: {error}")
+        if left_out and not tools:
+            raise DocumentError(f"none of its operations can be offered: {left_out[0]}")
         for line in left_out[:MAX_PROBLEMS_LOGGED]:
             log.warning("tools of %s: left out %s", self.name, line)
         if len(left_out) > MAX_PROBLEMS_LOGGED:
             log.warning("tools of %s: left out %d more", self.name, len(left_out) - MAX_PROBLEMS_LOGGED)
-        if left_out and not tools:
-            raise DocumentError(f"none of its operations can be offered: {left_out[0]}")
         return tools
 
     def _tool(self, operation: Operation) -> Tool:

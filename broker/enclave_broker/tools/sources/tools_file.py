@@ -72,7 +72,7 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         )
 
 
-class AuthTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+class AuthTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How requests say who asks."""
 
     type: Literal["bearer", "api-key", "basic"]

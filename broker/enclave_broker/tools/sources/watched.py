@@ -31,10 +31,11 @@ class WatchedSource(ToolSource):
         """Give up what it holds outside of `run`. Called once, in the end."""
 
     def failed(self, words: str) -> None:
-        """Note and log that a look failed."""
+        """Note that a look failed, and log it if it is news."""
+        known = words == self.health.error
         if self.health.failed(words):
             log.error("tools of %s: unwell, %d failures in a row: %s", self.name, self.health.failures, words)
-        else:
+        elif not known:
             log.warning("tools of %s: %s", self.name, words)
 
     def succeeded(self) -> None:
