@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -9,13 +11,19 @@ from msgspec import UNSET, UnsetType
 
 from enclave_protocol import (
     MAX_CODE_BYTES,
+    NO_TOOLS,
     Limits,
     RemoteProtocolError,
+    new_session_id,
+    parse_declared_tools,
     parse_env,
     parse_files,
     parse_limits,
     parse_session_id,
 )
+from enclave_protocol.declared_tools import TOOLS_FORM
+from enclave_protocol.encryption import EncryptionError, accept_hello
+from enclave_protocol.filters import InvalidFilter, parse_filter
 from enclave_protocol.inputs import ENV_FORM, FILES_FORM
 from enclave_protocol.limits import split_path
 
@@ -23,7 +31,10 @@ from .dispatcher import CodeTooLarge, NewSession
 from .placement import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from enclave_protocol.encryption import Channel
+    from enclave_protocol.filters import EventFilter
 
     from .sessions import BrokerSession
 
@@ -43,11 +54,11 @@ class SessionConfig(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class EncryptionRequest(msgspec.Struct, rename="camel"):
-    """Whether the client wants its events encrypted; only `disabled` and `optional` can be served."""
+    """Whether the client wants its events sealed: `optional`, if its hello can be used; `required`, or not at all."""
 
     mode: Literal["disabled", "optional", "required"] = "disabled"
-    client_hello: dict[str, Any] | UnsetType = UNSET
-    """What the JavaScript client sends along; nothing is encrypted, so nobody reads it."""
+    client_hello: Any = UNSET
+    """`{protocolVersion, clientEphemeralPubKeyB64, curve: "P-256", supportedAlgorithms: ["AES-GCM-256"]}`."""
 
 
 class CreateSession(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -66,10 +77,22 @@ class CreateSession(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     """Files in its working directory, by relative path, each text or `{"base64": text}`: at most 100, 1 MiB in all."""
     limits: dict[str, Any] | UnsetType = UNSET
     config: SessionConfig | UnsetType = UNSET
+    tools: list[Any] | UnsetType = UNSET
+    """Tools that the client answers calls of, by `/sessions/{id}/tool-result`: each a name, or
+    `{name, description?, inputSchema?, timeoutMs?}`."""
     encryption: EncryptionRequest | UnsetType = UNSET
     filter: Any = UNSET
-    """Not supported yet: refused rather than ignored."""
+    """Which events are sent: `{mode, rules, alwaysAllow?}`; all if left out."""
     protocol_version: Literal[1, 2] = 2
+
+
+class AnswerCall(msgspec.Struct, rename="camel"):
+    """The answer to a tool call, as it is simplest said. All that a WebSocket takes is taken here too."""
+
+    call_id: str
+    result: Any = UNSET
+    error: dict[str, Any] | UnsetType = UNSET
+    """`{message, code?}`: the call failed."""
 
 
 class CancelSession(msgspec.Struct, rename="camel"):
@@ -191,34 +214,89 @@ def decode_cancel(body: bytes) -> str:
     return (decode_body(_cancel_decoder, body).reason or "") if body.strip() else ""
 
 
-def decode_create(data: bytes, default_limits: Callable[[str], Limits]) -> NewSession:
-    """Read and check a request for a session; raises ApiError naming the field.
+def decode_create(data: bytes, default_limits: Callable[[str], Limits]) -> tuple[NewSession, EventFilter | None]:
+    """Read and check a request for a session; returns it, and which of its events the client wants.
 
     Args:
         data: the body.
         default_limits: what limits start from, by profile.
+
+    Raises:
+        ApiError: names the field.
     """
     request: CreateSession = decode_body(_create_decoder, data)
-    if request.filter is not UNSET and request.filter is not None:
-        raise invalid("event filters are not supported yet", field="filter", allowed="absent")
-    if request.encryption is not UNSET and request.encryption.mode == "required":
-        raise invalid("encryption is not supported yet", field="encryption.mode", allowed="disabled, optional")
+    with refusals():
+        wanted = None if request.filter is UNSET or request.filter is None else parse_filter(request.filter)
+    # Only who has chosen the id can make the same request again.
+    fingerprint = b"" if request.session_id is UNSET else hashlib.blake2b(data, digest_size=16).digest()
+    new = new_session(request, default_limits, fingerprint=fingerprint)
+    if wanted is not None and new.channel is not None:
+        with refusals():
+            raise unfilterable()
+    return new, wanted
+
+
+def new_session(
+    request: CreateSession, default_limits: Callable[[str], Limits], *, fingerprint: bytes = b""
+) -> NewSession:
+    """Check a request for a session; raises ApiError naming the field."""
     profile = DEFAULT_PROFILE if request.profile is UNSET else request.profile
-    try:
+    with refusals():
+        session_id = None if request.session_id is UNSET else parse_session_id(request.session_id)
+        channel = None
+        if request.encryption is not UNSET and request.encryption.mode != "disabled":
+            session_id = session_id or new_session_id()
+            channel = _channel(request.encryption, session_id)
         return NewSession(
             code=request.code,
-            session_id=None if request.session_id is UNSET else parse_session_id(request.session_id),
+            session_id=session_id,
             limits=_limits(request, default_limits(profile)),
             language="python" if request.language is UNSET else request.language,
             profile=profile,
             env={} if request.env is UNSET else parse_env(request.env),
             files={} if request.files is UNSET else parse_files(request.files),
+            client_tools=NO_TOOLS if request.tools is UNSET else parse_declared_tools(request.tools),
+            channel=channel,
+            fingerprint=fingerprint,
         )
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what a request can have wrong into ApiErrors."""
+    try:
+        yield
     except CodeTooLarge as error:
         body = ErrorBody("CODE_TOO_LARGE", str(error), field="code", limit=MAX_CODE_BYTES, actual=error.size_bytes)
         raise ApiError(413, body) from error
+    except InvalidFilter as error:
+        raise ApiError(400, _blame("INVALID_FILTER", error)) from error
+    except EncryptionError as error:
+        raise ApiError(400, _blame(error.code, error)) from error
     except RemoteProtocolError as error:
-        raise invalid(error.reason, field=error.field, allowed=error.allowed) from error
+        raise ApiError(400, _blame("INVALID_REQUEST", error)) from error
+
+
+def unfilterable() -> InvalidFilter:
+    """Return the refusal of a filter for an encrypted session.
+
+    Whoever may choose a filter and sees which events pass learns what is in them, without any key.
+    """
+    return InvalidFilter("events of an encrypted session are not filtered", field="filter", allowed="absent")
+
+
+def _blame(code: str, error: RemoteProtocolError) -> ErrorBody:
+    return ErrorBody(code, error.reason, field=error.field or UNSET, allowed=error.allowed or UNSET)
+
+
+def _channel(request: EncryptionRequest, session_id: str) -> Channel | None:
+    try:
+        return accept_hello(None if request.client_hello is UNSET else request.client_hello, session_id)
+    except EncryptionError as error:
+        if request.mode == "optional":
+            return None
+        error.field = ".".join(part for part in ("encryption.clientHello", error.field) if part)
+        raise
 
 
 def session_info(session: BrokerSession, now: float) -> SessionInfo:
@@ -264,7 +342,9 @@ def _allowed(field: str) -> str:
         "files": FILES_FORM,
         "limits": "an object of limits",
         "config": "an object with maxExecutionMs, maxToolCalls, heartbeatIntervalMs",
-        "encryption.mode": "disabled, optional",
+        "tools": TOOLS_FORM,
+        "encryption": "an object {mode: disabled, optional or required, clientHello?}",
+        "encryption.mode": "disabled, optional, required",
         "protocolVersion": "1, 2",
         "": "a JSON object with at least `code`",
     }

@@ -11,9 +11,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 import uvloop
 
-from enclave_protocol import __version__
+from enclave_protocol import Limits, ProtocolError, __version__, parse_limits
 
 from .broker import Broker, PortInUse
 from .config import BrokerConfig
@@ -42,11 +43,28 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 )
 @tool_options
 @source_options
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    envvar="ENCLAVE_CORS_ORIGIN",
+    metavar="ORIGIN",
+    help="Whose web pages may use the broker: https://HOST, `loopback`, or `*`; repeat it.  [default: `loopback` if "
+    "the broker listens there, else nobody's]",
+)
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    envvar="ENCLAVE_LIMIT",
+    metavar="NAME=VALUE",
+    help="What a limit is for sessions that do not set it, such as maxToolCalls=100; repeat it.",
+)
 @click.option("--queue-size", default=1000, type=click.IntRange(0), help="Sessions that may wait for a slot.")
 @click.option("--queue-timeout-ms", default=30_000, type=click.IntRange(1), help="Longest wait for a slot.")
 @click.option("--retain-s", default=60.0, type=click.FloatRange(0), help="How long finished sessions can be replayed.")
 @click.option(
-    "--disconnect-grace-s", default=5.0, type=click.FloatRange(0), help="Life of a session that nobody reads any more."
+    "--disconnect-grace-s", default=10.0, type=click.FloatRange(0), help="Life of a session that nobody reads any more."
 )
 @click.option("--ping-interval-s", default=1.0, type=click.FloatRange(0.01), help="Time between pings to a worker.")
 @click.option("--dead-after-s", default=5.0, type=click.FloatRange(0.01), help="Silence after which a worker is dead.")
@@ -67,6 +85,8 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     audit_log: Path | None,
     openapi: tuple[str, ...],
     tools_files: tuple[Path, ...],
+    cors_origins: tuple[str, ...],
+    limits: tuple[str, ...],
     queue_size: int,
     queue_timeout_ms: int,
     retain_s: float,
@@ -84,6 +104,8 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
             host=host,
             port=port,
             workers=workers,
+            cors_origins=cors_origins,
+            default_limits=_limits(limits),
             queue_size=queue_size,
             queue_timeout_ms=queue_timeout_ms,
             retain_s=retain_s,
@@ -105,6 +127,21 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
         raise click.ClickException(error.args[0]) from error
     except OSError as error:
         raise click.ClickException(f"can't listen on {host} port {port}: {error.strerror or error}") from error
+
+
+def _limits(settings: tuple[str, ...]) -> Limits:
+    """Read `NAME=VALUE` pairs; raises ValueError."""
+    given = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            given[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"--limit {setting}: is not NAME=VALUE, such as maxToolCalls=100") from error
+    try:
+        return parse_limits(given)
+    except ProtocolError as error:
+        raise ValueError(f"--limit: {error}") from error
 
 
 async def _serve(broker: Broker) -> None:

@@ -32,6 +32,9 @@ class BrokerConfig:
     """0 takes a free one; `Broker.port` says which."""
     default_limits: Limits = field(default_factory=Limits)
     """What a request's limits start from."""
+    cors_origins: Sequence[str] = ()
+    """Whose web pages may use the broker: origins, `loopback` for those that this machine serves, or `*`. Empty:
+    `loopback` if the broker listens there itself, else nobody's."""
 
     queue_size: int = 1000
     """Sessions that may wait for a slot; the next one is refused with `NO_CAPACITY`."""
@@ -68,8 +71,9 @@ class BrokerConfig:
     socket_ping_s: float = 5.0
     """Time between pings to a client. One whose machine acknowledges nothing for two of them is gone."""
 
-    disconnect_grace_s: float = 5.0
-    """How long a session without a reader lives on, so that its client can come back."""
+    disconnect_grace_s: float = 10.0
+    """How long a session without a reader lives on, so that its client can come back. The JavaScript client tries three
+    times, the last of them up to 9.1 s after the break."""
     final_grace_s: float = 5.0
     """How long after its deadline a session that its worker does not end is ended here."""
     cancel_grace_s: float = 4.0

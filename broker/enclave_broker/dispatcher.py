@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from enclave_protocol import ClientTools
+    from enclave_protocol.encryption import Channel
     from enclave_protocol.events import CatalogChangedPayload
     from enclave_protocol.messages import Envelope
 
@@ -99,6 +100,10 @@ class NewSession:
     """Files by path, checked."""
     client_tools: ClientTools | None = field(default_factory=dict)
     """The tools that its client answers for, by name; None: every one that the broker does not have."""
+    channel: Channel | None = None
+    """What seals its events. It is made for one session id, so that must be given too."""
+    fingerprint: bytes = b""
+    """Tells the request from others, so that one that is made again is recognised."""
 
     def __post_init__(self) -> None:
         """Refuse what no worker can run; raises RemoteProtocolError naming the field."""
@@ -186,6 +191,8 @@ class Dispatcher:
             wall=time.time(),
             log_bytes=self.config.log_bytes,
             client_tools=new.client_tools,
+            channel=new.channel,
+            fingerprint=new.fingerprint,
         )
         decision = self.placer.submit(
             session_id, self._queue_deadline(session), profile=new.profile, size_bytes=session.request_bytes
@@ -451,7 +458,10 @@ class Dispatcher:
     def _broken(self, session: BrokerSession, broken: Broken) -> None:
         log.error("worker %s, session %s: %s", session.worker, session.session_id, broken.reason)
         self._cancel_on_worker(session, "broken stream")
-        self._end(session, Code.INTERNAL_ERROR, f"the worker's events made no sense: {broken.reason}")
+        senseless = broken.code is Code.INTERNAL_ERROR
+        self._end(
+            session, broken.code, f"the worker's events made no sense: {broken.reason}" if senseless else broken.reason
+        )
 
     def _end(self, session: BrokerSession, code: Code, message: str) -> None:
         """Write the final that no worker will, whatever state the session is in."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Generator
 
-    from litestar import Litestar
+    from litestar.types import ASGIApp
 
     from .config import BrokerConfig
 
@@ -52,7 +52,7 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def server_config(app: Litestar, config: BrokerConfig) -> uvicorn.Config:
+def server_config(app: ASGIApp, config: BrokerConfig) -> uvicorn.Config:
     """Return the server's settings: no logs per request, no compression, the protocol's largest frame."""
     return uvicorn.Config(
         app,

@@ -30,6 +30,7 @@ from enclave_protocol import (
     decode_event,
     encode,
     is_retryable,
+    peek,
     transition,
 )
 from enclave_protocol.events import (
@@ -52,6 +53,7 @@ from .tools.catalog import merged
 
 if TYPE_CHECKING:
     from enclave_protocol import ClientTools
+    from enclave_protocol.encryption import Channel
     from enclave_protocol.events import CatalogChangedPayload
     from enclave_protocol.messages import Envelope
 
@@ -77,9 +79,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The worker's stream made no sense: end the session and tell the worker to."""
+    """The session cannot go on, mostly because the worker's stream made no sense: end it and tell the worker to."""
 
     reason: str
+    code: Code = Code.INTERNAL_ERROR
 
 
 Step = Refused | ToolCalled | Ended | Broken | None
@@ -115,15 +118,19 @@ class BrokerSession:
         wall: seconds since the epoch.
         log_bytes: size of its log.
         client_tools: the tools that its client answers for, by name; None: every one that the broker does not have.
+        channel: what seals its events; None leaves them as they are.
+        fingerprint: tells its request from others; empty for one that is not to be recognised.
     """
 
     __slots__ = (
         "calls",
         "cancelling",
+        "channel",
         "client_tools",
         "created",
         "created_at",
         "ended",
+        "fingerprint",
         "heartbeat",
         "limits",
         "log",
@@ -152,6 +159,8 @@ class BrokerSession:
         wall: float,
         log_bytes: int,
         client_tools: ClientTools | None = NO_TOOLS,
+        channel: Channel | None = None,
+        fingerprint: bytes = b"",
     ) -> None:
         self.session_id = session_id
         self.request: Execute | None = request  # until the worker's first event: after it, no other can take over
@@ -159,6 +168,8 @@ class BrokerSession:
         self.request_bytes = len(request.code) + size_bytes(request.env or {}, request.files or {})
         self.limits = limits
         self.client_tools = client_tools
+        self.channel = channel
+        self.fingerprint = fingerprint
         self.state = State.STARTING
         self.created = now
         self.created_at = wall
@@ -209,7 +220,7 @@ class BrokerSession:
         if interval_s and now - self.heartbeat >= interval_s:
             self.heartbeat = now
             payload = HeartbeatPayload(ts=iso_time(wall))
-            self.log.append(encode(Heartbeat(session_id=self.session_id, seq=self.log.next_seq, payload=payload)))
+            self._append(encode(Heartbeat(session_id=self.session_id, seq=self.log.next_seq, payload=payload)))
 
     def tell(self, change: CatalogChangedPayload) -> bool:
         """Take in that the tools changed; True: its worker has to be told, which then writes the event.
@@ -220,7 +231,7 @@ class BrokerSession:
         """
         if self.worker is None:
             event = CatalogChanged(session_id=self.session_id, seq=self.log.next_seq, payload=change)
-            self.log.append(encode(event))
+            self._append(encode(event))
             return False
         if self.request is not None:
             self.untold = merged(self.untold, change)
@@ -233,6 +244,9 @@ class BrokerSession:
             raise AssertionError("an event for an ended session: the broker drops those")
         if envelope.seq != self.log.next_seq:
             return Broken(f"event {envelope.seq} of type {envelope.type} came where {self.log.next_seq} was due")
+        if envelope.type != "final" and self.channel is not None and self.channel.to_client.left <= 1:
+            reason = "its key has sealed as many events as one may; the final is the last"
+            return Broken(reason, code=Code.ENCRYPTION_KEY_EXPIRED)
         try:
             if envelope.type == "final":
                 return self._accept_final(line, now)
@@ -242,7 +256,7 @@ class BrokerSession:
             return Broken(str(error))
         except msgspec.MsgspecError as error:
             return Broken(f"unreadable {envelope.type}: {error}")
-        self.log.append(line)
+        self._append(line)
         return step
 
     def end(self, code: Code, message: str, now: float) -> None:
@@ -314,7 +328,16 @@ class BrokerSession:
         self.ended = now
         self.request = None
         self.client_tools = NO_TOOLS  # nobody calls any more; the log outlives the session
-        self.log.append(line, last=True)
+        self._append(line, last=True)
+
+    def _append(self, line: bytes, *, last: bool = False) -> None:
+        # Sealed here, once, so that all readers and replays have the same bytes.
+        sealed = line if self.channel is None else self.channel.to_client.seal(self.log.next_seq, line)
+        self.log.append(sealed, last=last)
+
+    def _opened(self, line: bytes) -> bytes:
+        sealed = self.channel is not None and peek(line).type == "enc"
+        return self.channel.to_client.open(line) if sealed and self.channel is not None else line
 
     def _broker_stats(self, now: float) -> Stats:
         queued_until = self.started if self.started is not None else now
@@ -330,7 +353,8 @@ class BrokerSession:
         # Counted from the log only when a session ends this way, so that passing events on needs no decoding.
         mark = b'"stdout"' if kind is Stdout else b'"stderr"'
         total = 0
-        for line in self.log.lines(self.log.first_seq, self.log.max_bytes):
+        for kept in self.log.lines(self.log.first_seq, self.log.max_bytes):
+            line = self._opened(kept)
             if mark in line:
                 event = decode_event(line)
                 if isinstance(event, kind):
@@ -343,6 +367,12 @@ class BrokerSession:
             cancel_url=f"{where}/cancel",
             replay_url=f"{where}/stream",
             expires_at=iso_time(self.expires_at),
-            encryption=Encryption(enabled=False),
+            encryption=self._encryption(),
         )
         return SessionInit(session_id=self.session_id, seq=1, payload=payload)
+
+    def _encryption(self) -> Encryption:
+        if self.channel is None:
+            return Encryption(enabled=False)
+        hello = self.channel.hello
+        return Encryption(enabled=True, key_id=hello.key_id, server_hello=hello)

@@ -120,12 +120,30 @@ def decode_broker_message(data: bytes | str) -> ClientMessage | CatalogNotice:
     return notice
 
 
+def decode_tool_result(data: bytes, session_id: str) -> ToolResult:
+    """Read the answer to a tool call of a session, in any of the wire's spellings; the type may be left out.
+
+    Raises:
+        RemoteProtocolError: as `decode_client_message`, or the message names another session.
+    """
+    try:
+        data.decode()
+        wire = _decode(_answer_decoder, data)
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError(f"malformed text: {error}", allowed=ONE_OBJECT) from error
+    body = wire if wire.payload is UNSET else wire.payload
+    for given, field in ((wire.session_id, "sessionId"), (body.session_id, "payload.sessionId")):
+        if given not in {UNSET, session_id}:
+            raise RemoteProtocolError("names another session than the URL", field=field, allowed=session_id)
+    return _tool_result(session_id, body)
+
+
 def _decode(decoder: msgspec.json.Decoder[T], data: bytes | str) -> T:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
         reason, field = split_path(str(error))
-        allowed = _ALLOWED.get(field.rpartition(".")[2], "") if decoder is _client_decoder else ""
+        allowed = _ALLOWED.get(field.rpartition(".")[2], "") if decoder in {_client_decoder, _answer_decoder} else ""
         raise RemoteProtocolError(reason, field=field, allowed=allowed) from error
     except (msgspec.DecodeError, UnicodeError) as error:
         raise RemoteProtocolError(f"malformed JSON: {error}", allowed=ONE_OBJECT) from error
@@ -238,6 +256,13 @@ class _WireSubmit(msgspec.Struct, tag_field="type", tag="tool_result_submit", re
         return _tool_result(self.session_id, self.payload)
 
 
+class _WireAnswer(_ResultBody, rename="camel"):
+    """Either of the two, where the place it was sent to says what it is."""
+
+    type: Literal["tool_result", "tool_result_submit"] = "tool_result"
+    payload: _ResultBody | UnsetType = UNSET
+
+
 def _one_session_id(outer: str | UnsetType, inner: str | UnsetType) -> str:
     given = inner if outer is UNSET else outer
     if given is UNSET:
@@ -273,6 +298,7 @@ def _tool_result(outer: str | UnsetType, body: _ResultBody) -> ToolResult:
 
 
 _client_decoder = msgspec.json.Decoder(Execute | _WireAttach | _WireCancel | _WireResult | _WireSubmit | Ping)
+_answer_decoder = msgspec.json.Decoder(_WireAnswer)
 _worker_decoder: msgspec.json.Decoder[WorkerMessage] = msgspec.json.Decoder(WorkerMessage)
 _notice_decoder = msgspec.json.Decoder(CatalogNotice)
 _event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)

@@ -26,11 +26,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from .codec import decode_event, encode
 from .errors import RemoteProtocolError
-from .events import PROTOCOL_VERSION, Encrypted, EncryptedPayload
+from .events import PROTOCOL_VERSION, Encrypted, EncryptedPayload, ServerHello
 from .limits import split_path
 
 CURVE: Literal["P-256"] = "P-256"
@@ -46,6 +46,7 @@ NONCE_BYTES = 12
 POINT_BYTES = 65
 """An uncompressed point of the curve."""
 
+SEALED_FORM = '{type: "enc", payload: {kid, nonceB64, ciphertextB64}}'
 POINT_FIELD = "clientEphemeralPubKeyB64"
 HELLO_FORM = (
     "{protocolVersion: 2, clientEphemeralPubKeyB64: base64 of an uncompressed P-256 point,"
@@ -72,17 +73,6 @@ class ClientHello(msgspec.Struct, frozen=True, rename="camel"):
     curve: str
     supported_algorithms: Annotated[list[str], Meta(max_length=32)]
     protocol_version: Literal[1, 2] = PROTOCOL_VERSION
-
-
-class ServerHello(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a broker answers."""
-
-    protocol_version: Literal[1, 2] = PROTOCOL_VERSION
-    server_ephemeral_pub_key_b64: str = msgspec.field(name="serverEphemeralPubKeyB64")
-    curve: str = CURVE
-    selected_algorithm: str = ALGORITHM
-    kdf: str = KDF
-    key_id: str
 
 
 class Sealer:
@@ -164,6 +154,31 @@ class Sealer:
             raise EncryptionError("ENCRYPTION_DECRYPTION_FAILED", reason, field=where, allowed=allowed) from error
 
 
+class _Sealed(msgspec.Struct):
+    type: str = ""
+    payload: EncryptedPayload | UnsetType = UNSET
+
+
+def sealed_payload(message: bytes) -> EncryptedPayload | None:
+    """Return what a client's message has sealed in it; None if it is not an `enc` message.
+
+    Raises:
+        RemoteProtocolError: it is one, and malformed.
+    """
+    try:
+        if _kind_decoder.decode(message).type != "enc":
+            return None
+        payload = _sealed_decoder.decode(message).payload
+    except msgspec.ValidationError as error:
+        reason, field = split_path(str(error))
+        raise RemoteProtocolError(reason, field=field, allowed=SEALED_FORM) from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None  # whoever decodes it next says what is wrong
+    if payload is UNSET:
+        raise RemoteProtocolError("missing", field="payload", allowed=SEALED_FORM)
+    return payload
+
+
 class Channel:
     """A session's encryption, as the broker has it: what it told the client, and both directions."""
 
@@ -195,7 +210,13 @@ def accept_hello(raw: object, session_id: str) -> Channel:
     own = ec.generate_private_key(ec.SECP256R1())
     secret = shared_secret(own, point)
     key_id = f"k_{uuid.uuid4()}"
-    answer = ServerHello(server_ephemeral_pub_key_b64=_base64(public_point(own)), key_id=key_id)
+    answer = ServerHello(
+        server_ephemeral_pub_key_b64=_base64(public_point(own)),
+        curve=CURVE,
+        selected_algorithm=ALGORITHM,
+        kdf=KDF,
+        key_id=key_id,
+    )
     return Channel(
         answer,
         to_client=Sealer(session_id, key_id, derive_key(secret, session_id.encode(), TO_CLIENT)),
@@ -254,3 +275,11 @@ def _from_base64(text: str, field: str, code: str = "ENCRYPTION_DECRYPTION_FAILE
         return binascii.a2b_base64(text.encode(), strict_mode=True)
     except ValueError as error:
         raise EncryptionError(code, f"not base64: {error}", field=field, allowed="base64, padded") from error
+
+
+class _Kind(msgspec.Struct):
+    type: object = ""
+
+
+_kind_decoder = msgspec.json.Decoder(_Kind)
+_sealed_decoder = msgspec.json.Decoder(_Sealed)

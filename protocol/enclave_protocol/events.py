@@ -26,11 +26,24 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_de
     """Base of every payload."""
 
 
+class ServerHello(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A broker's half of the handshake."""
+
+    protocol_version: Literal[1, 2] = PROTOCOL_VERSION
+    server_ephemeral_pub_key_b64: NonEmpty = msgspec.field(name="serverEphemeralPubKeyB64")
+    curve: str
+    selected_algorithm: str
+    kdf: str
+    key_id: NonEmpty
+
+
 class Encryption(Payload, frozen=True, kw_only=True):
     """Whether the events that follow are encrypted."""
 
     enabled: bool
     key_id: str | UnsetType = UNSET
+    server_hello: ServerHello | UnsetType = UNSET
+    """An extension: what the client needs to derive the keys."""
 
 
 class SessionInitPayload(Payload, frozen=True, kw_only=True):

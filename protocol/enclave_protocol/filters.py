@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_FILTER_BYTES = 64 * 1024
+"""Longest filter in a URL."""
 MAX_RULES = 32
 MAX_PATTERNS = 32
 """Patterns of all rules together,"""
@@ -133,6 +134,8 @@ def parse_filter(data: object, at: str = "filter") -> EventFilter:
     Raises:
         InvalidFilter: names the field and what is allowed.
     """
+    if isinstance(data, bytes) and len(data) > MAX_FILTER_BYTES:
+        raise InvalidFilter(f"{len(data)} bytes", field=at, allowed=f"at most {MAX_FILTER_BYTES} bytes")
     try:
         config = _config_decoder.decode(data) if isinstance(data, bytes) else msgspec.convert(data, FilterConfig)
     except msgspec.ValidationError as error:

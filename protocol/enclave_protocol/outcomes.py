@@ -46,6 +46,8 @@ class Code(enum.StrEnum):
     """The worker went away with the session on it."""
     NO_CAPACITY = "NO_CAPACITY"
     """No slot was free, and none became free in time."""
+    ENCRYPTION_KEY_EXPIRED = "ENCRYPTION_KEY_EXPIRED"
+    """The session's key has sealed as many events as one key may, 2^30."""
     INTERNAL_ERROR = "INTERNAL_ERROR"
     """A fault of Enclave's own; the worker's log says more."""
 

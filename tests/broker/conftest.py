@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,23 @@ async def fleet(*workers: FakeWorker, strangers: Sequence[FakeWorker] = (), **se
         broker.dispatcher.validate()
     assert asyncio.all_tasks() <= tasks, "the broker left tasks behind"
     assert not broker.dispatcher.directory.live, "the broker left sessions without an end"
+
+
+def parse(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def start(running: Fleet, session_id: str, **body: Any) -> asyncio.Task[str]:
+    """Post a session in the background, and return once its worker has it."""
+
+    async def post() -> str:
+        response = await running.http.post("/sessions", json={"code": "1", "sessionId": session_id, **body})
+        return response.text
+
+    before = sum(message["type"] == "execute" for message in running.workers[0].received)
+    task = asyncio.create_task(post())
+    await running.workers[0].wait_received("execute", before + 1)
+    return task
 
 
 def open_fds() -> int:

@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from enclave_broker.dispatcher import NewSession
 from enclave_broker.http import MAX_BODY_BYTES
-from tests.broker.conftest import fleet
+from tests.broker.conftest import fleet, parse, start
 from tests.fakes import FakeSession, FakeWorker, returns_its_code, waits_for_cancel
-
-if TYPE_CHECKING:
-    from tests.broker.conftest import Fleet
-
-
-def parse(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
-async def start(running: Fleet, session_id: str, **body: Any) -> asyncio.Task[str]:
-    """Post a session in the background, and return once its worker has it."""
-
-    async def post() -> str:
-        response = await running.http.post("/sessions", json={"code": "1", "sessionId": session_id, **body})
-        return response.text
-
-    before = len(running.workers[0].received)
-    task = asyncio.create_task(post())
-    await running.workers[0].wait_received("execute", before + 1)
-    return task
 
 
 async def test_a_session_streams_from_init_to_final() -> None:
@@ -94,8 +74,9 @@ BAD = [
     ({"code": "1", "profile": "gpu"}, "profile", "gpu"),
     ({"code": "1", "profile": "p" * 129}, "profile", "no name"),
     ({"code": "1", "profile": ""}, "profile", "no name"),
-    ({"code": "1", "filter": {"mode": "include", "rules": []}}, "filter", "not supported yet"),
-    ({"code": "1", "encryption": {"mode": "required"}}, "encryption.mode", "not supported yet"),
+    ({"code": "1", "tools": "search"}, "tools", "array"),
+    ({"code": "1", "tools": ["search", 5]}, "tools[1]", "neither"),
+    ({"code": "1", "encryption": {"mode": "on"}}, "encryption.mode", "on"),
     ({"code": "1", "protocolVersion": 3}, "protocolVersion", "3"),
 ]
 

@@ -13,25 +13,35 @@ from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
 from enclave_broker.api import ApiError, ErrorBody
 from enclave_broker.ws import create_ws_route
-from enclave_protocol import MAX_CODE_BYTES, __version__
-from enclave_protocol.inputs import MAX_ENV_BYTES, MAX_FILES_BYTES
+from enclave_protocol import MAX_MESSAGE_BYTES, __version__
 
+from .batch_routes import batch_routes
 from .catalog_routes import catalog_routes
 from .docs import JsonPage, RoutesPage
+from .origins import OriginGate, Origins
 from .session_routes import session_routes
 from .status_routes import status_routes
+from .stream_routes import stream_routes
 
 if TYPE_CHECKING:
+    from litestar.types import ASGIApp
+
     from enclave_broker.broker import Broker
 
 log = logging.getLogger("enclave.broker.http")
 
-MAX_BODY_BYTES = 6 * (MAX_CODE_BYTES + MAX_ENV_BYTES + MAX_FILES_BYTES) + 64 * 1024
-"""Largest request: the largest code, environment and files with every byte escaped, and room for the rest."""
+MAX_BODY_BYTES = MAX_MESSAGE_BYTES * 4 // 3 + 64 * 1024
+"""Largest request: the largest tool result, sealed. The largest code, environment and files with every byte escaped are
+less, and leave room for the rest."""
 
 
-def create_app(broker: Broker) -> Litestar:
+def create_app(broker: Broker) -> ASGIApp:
     """Return the ASGI application of a broker."""
+    # Around everything: what refuses a request before any route is found must tell a page's browser about it, too.
+    return OriginGate(_routes(broker), Origins(broker.config.cors_origins, broker.config.host))
+
+
+def _routes(broker: Broker) -> Litestar:
     dispatcher, metrics = broker.dispatcher, broker.metrics
 
     def refuse(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
@@ -40,7 +50,14 @@ def create_app(broker: Broker) -> Litestar:
         return Response(refusal.body, status_code=refusal.status, headers=refusal.headers, media_type=MediaType.JSON)
 
     return Litestar(
-        [*session_routes(dispatcher), *status_routes(dispatcher), *catalog_routes(broker), create_ws_route(dispatcher)],
+        [
+            *session_routes(dispatcher),
+            *stream_routes(dispatcher),
+            *batch_routes(dispatcher),
+            *status_routes(dispatcher),
+            *catalog_routes(broker),
+            create_ws_route(dispatcher),
+        ],
         exception_handlers={ApiError: refuse, HTTPException: refuse, Exception: refuse},
         openapi_config=OpenAPIConfig(
             title="Enclave broker", version=__version__, path="/docs", render_plugins=[RoutesPage(), JsonPage()]

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 
-from enclave_broker.api import CancelSession, CreateSession
+from enclave_broker.api import AnswerCall, CancelSession, CreateSession
+
+from .batch import CreateBatch
 
 if TYPE_CHECKING:
     from litestar import Request
 
-BODIES = {("/sessions", "post"): CreateSession, ("/sessions/{session_id}/cancel", "post"): CancelSession}
+BODIES = {
+    ("/sessions:batch", "post"): CreateBatch,
+    ("/sessions", "post"): CreateSession,
+    ("/sessions/{session_id}/cancel", "post"): CancelSession,
+    ("/sessions/{session_id}/tool-result", "post"): AnswerCall,
+}
 """Requests that are decoded from their bytes in one pass, which Litestar therefore can't see."""
 
 STYLE = (

@@ -1,4 +1,4 @@
-"""A session's events as an HTTP response: NDJSON.
+"""A session's events as an HTTP response: NDJSON, or Server-Sent Events.
 
 A stream is a cursor in a session's log. Whatever piled up since the last write goes out as one chunk; a reader that
 takes nothing for `write_timeout_s`, or that the log was trimmed past, is cut off, which its client sees as a broken
@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from litestar import Response
-from litestar.status_codes import HTTP_200_OK
+from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
 from enclave_broker.event_log import Trimmed
+
+from .views import View
 
 if TYPE_CHECKING:
     from litestar.types import Receive, Scope, Send
@@ -24,17 +27,38 @@ if TYPE_CHECKING:
     from enclave_broker.event_log import Cursor
     from enclave_broker.sessions import BrokerSession
 
+    from .views import Numbered
+
 log = logging.getLogger("enclave.broker.http")
 
-NDJSON = "application/x-ndjson"
+SERVER_HELLO = "X-Enclave-Server-Hello"
+FILTER_SLICE_S = 0.005
+"""How long one stream may filter before everybody else has a turn (but always one event)."""
+
+ALL = View()
 
 
 class EventStream:
-    """The ASGI response that writes a session's events as NDJSON."""
+    """The ASGI response that writes a session's events.
 
-    def __init__(self, session: BrokerSession, dispatcher: Dispatcher, from_seq: int) -> None:
+    Args:
+        session: whose events.
+        dispatcher: is told of the reader.
+        from_seq: number of the first event.
+        view: which of them, and in what form.
+        replayed: whether the request was made before, and is not run again.
+
+    Raises:
+        Trimmed: that event is no longer kept.
+    """
+
+    def __init__(
+        self, session: BrokerSession, dispatcher: Dispatcher, from_seq: int, view: View = ALL, *, replayed: bool = False
+    ) -> None:
+        self.view = view
         self._session = session
         self._dispatcher = dispatcher
+        self._replayed = replayed
         self._more = asyncio.Event()
         self._gone = False
         self._cursor: Cursor = session.log.subscribe(from_seq, self._more.set)
@@ -42,7 +66,7 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the final, or until the reader is gone."""
-        watching = asyncio.ensure_future(_wait_disconnected(receive))
+        watching = asyncio.ensure_future(wait_disconnected(receive))
         watching.add_done_callback(self._reader_gone)
         try:
             await self._start(send)
@@ -55,24 +79,31 @@ class EventStream:
                 await watching
 
     async def _start(self, send: Send) -> None:
-        headers = [
-            (b"content-type", NDJSON.encode()),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),  # nginx would hold events back
-            (b"x-session-id", self._session.session_id.encode()),
-        ]
+        headers = stream_headers(self.view.media_type)
+        headers.append((b"x-session-id", self._session.session_id.encode()))
+        if self._session.channel is not None:
+            headers.append((SERVER_HELLO.lower().encode(), self._session.channel.header.encode()))
+        if self._replayed:
+            headers.append((b"x-enclave-replayed", b"true"))
         await send({"type": "http.response.start", "status": HTTP_200_OK, "headers": headers})
+        if head := self.view.head:
+            await self._write(send, head, finished=False)
 
     async def _write_all(self, send: Send) -> None:
-        cursor = self._cursor
+        cursor, plain = self._cursor, self.view == ALL
         try:
             while not self._gone:
                 self._more.clear()
+                first = cursor.next_seq
                 lines = cursor.take()
                 finished = cursor.finished
-                if lines or finished:
+                if plain and (lines or finished):
                     lines.append(b"")  # so that the last line ends too
                     await self._write(send, b"\n".join(lines), finished=finished)
+                elif lines or finished:
+                    chunk = self.view.render(await self._chosen(first, lines), cursor.next_seq - 1)
+                    if chunk or finished:
+                        await self._write(send, chunk, finished=finished)
                 if finished:
                     return
                 if not lines:
@@ -81,6 +112,21 @@ class EventStream:
             self._dispatcher.metrics.readers_cut.inc()
             log.warning("reader of %s cut off: %s", self._session.session_id, str(slow) or "it takes nothing")
             # Returning without the last chunk makes the server drop the connection.
+
+    async def _chosen(self, first: int, lines: list[bytes]) -> list[Numbered]:
+        """Filter, and let others run in between: who wrote the filter chose how long it takes."""
+        wanted = self.view.filter
+        if wanted is None:
+            return list(enumerate(lines, first))
+        chosen: list[Numbered] = []
+        turn_ends = time.monotonic() + FILTER_SLICE_S
+        for seq, line in enumerate(lines, first):
+            if wanted.passes(line):
+                chosen.append((seq, line))
+            if time.monotonic() >= turn_ends:
+                await asyncio.sleep(0)
+                turn_ends = time.monotonic() + FILTER_SLICE_S
+        return chosen
 
     async def _write(self, send: Send, chunk: bytes, *, finished: bool) -> None:
         async with asyncio.timeout(self._dispatcher.config.write_timeout_s):
@@ -92,19 +138,35 @@ class EventStream:
             self._more.set()
 
 
-async def _wait_disconnected(receive: Receive) -> None:
+def stream_headers(media_type: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an answer that is written as it comes."""
+    return [
+        (b"content-type", media_type.encode()),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # nginx would hold events back
+    ]
+
+
+async def no_content(_scope: Scope, _receive: Receive, send: Send) -> None:
+    """Answer that there is nothing more; what is sent this way has no content type either."""
+    await send({"type": "http.response.start", "status": HTTP_204_NO_CONTENT, "headers": []})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def wait_disconnected(receive: Receive) -> None:
+    """Wait until the client has gone."""
     # The body of a request that nobody read comes first, even an empty one.
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 class StreamResponse(Response[None]):
-    """Hands an `EventStream` to Litestar."""
+    """Hands a stream, which is an ASGI response, to Litestar."""
 
-    def __init__(self, stream: EventStream) -> None:
-        super().__init__(None, media_type=NDJSON)
+    def __init__(self, stream: Any, media_type: str) -> None:
+        super().__init__(None, media_type=media_type)
         self._stream = stream
 
     def to_asgi_response(self, *_: Any, **__: Any) -> Any:
-        """Return the stream: it is the ASGI response."""
+        """Return the stream."""
         return self._stream

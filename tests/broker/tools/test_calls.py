@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import threading
 from typing import Any
 
-import pytest
-
-from enclave_broker import Tool, tool
 from enclave_protocol import Final
 from tests.broker.conftest import fleet
 from tests.fakes import FakeSession, FakeWorker

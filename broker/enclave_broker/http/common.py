@@ -1,0 +1,84 @@
+"""What the routes about sessions share: finding them, making them, reading them, and what can go wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from litestar.openapi import ResponseSpec
+
+from enclave_broker.api import ApiError, ErrorBody, not_found, refusals
+from enclave_broker.dispatcher import DuplicateSession
+from enclave_broker.event_log import Trimmed
+from enclave_protocol import NoCapacity
+
+from .streams import EventStream, StreamResponse
+
+if TYPE_CHECKING:
+    from litestar import Request
+
+    from enclave_broker.dispatcher import Dispatcher, NewSession
+    from enclave_broker.sessions import BrokerSession
+
+    from .views import View
+
+    AnyRequest = Request[Any, Any, Any]
+
+
+def error_answers(**descriptions: str) -> dict[int, ResponseSpec]:
+    """Return what a route's refusals look like, by `s404="No such session."`."""
+    return {
+        int(status[1:]): ResponseSpec(ErrorBody, description=text, generate_examples=False)
+        for status, text in descriptions.items()
+    }
+
+
+ERRORS = error_answers(s400="A field is wrong; the body names it.")
+NOT_FOUND = error_answers(s404="No such session.")
+CREATE_ERRORS = ERRORS | error_answers(
+    s409="The session id is in use.",
+    s410="The request was made before, and its events are no longer kept.",
+    s413="The code is too large.",
+    s503="No capacity; see Retry-After.",
+)
+
+
+def find_session(dispatcher: Dispatcher, session_id: str, request: AnyRequest) -> BrokerSession:  # noqa: ARG001
+    """Return a session that the request's sender may know of; raises ApiError."""
+    session = dispatcher.directory.get(session_id)
+    if session is None:
+        raise not_found(session_id)
+    return session
+
+
+def same_request(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> BrokerSession | None:  # noqa: ARG001
+    """Return the ended session that the same request has made before."""
+    if not new.fingerprint or new.session_id is None:
+        return None
+    session = dispatcher.directory.get(new.session_id)
+    repeated = session is not None and not session.live and session.fingerprint == new.fingerprint
+    return session if repeated else None
+
+
+def submit(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> BrokerSession:  # noqa: ARG001
+    """Make a session; raises ApiError."""
+    try:
+        with refusals():
+            return dispatcher.submit(new)
+    except DuplicateSession as error:
+        message = f"{error}; its events are at /sessions/{new.session_id}/stream"
+        raise ApiError(409, ErrorBody("DUPLICATE_SESSION", message, field="sessionId")) from error
+    except NoCapacity as error:
+        retry_after = {"Retry-After": str(max(1, round(error.retry_after_s)))}
+        raise ApiError(503, ErrorBody("NO_CAPACITY", str(error)), headers=retry_after) from error
+
+
+def follow(
+    dispatcher: Dispatcher, session: BrokerSession, first: int, view: View, *, replayed: bool = False
+) -> StreamResponse:
+    """Return a stream of a session that was there before; raises ApiError."""
+    try:
+        stream = EventStream(session, dispatcher, first, view, replayed=replayed)
+    except Trimmed as error:
+        raise ApiError(410, ErrorBody("EVENTS_GONE", str(error), first_seq=error.first_seq)) from error
+    dispatcher.metrics.resumes.inc()
+    return StreamResponse(stream, view.media_type)

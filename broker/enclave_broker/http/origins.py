@@ -1,0 +1,179 @@
+"""Which web pages may use the broker.
+
+A browser sends `Origin` with what a page asks of another host. A page that may not is refused at the door, not only
+kept from reading the answer (which is all that CORS by itself does): whoever can reach a broker on somebody's loopback
+by that person's browser could otherwise run code there and call its tools. What comes without `Origin` comes from
+programs.
+
+Without any origin given, a broker on loopback trusts pages that loopback serves: whatever serves them can connect by
+itself. One that others reach trusts none, except its own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+from litestar.enums import HttpMethod, ScopeType
+
+from enclave_broker.api import ErrorBody
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+ANY = "*"
+LOOPBACK = "loopback"
+ORIGIN_FORM = "an origin such as https://app.example.com, `loopback`, or `*`"
+MAX_AGE_S = 86_400
+METHODS = "GET, POST, DELETE, OPTIONS"
+REQUEST_HEADERS = "Content-Type, Accept, Authorization, Last-Event-ID, X-Enclave-Language"
+RESPONSE_HEADERS = "X-Session-ID, Retry-After, X-Enclave-Server-Hello, X-Enclave-Replayed"
+
+Headers = list[tuple[bytes, bytes]]
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", re.IGNORECASE)
+
+
+class Origins:
+    """The decision, for one broker.
+
+    Args:
+        allowed: origins, `loopback` or `*`. Empty: `loopback` if the broker listens there, else none.
+        host: the address that the broker listens on.
+
+    Raises:
+        ValueError: one of them is no origin.
+    """
+
+    def __init__(self, allowed: Iterable[str], host: str) -> None:
+        given = [check_origin(origin) for origin in allowed]
+        self._on_loopback = is_loopback(host)
+        self._any = ANY in given
+        self._loopback = LOOPBACK in given or (not given and self._on_loopback)
+        self._named = frozenset(given) - {ANY, LOOPBACK}
+
+    def allows(self, origin: str, host: str) -> bool:
+        """Say whether a page from `origin` may ask something of the broker that it calls `host`."""
+        if self._any or origin.lower() in self._named:
+            return True
+        authority = origin.partition("://")[2]
+        if self._loopback and is_loopback(_hostname(authority)):
+            return True
+        # Its own pages. On loopback only by a name of loopback: a stranger's name may be made to lead here.
+        return bool(authority) and authority == host and (not self._on_loopback or is_loopback(_hostname(host)))
+
+    def response_headers(self, origin: str) -> Headers:
+        """Return what an answer to a page that may says to its browser."""
+        shown = ANY if self._any else origin
+        return [
+            (b"access-control-allow-origin", shown.encode("latin-1")),
+            (b"access-control-expose-headers", RESPONSE_HEADERS.encode()),
+            (b"vary", b"Origin"),
+        ]
+
+    def preflight_headers(self, origin: str) -> Headers:
+        """Return what a browser wants to know before it asks."""
+        return [
+            *self.response_headers(origin),
+            (b"access-control-allow-methods", METHODS.encode()),
+            (b"access-control-allow-headers", REQUEST_HEADERS.encode()),
+            (b"access-control-max-age", str(MAX_AGE_S).encode()),
+            (b"access-control-allow-private-network", b"true"),  # a page of the internet asks something on loopback
+            (b"content-length", b"0"),
+        ]
+
+
+class OriginGate:
+    """Lets requests through to the application if their page may; answers browsers that ask first."""
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        origin = _header(scope, b"origin")
+        if origin is None:
+            await self._app(scope, receive, send)
+        elif not self._origins.allows(origin, _header(scope, b"host") or ""):
+            await _refuse(origin, scope, send)
+        elif _asks_first(scope):
+            await _answer(send, 204, self._origins.preflight_headers(origin), b"")
+        else:
+            await self._app(scope, receive, self._telling(origin, send))
+
+    def _telling(self, origin: str, send: Send) -> Send:
+        headers = self._origins.response_headers(origin)
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *headers]
+            await send(message)
+
+        return tell
+
+
+def check_origin(origin: str) -> str:
+    """Return an origin in the form that browsers send; raises ValueError."""
+    if origin in {ANY, LOOPBACK}:
+        return origin
+    if not _ORIGIN.fullmatch(origin):
+        raise ValueError(f"origin {origin!r}: is not {ORIGIN_FORM} (no path, no slash at its end)")
+    return origin.lower()
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host's name or address is this machine's own."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _asks_first(scope: Scope) -> bool:
+    preflight = scope["type"] == ScopeType.HTTP and scope["method"] == HttpMethod.OPTIONS
+    return preflight and _header(scope, b"access-control-request-method") is not None
+
+
+def _hostname(authority: str) -> str:
+    try:
+        return urlsplit(f"//{authority}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    for found, value in scope.get("headers", ()):
+        if found == name:
+            return value.decode("latin-1")
+    return None
+
+
+async def _refuse(origin: str, scope: Scope, send: Send) -> None:
+    message = (
+        f"pages of {origin[:200]} may not use this broker: start it with --cors-origin {origin[:200]}"
+        " (or ENCLAVE_CORS_ORIGIN) if they should"
+    )
+    body = msgspec.json.encode(ErrorBody("ORIGIN_NOT_ALLOWED", message, field="Origin"))
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"vary", b"Origin"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if scope["type"] == ScopeType.WEBSOCKET:
+        # As an answer to the request for a WebSocket, which uvicorn can give.
+        await send({"type": "websocket.http.response.start", "status": 403, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+    else:
+        await _answer(send, 403, headers, body)
+
+
+async def _answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
