@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from enclave_broker.api import ApiError, ErrorBody, refusals
+from enclave_broker.api import REFUSALS, ApiError, ErrorBody
 from enclave_protocol import MAX_MESSAGE_BYTES, RemoteProtocolError, decode_tool_result
 from enclave_protocol.encryption import sealed_payload
 
@@ -24,7 +24,7 @@ def accept_answer(dispatcher: Dispatcher, session: BrokerSession, body: bytes) -
     if len(body) > MAX_MESSAGE_BYTES:
         message = f"the answer is larger than {MAX_MESSAGE_BYTES} bytes"
         raise ApiError(413, ErrorBody("REQUEST_TOO_LARGE", message, limit=MAX_MESSAGE_BYTES, actual=len(body)))
-    with refusals():
+    with REFUSALS:
         result = decode_tool_result(_opened(session, body), session.session_id)
         if not session.live:
             message = "the session has ended: nobody waits for an answer"

@@ -16,7 +16,7 @@ import msgspec
 from litestar.status_codes import HTTP_200_OK
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from enclave_broker.api import ApiError, CreateSession, SessionConfig, decode_body, invalid, new_session, refusals
+from enclave_broker.api import REFUSALS, ApiError, CreateSession, SessionConfig, decode_body, invalid, new_session
 from enclave_protocol.items import with_item
 
 from .streams import stream_headers, wait_disconnected
@@ -248,7 +248,7 @@ class _Input:
     value: object
 
     def __call__(self) -> NewSession:
-        with refusals():
+        with REFUSALS:
             code = with_item(self.like.code, self.value, self.like.language)
             return dataclasses.replace(self.like, code=code)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from litestar.openapi import ResponseSpec
 
-from enclave_broker.api import ApiError, ErrorBody, not_found, refusals
+from enclave_broker.api import REFUSALS, ApiError, ErrorBody, not_found
 from enclave_broker.dispatcher import DuplicateSession
 from enclave_broker.event_log import Trimmed
 from enclave_protocol import NoCapacity
@@ -62,7 +62,7 @@ def same_request(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -
 def submit(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> BrokerSession:  # noqa: ARG001
     """Make a session; raises ApiError."""
     try:
-        with refusals():
+        with REFUSALS:
             return dispatcher.submit(new)
     except DuplicateSession as error:
         message = f"{error}; its events are at /sessions/{new.session_id}/stream"

@@ -21,6 +21,8 @@ from litestar.enums import HttpMethod, ScopeType
 
 from enclave_broker.api import ErrorBody
 
+from .views import header
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -96,10 +98,10 @@ class OriginGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        origin = _header(scope, b"origin")
+        origin = header(scope, b"origin")
         if origin is None:
             await self._app(scope, receive, send)
-        elif not self._origins.allows(origin, _header(scope, b"host") or ""):
+        elif not self._origins.allows(origin, header(scope, b"host") or ""):
             await _refuse(origin, scope, send)
         elif _asks_first(scope):
             await _answer(send, 204, self._origins.preflight_headers(origin), b"")
@@ -138,7 +140,7 @@ def is_loopback(host: str) -> bool:
 
 def _asks_first(scope: Scope) -> bool:
     preflight = scope["type"] == ScopeType.HTTP and scope["method"] == HttpMethod.OPTIONS
-    return preflight and _header(scope, b"access-control-request-method") is not None
+    return preflight and header(scope, b"access-control-request-method") is not None
 
 
 def _hostname(authority: str) -> str:
@@ -146,13 +148,6 @@ def _hostname(authority: str) -> str:
         return urlsplit(f"//{authority}").hostname or ""
     except ValueError:
         return ""
-
-
-def _header(scope: Scope, name: bytes) -> str | None:
-    for found, value in scope.get("headers", ()):
-        if found == name:
-            return value.decode("latin-1")
-    return None
 
 
 async def _refuse(origin: str, scope: Scope, send: Send) -> None:

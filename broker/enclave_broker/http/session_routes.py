@@ -13,7 +13,7 @@ from enclave_broker.api import Done, SessionInfo, SessionList, decode_cancel, de
 
 from .common import CREATE_ERRORS, ERRORS, NOT_FOUND, find_session, follow, same_request, submit
 from .streams import EventStream, StreamResponse
-from .views import NDJSON, View, wants_sse
+from .views import NDJSON, View, header, wants_sse
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
@@ -33,7 +33,7 @@ def session_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         with the same `sessionId`, made again when the session has ended, is answered from its events.
         """
         new, wanted = decode_create(await request.body(), dispatcher.default_limits)
-        view = View(sse=wants_sse(request.headers.get("accept")), filter=wanted)
+        view = View(sse=wants_sse(header(request.scope, b"accept")), filter=wanted)
         before = same_request(dispatcher, new, request)
         if before is not None:
             return follow(dispatcher, before, 1, view, replayed=True)

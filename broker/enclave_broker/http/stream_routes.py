@@ -8,13 +8,13 @@ from litestar import Request, get, post
 from litestar.params import FromPath, QueryParameter
 from litestar.status_codes import HTTP_200_OK
 
-from enclave_broker.api import Done, refusals, unfilterable
+from enclave_broker.api import REFUSALS, Done, unfilterable
 from enclave_protocol.filters import EventFilter, parse_filter
 
 from .answers import accept_answer
 from .common import ERRORS, NOT_FOUND, error_answers, find_session, follow
 from .streams import StreamResponse, no_content
-from .views import NDJSON, View, next_after, parse_seq, wants_sse
+from .views import NDJSON, View, header, next_after, parse_seq, wants_sse
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
@@ -43,8 +43,8 @@ def stream_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         `EventSource` that has seen the final is answered 204, which tells it not to come again.
         """
         session = find_session(dispatcher, session_id, request)
-        view = View(sse=wants_sse(request.headers.get("accept")), filter=_filter(session, filter_))
-        first = _first(request.headers.get("last-event-id"), from_seq, from_)
+        view = View(sse=wants_sse(header(request.scope, b"accept")), filter=_filter(session, filter_))
+        first = _first(header(request.scope, b"last-event-id"), from_seq, from_)
         if view.sse and not session.live and first >= session.log.next_seq:
             return StreamResponse(no_content, view.media_type)
         return follow(dispatcher, session, first, view)
@@ -69,7 +69,7 @@ def _first(last_event_id: str | None, from_seq: str | None, from_: str | None) -
 def _filter(session: BrokerSession, text: str | None) -> EventFilter | None:
     if text is None:
         return None
-    with refusals():
+    with REFUSALS:
         if session.channel is not None:
             raise unfilterable()
         return parse_filter(text.encode("utf-8", "surrogatepass"))

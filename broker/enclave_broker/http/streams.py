@@ -90,7 +90,7 @@ class EventStream:
             await self._write(send, head, finished=False)
 
     async def _write_all(self, send: Send) -> None:
-        cursor, plain = self._cursor, self.view == ALL
+        cursor, plain = self._cursor, not self.view.sse and self.view.filter is None
         try:
             while not self._gone:
                 self._more.clear()

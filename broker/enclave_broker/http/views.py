@@ -16,6 +16,8 @@ from enclave_protocol import peek
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from litestar.types import Scope
+
     from enclave_protocol.filters import EventFilter
 
 NDJSON = "application/x-ndjson"
@@ -60,6 +62,14 @@ class View:
         if not events or events[-1][0] < last_seq:
             frames.append(b"id: %d\n\n" % last_seq)
         return b"".join(frames)
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return a request's header by its name in lower case; the first, if there are several."""
+    for found, value in scope["headers"]:
+        if found == name:
+            return value.decode("latin-1")
+    return None
 
 
 def wants_sse(accept: str | None) -> bool:
