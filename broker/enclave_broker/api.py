@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -26,6 +27,7 @@ from enclave_protocol.filters import InvalidFilter, parse_filter
 from enclave_protocol.inputs import ENV_FORM, FILES_FORM
 from enclave_protocol.limits import split_path
 
+from .access import Denied, QuotaExceeded
 from .dispatcher import CodeTooLarge, NewSession
 from .placement import DEFAULT_PROFILE
 
@@ -165,6 +167,10 @@ class ErrorBody(msgspec.Struct, rename="camel", omit_defaults=True):
     """For something too large: the most it may be, in bytes,"""
     actual: int | UnsetType = UNSET
     """and what it was."""
+    quota: str | UnsetType = UNSET
+    """For a quota that is used up: which one (`limit` says how much it is),"""
+    used: int | UnsetType = UNSET
+    """and how much of it is used."""
     first_seq: int | UnsetType = UNSET
     """For events that are gone: the oldest that can still be had."""
 
@@ -187,6 +193,15 @@ def invalid(message: str, *, field: str = "", allowed: str = "") -> ApiError:
 def not_found(session_id: str) -> ApiError:
     """Return the refusal of an unknown session."""
     return ApiError(404, ErrorBody("NOT_FOUND", f"no session {session_id[:140]!r}: it never was, or is forgotten"))
+
+
+def refusal(error: Denied | QuotaExceeded) -> ApiError:
+    """Return the answer to somebody who may not."""
+    if isinstance(error, Denied):
+        challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+        return ApiError(error.status, ErrorBody(error.code, str(error)), headers=challenge)
+    body = ErrorBody("QUOTA_EXCEEDED", str(error), quota=error.quota, limit=error.limit, used=error.used)
+    return ApiError(429, body, headers={"Retry-After": str(max(1, math.ceil(error.retry_after_s)))})
 
 
 def decode_body(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

@@ -15,11 +15,15 @@ import dataclasses
 import errno
 import logging
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from enclave_protocol import Limits, decode_event, parse_env, parse_files, parse_limits
+from enclave_protocol.credentials import WORKER_TOKEN_VARIABLE, is_loopback
 from enclave_protocol.inputs import encode_file
 
+from .access import LOCAL
+from .access.files import KeysWatch, load_gate, load_secrets
 from .channels import RuntimeDial, WebSocketDial
 from .config import BrokerConfig
 from .dispatcher import Dispatcher, NewSession
@@ -28,6 +32,7 @@ from .links import Link
 from .metrics import Metrics
 from .placement import DEFAULT_PROFILE
 from .server import Server, server_config
+from .tls import check_server_files, worker_context
 from .tools import Secrets, ToolRegistry
 from .tools.secrets import ENVIRONMENT_PREFIX
 from .tools.sources import SourceKeeper
@@ -49,6 +54,13 @@ TICK_S = 0.1
 
 SOURCES_WAIT_S = 10.0
 """Longest wait, at the start, for sources of tools that do not answer."""
+KEYS_POLL_S = 1.0
+"""How often the keys file is looked at."""
+
+_EXPOSED = (
+    "listening on {host} would let everybody who reaches it run code: give API keys with --keys-file "
+    "(`enclave keys new` makes one), listen on 127.0.0.1, or say --insecure where something else keeps strangers out"
+)
 
 
 class PortInUse(OSError):  # noqa: N818 - the kernel's word
@@ -67,7 +79,8 @@ class Broker:
         sources: where more tools come from, while the broker runs.
 
     Raises:
-        ValueError: a tool needs approval, and there is nobody to ask.
+        ValueError: a tool needs approval, and nobody can be asked; or keys, secrets or certificates can't be used; or
+            it would be open to more than this machine.
     """
 
     def __init__(
@@ -84,7 +97,15 @@ class Broker:
         self.config = config
         self.tools = tools
         self.metrics = Metrics()
-        self.dispatcher = Dispatcher(config, tools, self.metrics, secrets=secrets, approve=approve)
+        gate = load_gate(config)
+        self._keys = KeysWatch(config.keys_file, gate, self.metrics)
+        self._worker_tokens = load_secrets(config.worker_token_file, WORKER_TOKEN_VARIABLE)
+        self._worker_tls = worker_context(config.worker_tls_ca, config.worker_tls_cert, config.worker_tls_key)
+        if config.tls_cert or config.tls_key:
+            check_server_files(config.tls_cert, config.tls_key)
+        if not (gate.closed or config.insecure or is_loopback(config.host)):
+            raise ValueError(_EXPOSED.format(host=config.host))
+        self.dispatcher = Dispatcher(config, tools, self.metrics, gate, secrets=secrets, approve=approve)
         self.sources = SourceKeeper(list(sources), tools)
         self._runtimes = runtimes
         self._started: list[Runtime] = []  # to be stopped, the last first
@@ -107,7 +128,7 @@ class Broker:
     def url(self) -> str:
         """Where clients find it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{'https' if self.config.tls_cert else 'http'}://{host}:{self.port}"
 
     async def start(self) -> None:
         """Listen, and start connecting to the workers; returns once requests are answered.
@@ -149,6 +170,10 @@ class Broker:
         if self._main is not None:
             await asyncio.shield(self._main)
 
+    def reload_keys(self) -> None:
+        """Read the keys file again. One that can't be read is told in the log, and the old keys stay in force."""
+        self._keys.reload()
+
     async def execute(
         self,
         code: str,
@@ -188,7 +213,7 @@ class Broker:
             env=parse_env(env or {}),
             files=parse_files(contents),
         )
-        session = self.dispatcher.submit(new)
+        session = self.dispatcher.submit(new, LOCAL)
         more = asyncio.Event()
         cursor = session.log.subscribe(1, more.set)
         try:
@@ -218,7 +243,7 @@ class Broker:
             server = Server(server_config(create_app(self), self.config))
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(server.serve(sockets=[listener]))
-                background = [group.create_task(self._tick())]
+                background = [group.create_task(self._tick()), group.create_task(self._watch_keys())]
                 background += [group.create_task(link.run()) for link in self._make_links()]
                 background.append(group.create_task(self.sources.run()))
                 await server.wait_started()
@@ -239,9 +264,11 @@ class Broker:
 
     def _make_links(self) -> list[Link]:
         config, handler = self.config, self.dispatcher
-        links = [
-            Link(url, WebSocketDial(url, timeout_s=config.hello_timeout_s), handler, config) for url in config.workers
-        ]
+        token = self._worker_tokens[0] if self._worker_tokens else ""
+        links = []
+        for url in config.workers:
+            dial = WebSocketDial(url, timeout_s=config.hello_timeout_s, token=token, tls=self._worker_tls)
+            links.append(Link(url, dial, handler, config))
         links += [
             Link(f"embedded:{i}", RuntimeDial(runtime), handler, config) for i, runtime in enumerate(self._runtimes)
         ]
@@ -252,6 +279,14 @@ class Broker:
         while True:
             await asyncio.sleep(TICK_S)
             self.dispatcher.tick()
+
+    async def _watch_keys(self) -> None:
+        gate = self.dispatcher.gate
+        while True:
+            await asyncio.sleep(KEYS_POLL_S)
+            self._keys.poll()
+            for tenant in gate.ledger.tidy(time.monotonic(), gate.tenants):
+                self.metrics.forget_tenant(tenant)
 
 
 def create_broker(

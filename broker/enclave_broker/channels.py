@@ -8,17 +8,20 @@ import each other.
 from __future__ import annotations
 
 import asyncio
+import http
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.protocol import State
 
 from enclave_protocol import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
+    import ssl
+
     from websockets.asyncio.client import ClientConnection
 
 MEMORY_QUEUE = 256
@@ -31,6 +34,8 @@ CLOSE_TIMEOUT_S = 0.5
 
 
 log = logging.getLogger("enclave.broker")
+_wire_log = logging.getLogger("enclave.broker.websockets")
+_wire_log.setLevel(logging.WARNING)  # below it the library logs the headers, and with them the token
 
 
 class Channel(Protocol):
@@ -177,23 +182,46 @@ class WebSocketTransport:
         await self._connection.close()
 
 
+class _Connect(connect):
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """A worker sends nobody elsewhere, and its token is for nobody else."""
+        return exc
+
+
+def _refused(error: InvalidStatus) -> str:
+    status = error.response.status_code
+    if status == http.HTTPStatus.UNAUTHORIZED:
+        return (
+            "it refused us (HTTP 401): --worker-token-file and --worker-tls-cert must be what it wants, "
+            "and its log says what it misses"
+        )
+    return str(error)
+
+
 class WebSocketDial:
     """Dials a worker's URL.
 
     Args:
         url: `ws://host:port/ws`.
         timeout_s: longest wait for the connection and its handshake.
+        token: the secret that the worker wants; empty sends none.
+        tls: how a `wss://` URL's certificate is checked, and what is shown to it; None for the system's authorities.
     """
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, *, timeout_s: float, token: str = "", tls: ssl.SSLContext | None = None) -> None:
         self.url = url
         self.timeout_s = timeout_s
+        self._headers = {"Authorization": f"Bearer {token}"} if token else None
+        self._tls: dict[str, Any] = {} if tls is None else {"ssl": tls}
 
     async def __call__(self) -> Transport:
         """Connect."""
         try:
-            connection = await connect(
+            connection = await _Connect(
                 self.url,
+                additional_headers=self._headers,
+                logger=_wire_log,
+                **self._tls,
                 compression=None,
                 max_size=MAX_MESSAGE_BYTES,
                 open_timeout=self.timeout_s,
@@ -201,6 +229,8 @@ class WebSocketDial:
                 ping_interval=None,  # the link has its own, which the worker answers with its load
                 proxy=None,
             )
+        except InvalidStatus as error:
+            raise ConnectionRefusedError(_refused(error)) from error
         except (OSError, WebSocketException, TimeoutError) as error:
             raise ConnectionRefusedError(str(error) or type(error).__name__) from error
         return WebSocketTransport(connection)

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -16,6 +16,8 @@ import uvloop
 
 from enclave_protocol import Limits, ProtocolError, __version__, parse_limits
 
+from .access.files import SECRET_VARIABLES
+from .access.options import access_options
 from .broker import Broker, PortInUse
 from .config import BrokerConfig
 from .server import raise_descriptor_limit
@@ -68,6 +70,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 )
 @click.option("--ping-interval-s", default=1.0, type=click.FloatRange(0.01), help="Time between pings to a worker.")
 @click.option("--dead-after-s", default=5.0, type=click.FloatRange(0.01), help="Silence after which a worker is dead.")
+@access_options
 @click.option(
     "--log-level",
     default="info",
@@ -94,6 +97,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     ping_interval_s: float,
     dead_after_s: float,
     log_level: str,
+    **access: Any,
 ) -> None:
     """Take sessions over HTTP and WebSocket and run them on a fleet of workers."""
     logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
@@ -112,6 +116,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
             disconnect_grace_s=disconnect_grace_s,
             ping_interval_s=ping_interval_s,
             dead_after_s=dead_after_s,
+            **access,
         )
         tools, given, hook = set_up(modules, secrets, approve, audit_log, LOG_FORMAT)
         sources = load_sources(openapi, tools_files, given, can_approve=hook is not None)
@@ -121,6 +126,8 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     if not workers:
         raise click.UsageError("no worker: give at least one --worker ws://HOST:PORT/ws (or ENCLAVE_WORKER)")
     raise_descriptor_limit()
+    for name in SECRET_VARIABLES:
+        os.environ.pop(name, None)
     try:
         uvloop.run(_serve(broker))
     except PortInUse as error:
@@ -149,6 +156,7 @@ async def _serve(broker: Broker) -> None:
     asked_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
+    loop.add_signal_handler(signal.SIGHUP, broker.reload_keys)
     await broker.start()
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no later collection needs to walk it

@@ -36,6 +36,29 @@ class BrokerConfig:
     """Whose web pages may use the broker: origins, `loopback` for those that this machine serves, or `*`. Empty:
     `loopback` if the broker listens there itself, else nobody's."""
 
+    keys_file: str = ""
+    """API keys, tenants and quotas: see docs/access.md. Without it `ENCLAVE_KEYS` of the environment has its text.
+    Without either, everybody may call."""
+    token_secrets_file: str = ""
+    """Secrets that sign session tokens, one per line: the first signs, all are believed. Without it they are in
+    `ENCLAVE_TOKEN_SECRETS`; without either, tokens end with this broker."""
+    public_metrics: bool = False
+    """Whether `/metrics` is for everybody, where other things are not."""
+    worker_token_file: str = ""
+    """The secret that workers want; without it `ENCLAVE_WORKER_TOKEN` has it, if there is one."""
+    worker_tls_ca: str = ""
+    """Authorities of `wss://` workers' certificates; empty for the system's."""
+    worker_tls_cert: str = ""
+    """Certificate shown to workers that want one,"""
+    worker_tls_key: str = ""
+    """and its key."""
+    tls_cert: str = ""
+    """The certificate for clients; empty speaks plain HTTP."""
+    tls_key: str = ""
+    """Its key."""
+    insecure: bool = False
+    """Whether to listen beyond loopback even if everybody may call."""
+
     queue_size: int = 1000
     """Sessions that may wait for a slot; the next one is refused with `NO_CAPACITY`."""
     queue_bytes: int = 64 * MIB
@@ -93,6 +116,8 @@ class BrokerConfig:
         """Refuse what cannot work."""
         for url in self.workers:
             check_worker_url(url)
+            if (self.worker_tls_ca or self.worker_tls_cert) and urlsplit(url).scheme == "ws":
+                raise ValueError(f"worker URL {url!r}: is not encrypted, but worker_tls_… is given: write wss://")
         for setting in fields(self):
             value = getattr(self, setting.name)
             if isinstance(value, float) and not math.isfinite(value):
@@ -104,6 +129,9 @@ class BrokerConfig:
 def check_worker_url(url: str) -> str:
     """Return the URL of a worker if it is one; raises ValueError saying what is wrong."""
     parts = urlsplit(url)
+    if "@" in parts.netloc:
+        # Not shown: command lines and logs are no place for it.
+        raise ValueError("a worker URL holds a user or a password: use worker_token_file instead")
     if parts.scheme not in {"ws", "wss"}:
         raise ValueError(f"worker URL {url!r}: starts with ws:// or wss://, as in ws://127.0.0.1:3001/ws")
     try:

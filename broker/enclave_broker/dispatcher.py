@@ -43,6 +43,7 @@ from enclave_protocol import (
 )
 from enclave_protocol.declared_tools import refuse_taken
 
+from .access import Gate, QuotaExceeded, Scope, Signer, capped
 from .client_calls import Answerer, ClientCalls, answerer, unknown
 from .directory import Directory
 from .placement import DEFAULT_PROFILE, Lose, Place, Placer, Refuse
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from enclave_protocol.events import CatalogChangedPayload
     from enclave_protocol.messages import Envelope
 
+    from .access import Account, Caller
     from .config import BrokerConfig
     from .links import Link
     from .metrics import Metrics
@@ -125,6 +127,7 @@ class Dispatcher:
         config: sizes and waits.
         tools: what guests may call.
         metrics: where to count.
+        gate: who may call; everybody if not given.
         secrets: what tools may be given.
         approve: who is asked about tools that need approval.
     """
@@ -134,11 +137,13 @@ class Dispatcher:
         config: BrokerConfig,
         tools: ToolRegistry,
         metrics: Metrics,
+        gate: Gate | None = None,
         *,
         secrets: Secrets | None = None,
         approve: ApprovalHook | None = None,
     ) -> None:
         self.config = config
+        self.gate = gate or Gate(None, Signer())
         self.metrics = metrics
         self.tools = tools
         self.placer = Placer(queue_size=config.queue_size, queue_bytes=config.queue_bytes)
@@ -157,27 +162,32 @@ class Dispatcher:
 
     # Clients
 
-    def submit(self, new: NewSession) -> BrokerSession:
+    def submit(self, new: NewSession, caller: Caller) -> BrokerSession:
         """Accept a session and place it, or let it wait.
 
         Raises:
-            DuplicateSession: its id is taken by a session that has not ended.
+            Denied: the caller may make none, or none with this id.
+            DuplicateSession: its id is taken by a session that has not ended, or is another tenant's.
+            QuotaExceeded: the caller's tenant has none left.
             NoCapacity: the queue is full.
             RemoteProtocolError: no worker offers its profile, or it declares a tool that the broker has.
         """
+        self.gate.allow(caller, Scope.CREATE)
+        caller.require_session(new.session_id)
         self._require_offered(new)
         if new.client_tools:
             self._refuse_taken(new, new.client_tools)
-        session_id = new.session_id or new_session_id()
-        if session_id in self._routes:
+        session_id = new.session_id or caller.session_id or new_session_id()
+        if session_id in self._routes or not self._replaceable(session_id, caller):
             raise DuplicateSession(session_id)
         if self._closing:
             raise NoCapacity("the broker is stopping")
         now = time.monotonic()
+        limits = capped(new.limits, caller.limits)
         request = Execute(
             session_id=session_id,
             code=new.code,
-            limits=_named(new.limits),
+            limits=_named(limits),
             language=new.language,
             profile=new.profile,
             env=new.env or UNSET,
@@ -186,24 +196,50 @@ class Dispatcher:
         session = BrokerSession(
             session_id,
             request,
-            new.limits,
+            limits,
             now=now,
             wall=time.time(),
             log_bytes=self.config.log_bytes,
             client_tools=new.client_tools,
             channel=new.channel,
             fingerprint=new.fingerprint,
+            tenant=caller.tenant,
         )
+        account = self._admit(caller, now)
         decision = self.placer.submit(
             session_id, self._queue_deadline(session), profile=new.profile, size_bytes=session.request_bytes
         )
         if isinstance(decision, Refuse):
+            account.give_back(now)
             raise NoCapacity("every slot is taken and the queue is full", retry_after_s=decision.retry_after_s)
         self._routes[session_id] = session
         self.directory.add(session)
         if isinstance(decision, Place):
             self._place(decision, now)
         return session
+
+    def _admit(self, caller: Caller, now: float) -> Account:
+        account = self.gate.ledger.account(caller.tenant)
+        try:
+            account.admit(now)
+        except QuotaExceeded as error:
+            self.metrics.quota_refused(caller.tenant, error.quota)
+            raise
+        return account
+
+    def find(self, session_id: str, caller: Caller) -> BrokerSession | None:
+        """Return a session, live or retained, if it exists as far as the caller is concerned."""
+        session = self.directory.get(session_id)
+        return session if session is not None and caller.sees(session) else None
+
+    def visible(self, caller: Caller) -> list[BrokerSession]:
+        """Return the caller's sessions, the finished ones first."""
+        return [session for session in self.directory.sessions() if caller.sees(session)]
+
+    def _replaceable(self, session_id: str, caller: Caller) -> bool:
+        # A new session takes the place of a finished one of the same id, but never of another tenant's.
+        finished = self.directory.get(session_id)
+        return finished is None or finished.tenant == caller.tenant
 
     def offered(self) -> list[str]:
         """Return the profiles of the workers, as they last said."""
@@ -477,7 +513,11 @@ class Dispatcher:
         self._client_calls.ended(session.session_id)
         self.tool_calls.session_ended(session.session_id)
         self.directory.finish(session)
-        self.metrics.ended(session.outcome, session.duration_ms(time.monotonic()) / 1000)
+        now = time.monotonic()
+        cpu_ms = 0.0 if session.stats is None else session.stats.cpu_ms
+        self.gate.ledger.account(session.tenant).ended(now, cpu_ms)
+        self.metrics.ended(session.outcome, session.duration_ms(now) / 1000)
+        self.metrics.tenant_ended(session.tenant, cpu_ms / 1000)
 
     def _end_later(self, session: BrokerSession, delay_s: float, code: Code, message: str) -> None:
         loop = asyncio.get_running_loop()
@@ -512,6 +552,14 @@ class Dispatcher:
 
     def _call_tool(self, session: BrokerSession, called: ToolCalled) -> None:
         payload = called.call.payload
+        try:
+            self.gate.ledger.account(session.tenant).call_tool(time.monotonic())
+        except QuotaExceeded as error:
+            session.answer(payload.call_id)  # whoever would have answered it: it is answered now
+            self.metrics.quota_refused(session.tenant, error.quota)
+            self.tool_calls.refuse(session, payload, Code.QUOTA_EXCEEDED, str(error), "refused")
+            return
+        self.metrics.tenant_called(session.tenant)
         tool = self.tools.get(payload.tool_name)
         who = answerer(payload.tool_name, broker_has=tool is not None, client_tools=session.client_tools)
         if who is Answerer.CLIENT:

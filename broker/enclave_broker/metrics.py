@@ -1,4 +1,4 @@
-"""What the broker counts. No session or user id is ever a label."""
+"""What the broker counts. No session or user id is ever a label; tenants are, and only so many of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from enclave_protocol import Code, __version__
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .access import Ledger
     from .placement import Statistics
     from .tools.threads import ThreadStatistics
 
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _CODES = frozenset(Code)
+MAX_TENANTS = 100
+"""Tenants that are labels of their own; the others are counted together as `OTHER`."""
+OTHER = "(other)"
 
 
 class Metrics:
@@ -23,6 +27,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._tenants: set[str] = set()
         self.sessions = Counter("enclave_sessions", "Sessions that ended", ["outcome"], registry=registry)
         self.duration = Histogram(
             "enclave_session_duration_seconds",
@@ -60,6 +65,23 @@ class Metrics:
         self.resumes = Counter("enclave_stream_resumes", "Streams opened on an existing session", registry=registry)
         self.sockets = Gauge("enclave_client_sockets", "Open WebSockets of clients", registry=registry)
         self.readers_cut = Counter("enclave_readers_cut", "Readers that were too slow", registry=registry)
+        self.keys_stale = Gauge(
+            "enclave_keys_stale", "1 while the keys file cannot be read and the old keys hold", registry=registry
+        )
+        self.tenant_active = Gauge(
+            "enclave_tenant_sessions_active", "Sessions that have not ended", ["tenant"], registry=registry
+        )
+        self.tenant_sessions = Counter("enclave_tenant_sessions", "Sessions that ended", ["tenant"], registry=registry)
+        self.tenant_cpu = Counter(
+            "enclave_tenant_cpu_seconds", "Processor time of sessions that ended", ["tenant"], registry=registry
+        )
+        self.tenant_calls = Counter("enclave_tenant_tool_calls", "Tool calls", ["tenant"], registry=registry)
+        self.quota_refusals = Counter(
+            "enclave_quota_refusals",
+            "Sessions and tool calls refused by a quota",
+            ["tenant", "quota"],
+            registry=registry,
+        )
         build = Gauge("enclave_build_info", "1; the version is the label", ["version"], registry=registry)
         build.labels(__version__).set(1)
 
@@ -79,8 +101,37 @@ class Metrics:
         self._tool_given_up.set_function(given_up)
         self._tool_refs.set_function(stored_bytes)
 
-    def render(self, fleet: Statistics, *, configured: int, active: int) -> bytes:
+    def tenant_ended(self, tenant: str, cpu_s: float) -> None:
+        """Count the end of a tenant's session."""
+        label = self._label(tenant)
+        self.tenant_sessions.labels(label).inc()
+        self.tenant_cpu.labels(label).inc(cpu_s)
+
+    def tenant_called(self, tenant: str) -> None:
+        """Count a tool call of a tenant's session."""
+        self.tenant_calls.labels(self._label(tenant)).inc()
+
+    def quota_refused(self, tenant: str, quota: str) -> None:
+        """Count what a quota refused."""
+        self.quota_refusals.labels(self._label(tenant), quota).inc()
+
+    def forget_tenant(self, tenant: str) -> None:
+        """Drop a tenant's labels; another may have its place."""
+        if tenant not in self._tenants:
+            return
+        self._tenants.discard(tenant)
+        for metric in (self.tenant_active, self.tenant_sessions, self.tenant_cpu, self.tenant_calls):
+            metric.remove_by_labels({"tenant": tenant})
+        self.quota_refusals.remove_by_labels({"tenant": tenant})
+
+    def render(self, fleet: Statistics, ledger: Ledger, *, configured: int, active: int) -> bytes:
         """Return the exposition text, with the gauges as of now."""
+        by_label = dict.fromkeys(self._tenants, 0)
+        for account in ledger:
+            label = self._label(account.tenant)
+            by_label[label] = by_label.get(label, 0) + account.active
+        for label, count in by_label.items():
+            self.tenant_active.labels(label).set(count)
         self.active.set(active)
         self.queue_depth.set(fleet.waiting)
         self.slots.labels("reserved").set(fleet.reserved)
@@ -90,3 +141,10 @@ class Metrics:
         self.workers.labels("draining").set(fleet.draining)
         self.workers.labels("disconnected").set(configured - fleet.workers)
         return generate_latest(self.registry)
+
+    def _label(self, tenant: str) -> str:
+        if tenant not in self._tenants:
+            if len(self._tenants) >= MAX_TENANTS:
+                return OTHER
+            self._tenants.add(tenant)
+        return tenant

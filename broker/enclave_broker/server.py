@@ -63,6 +63,9 @@ def server_config(app: ASGIApp, config: BrokerConfig) -> uvicorn.Config:
         ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
+        log_level="warning",  # at `debug` it logs the headers of WebSockets, and with them keys and tokens
+        ssl_certfile=config.tls_cert or None,
+        ssl_keyfile=config.tls_key or None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,

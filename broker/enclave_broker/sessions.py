@@ -48,6 +48,7 @@ from enclave_protocol.events import (
 )
 from enclave_protocol.inputs import size_bytes
 
+from .access import DEFAULT_TENANT
 from .event_log import EventLog
 from .tools.catalog import merged
 
@@ -120,6 +121,7 @@ class BrokerSession:
         client_tools: the tools that its client answers for, by name; None: every one that the broker does not have.
         channel: what seals its events; None leaves them as they are.
         fingerprint: tells its request from others; empty for one that is not to be recognised.
+        tenant: whose it is.
     """
 
     __slots__ = (
@@ -143,6 +145,7 @@ class BrokerSession:
         "started",
         "state",
         "stats",
+        "tenant",
         "tool_call_count",
         "untold",
         "worker",
@@ -161,8 +164,10 @@ class BrokerSession:
         client_tools: ClientTools | None = NO_TOOLS,
         channel: Channel | None = None,
         fingerprint: bytes = b"",
+        tenant: str = DEFAULT_TENANT,
     ) -> None:
         self.session_id = session_id
+        self.tenant = tenant
         self.request: Execute | None = request  # until the worker's first event: after it, no other can take over
         self.profile = request.profile or ""
         self.request_bytes = len(request.code) + size_bytes(request.env or {}, request.files or {})

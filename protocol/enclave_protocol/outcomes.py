@@ -48,6 +48,8 @@ class Code(enum.StrEnum):
     """No slot was free, and none became free in time."""
     ENCRYPTION_KEY_EXPIRED = "ENCRYPTION_KEY_EXPIRED"
     """The session's key has sealed as many events as one key may, 2^30."""
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    """The tenant has used up a quota: of sessions, processor time or tool calls."""
     INTERNAL_ERROR = "INTERNAL_ERROR"
     """A fault of Enclave's own; the worker's log says more."""
 
@@ -57,8 +59,10 @@ class Code(enum.StrEnum):
         return self in _RETRYABLE
 
 
-# The first two lost their place through no fault of the code; a timed-out tool may answer next time.
-_RETRYABLE = frozenset({Code.WORKER_LOST, Code.NO_CAPACITY, Code.TOOL_TIMEOUT, Code.INTERNAL_ERROR})
+# The first two lost their place through no fault of the code; a timed-out tool may answer next time; quotas come back.
+_RETRYABLE = frozenset(
+    {Code.WORKER_LOST, Code.NO_CAPACITY, Code.TOOL_TIMEOUT, Code.INTERNAL_ERROR, Code.QUOTA_EXCEEDED}
+)
 
 
 def is_retryable(code: str) -> bool:

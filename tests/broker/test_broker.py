@@ -263,7 +263,12 @@ async def test_the_command_retries_a_worker_that_does_not_answer_and_says_so_onc
         ([], 2, "no worker"),
         (["--worker", "ws://127.0.0.1:1/ws", "--port", "70000"], 2, "--port"),
         (["--worker", "ws://127.0.0.1:1/ws", "--tools", "no.such.module"], 2, "no.such.module"),
-        (["--worker", "ws://127.0.0.1:1/ws", "--host", "203.0.113.7", "--port", "0"], 1, "can't listen on 203.0.113.7"),
+        (["--worker", "ws://127.0.0.1:1/ws", "--host", "203.0.113.7"], 2, "--keys-file"),
+        (
+            ["--worker", "ws://127.0.0.1:1/ws", "--insecure", "--host", "203.0.113.7", "--port", "0"],
+            1,
+            "can't listen on 203.0.113.7",
+        ),
     ],
 )
 async def test_the_command_says_in_a_line_what_is_wrong(args: list[str], code: int, said: str) -> None:

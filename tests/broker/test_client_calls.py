@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from enclave_broker.access import LOCAL
 from enclave_broker.client_calls import Answerer, answerer, unknown
 from enclave_broker.dispatcher import NewSession
 from enclave_protocol import NO_TOOLS, RemoteProtocolError, decode_event, parse_declared_tools
@@ -57,7 +58,9 @@ def greet(name: str) -> str:
 
 async def test_an_unknown_tool_of_a_session_that_declared_some_is_answered_at_once() -> None:
     async with fleet(FakeWorker(calls)) as running:
-        session = running.broker.dispatcher.submit(NewSession(code="other", session_id="s_1", client_tools=DECLARED))
+        session = running.broker.dispatcher.submit(
+            NewSession(code="other", session_id="s_1", client_tools=DECLARED), LOCAL
+        )
         await running.wait_until(lambda: not session.live)
         assert finished(running, "s_1")["error"] == {
             "code": "UNKNOWN_TOOL",
@@ -68,7 +71,9 @@ async def test_an_unknown_tool_of_a_session_that_declared_some_is_answered_at_on
 async def test_a_declared_tool_that_nobody_answers_fails_after_its_own_timeout() -> None:
     async with fleet(FakeWorker(calls)) as running:
         declared = parse_declared_tools([{"name": "mine", "timeoutMs": 20}])
-        session = running.broker.dispatcher.submit(NewSession(code="mine", session_id="s_1", client_tools=declared))
+        session = running.broker.dispatcher.submit(
+            NewSession(code="mine", session_id="s_1", client_tools=declared), LOCAL
+        )
         await running.wait_until(lambda: not session.live)
         assert finished(running, "s_1")["error"] == {"code": "TOOL_TIMEOUT", "message": "mine took over 20 ms"}
 
@@ -78,6 +83,6 @@ async def test_a_name_of_the_brokers_can_not_be_declared() -> None:
         running.broker.tools.register("greet", greet)
         declared = parse_declared_tools(["mine", "greet"])
         with pytest.raises(RemoteProtocolError) as caught:
-            running.broker.dispatcher.submit(NewSession(code="1", session_id="s_1", client_tools=declared))
+            running.broker.dispatcher.submit(NewSession(code="1", session_id="s_1", client_tools=declared), LOCAL)
         assert (caught.value.field, caught.value.session_id) == ("tools[1].name", "s_1")
         assert running.broker.dispatcher.directory.get("s_1") is None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from enclave_broker.access import LOCAL
 from enclave_broker.dispatcher import NewSession
 from enclave_broker.http import MAX_BODY_BYTES
 from tests.broker.conftest import fleet, parse, start
@@ -234,7 +235,7 @@ async def test_trimmed_history_is_410_and_says_what_is_left() -> None:
         await session.final()
 
     async with fleet(FakeWorker(talks), log_bytes=1000) as running:
-        session = running.broker.dispatcher.submit(NewSession(code="1", session_id="s_1"))
+        session = running.broker.dispatcher.submit(NewSession(code="1", session_id="s_1"), LOCAL)
         await running.wait_until(lambda: not session.live)
         response = await running.http.get("/sessions/s_1/stream?fromSeq=2")
         assert (response.status_code, response.json()["code"]) == (410, "EVENTS_GONE")

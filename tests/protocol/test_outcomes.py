@@ -6,7 +6,7 @@ import pytest
 
 from enclave_protocol import Code, is_retryable
 
-RETRYABLE = {"WORKER_LOST", "NO_CAPACITY", "TOOL_TIMEOUT", "INTERNAL_ERROR"}
+RETRYABLE = {"WORKER_LOST", "NO_CAPACITY", "TOOL_TIMEOUT", "INTERNAL_ERROR", "QUOTA_EXCEEDED"}
 
 
 @pytest.mark.parametrize("code", Code)

@@ -11,10 +11,13 @@ from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
-from enclave_broker.api import ApiError, ErrorBody
+from enclave_broker.access import Denied, QuotaExceeded
+from enclave_broker.api import ApiError, ErrorBody, refusal
 from enclave_broker.ws import create_ws_route
 from enclave_protocol import MAX_MESSAGE_BYTES, __version__
 
+from .access import guard
+from .access_routes import access_routes
 from .batch_routes import batch_routes
 from .catalog_routes import catalog_routes
 from .docs import JsonPage, RoutesPage
@@ -45,19 +48,21 @@ def _routes(broker: Broker) -> Litestar:
     dispatcher, metrics = broker.dispatcher, broker.metrics
 
     def refuse(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
-        refusal = _as_api_error(error)
-        metrics.rejections.labels(refusal.body.code).inc()
-        return Response(refusal.body, status_code=refusal.status, headers=refusal.headers, media_type=MediaType.JSON)
+        told = _as_api_error(error)
+        metrics.rejections.labels(told.body.code).inc()
+        return Response(told.body, status_code=told.status, headers=told.headers, media_type=MediaType.JSON)
 
     return Litestar(
         [
             *session_routes(dispatcher),
             *stream_routes(dispatcher),
             *batch_routes(dispatcher),
-            *status_routes(dispatcher),
+            *access_routes(dispatcher),
+            *status_routes(dispatcher, public_metrics=broker.config.public_metrics),
             *catalog_routes(broker),
             create_ws_route(dispatcher),
         ],
+        guards=[guard(dispatcher.gate)],
         exception_handlers={ApiError: refuse, HTTPException: refuse, Exception: refuse},
         openapi_config=OpenAPIConfig(
             title="Enclave broker", version=__version__, path="/docs", render_plugins=[RoutesPage(), JsonPage()]
@@ -71,6 +76,8 @@ def _routes(broker: Broker) -> Litestar:
 def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, Denied | QuotaExceeded):
+        return refusal(error)
     if not isinstance(error, HTTPException):
         log.error("a request failed", exc_info=error)
         return ApiError(HTTP_500_INTERNAL_SERVER_ERROR, ErrorBody("INTERNAL_ERROR", "the broker failed; see its log"))

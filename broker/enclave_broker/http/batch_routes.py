@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from litestar import Request, post
 from litestar.status_codes import HTTP_200_OK
 
+from enclave_broker.access import Scope
+
+from .access import needs
 from .batch import BatchStream, decode_batch
 from .common import ERRORS, error_answers, submit
 from .streams import StreamResponse
@@ -24,7 +27,9 @@ BATCH_ERRORS = ERRORS | error_answers(s413="The code is too large.")
 def batch_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
     """Return the route of batches."""
 
-    @post("/sessions:batch", status_code=HTTP_200_OK, media_type=NDJSON, responses=BATCH_ERRORS)
+    @post(
+        "/sessions:batch", status_code=HTTP_200_OK, media_type=NDJSON, responses=BATCH_ERRORS, opt=needs(Scope.CREATE)
+    )
     async def create_batch(request: Request[Any, Any, Any]) -> StreamResponse:
         """Run one code with many inputs, or many codes, some at a time.
 

@@ -8,9 +8,12 @@ from litestar import Response, get
 from litestar.openapi import ResponseSpec
 from litestar.params import QueryParameter
 
+from enclave_broker.access import Scope
 from enclave_broker.api import ErrorBody, invalid
 from enclave_broker.tools.catalog import Catalog, describe
 from enclave_broker.tools.stubs import python_stubs, typescript_stubs
+
+from .access import needs
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
@@ -29,13 +32,13 @@ _Service = Annotated[str | None, QueryParameter(name="service", description="Onl
 def catalog_routes(broker: Broker) -> list[HTTPRouteHandler]:
     """Return the routes that describe the tools."""
 
-    @get("/code/actions", sync_to_thread=False, responses=_ERRORS)
+    @get("/code/actions", sync_to_thread=False, responses=_ERRORS, opt=needs(Scope.READ))
     def list_actions(service: _Service = None) -> Catalog:
         """Describe every tool that code may call, with the JSON Schema of its arguments."""
         _require_service(broker.tools, service)
         return describe(broker.tools, unwell=broker.sources.unwell, service=service)
 
-    @get("/code/stubs", sync_to_thread=True, media_type="text/plain", responses=_ERRORS)
+    @get("/code/stubs", sync_to_thread=True, media_type="text/plain", responses=_ERRORS, opt=needs(Scope.READ))
     def write_stubs(
         language: Annotated[
             str, QueryParameter(name="language", description="Of the stubs: `python` or `typescript`.")

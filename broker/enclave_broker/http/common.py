@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from litestar.openapi import ResponseSpec
 
-from enclave_broker.api import REFUSALS, ApiError, ErrorBody, not_found
+from enclave_broker.access import Denied, QuotaExceeded
+from enclave_broker.api import REFUSALS, ApiError, ErrorBody, not_found, refusal
 from enclave_broker.dispatcher import DuplicateSession
 from enclave_broker.event_log import Trimmed
 from enclave_protocol import NoCapacity
 
+from .access import caller_of
 from .streams import EventStream, StreamResponse
 
 if TYPE_CHECKING:
@@ -35,38 +37,42 @@ def error_answers(**descriptions: str) -> dict[int, ResponseSpec]:
 ERRORS = error_answers(s400="A field is wrong; the body names it.")
 NOT_FOUND = error_answers(s404="No such session.")
 CREATE_ERRORS = ERRORS | error_answers(
+    s403="The token is for another session.",
     s409="The session id is in use.",
     s410="The request was made before, and its events are no longer kept.",
     s413="The code is too large.",
+    s429="A quota is used up; see Retry-After.",
     s503="No capacity; see Retry-After.",
 )
 
 
-def find_session(dispatcher: Dispatcher, session_id: str, request: AnyRequest) -> BrokerSession:  # noqa: ARG001
+def find_session(dispatcher: Dispatcher, session_id: str, request: AnyRequest) -> BrokerSession:
     """Return a session that the request's sender may know of; raises ApiError."""
-    session = dispatcher.directory.get(session_id)
+    session = dispatcher.find(session_id, caller_of(request))
     if session is None:
         raise not_found(session_id)
     return session
 
 
-def same_request(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> BrokerSession | None:  # noqa: ARG001
+def same_request(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> BrokerSession | None:
     """Return the ended session that the same request has made before."""
     if not new.fingerprint or new.session_id is None:
         return None
-    session = dispatcher.directory.get(new.session_id)
+    session = dispatcher.find(new.session_id, caller_of(request))
     repeated = session is not None and not session.live and session.fingerprint == new.fingerprint
     return session if repeated else None
 
 
-def submit(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> BrokerSession:  # noqa: ARG001
+def submit(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> BrokerSession:
     """Make a session; raises ApiError."""
     try:
         with REFUSALS:
-            return dispatcher.submit(new)
+            return dispatcher.submit(new, caller_of(request))
     except DuplicateSession as error:
         message = f"{error}; its events are at /sessions/{new.session_id}/stream"
         raise ApiError(409, ErrorBody("DUPLICATE_SESSION", message, field="sessionId")) from error
+    except (Denied, QuotaExceeded) as error:
+        raise refusal(error) from error
     except NoCapacity as error:
         retry_after = {"Retry-After": str(max(1, round(error.retry_after_s)))}
         raise ApiError(503, ErrorBody("NO_CAPACITY", str(error)), headers=retry_after) from error

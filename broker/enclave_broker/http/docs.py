@@ -10,6 +10,7 @@ from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 
 from enclave_broker.api import AnswerCall, CancelSession, CreateSession
 
+from .access_routes import CreateToken
 from .batch import CreateBatch
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ BODIES = {
     ("/sessions", "post"): CreateSession,
     ("/sessions/{session_id}/cancel", "post"): CancelSession,
     ("/sessions/{session_id}/tool-result", "post"): AnswerCall,
+    ("/tokens", "post"): CreateToken,
 }
 """Requests that are decoded from their bytes in one pass, which Litestar therefore can't see."""
 

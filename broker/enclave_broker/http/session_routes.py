@@ -9,8 +9,10 @@ from litestar import Request, delete, get, post
 from litestar.params import FromPath  # noqa: TC002 - Litestar reads the annotations at run time
 from litestar.status_codes import HTTP_200_OK
 
+from enclave_broker.access import Scope
 from enclave_broker.api import Done, SessionInfo, SessionList, decode_cancel, decode_create, session_info
 
+from .access import caller_of, needs
 from .common import CREATE_ERRORS, ERRORS, NOT_FOUND, find_session, follow, same_request, submit
 from .streams import EventStream, StreamResponse
 from .views import NDJSON, View, header, wants_sse
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 def session_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
     """Return the routes that make sessions and end them."""
 
-    @post("/sessions", status_code=HTTP_200_OK, media_type=NDJSON, responses=CREATE_ERRORS)
+    @post("/sessions", status_code=HTTP_200_OK, media_type=NDJSON, responses=CREATE_ERRORS, opt=needs(Scope.CREATE))
     async def create_session(request: Request[Any, Any, Any]) -> StreamResponse:
         """Run code and stream its events.
 
@@ -40,25 +42,36 @@ def session_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         session = submit(dispatcher, new, request)
         return StreamResponse(EventStream(session, dispatcher, 1, view), view.media_type)
 
-    @get("/sessions", sync_to_thread=False)
-    def list_sessions() -> SessionList:
+    @get("/sessions", sync_to_thread=False, opt=needs(Scope.READ))
+    def list_sessions(request: Request[Any, Any, Any]) -> SessionList:
         """List the sessions that have not ended, and those that are retained."""
         now = time.monotonic()
-        sessions = [session_info(session, now) for session in dispatcher.directory.sessions()]
+        sessions = [session_info(session, now) for session in dispatcher.visible(caller_of(request))]
         return SessionList(sessions=sessions, total=len(sessions))
 
-    @get("/sessions/{session_id:str}", sync_to_thread=False, responses=NOT_FOUND)
+    @get("/sessions/{session_id:str}", sync_to_thread=False, responses=NOT_FOUND, opt=needs(Scope.READ))
     def get_session(session_id: FromPath[str], request: Request[Any, Any, Any]) -> SessionInfo:
         """Describe one session."""
         return session_info(find_session(dispatcher, session_id, request), time.monotonic())
 
-    @delete("/sessions/{session_id:str}", status_code=HTTP_200_OK, sync_to_thread=False, responses=NOT_FOUND)
+    @delete(
+        "/sessions/{session_id:str}",
+        status_code=HTTP_200_OK,
+        sync_to_thread=False,
+        responses=NOT_FOUND,
+        opt=needs(Scope.CONTROL),
+    )
     def delete_session(session_id: FromPath[str], request: Request[Any, Any, Any]) -> Done:
         """Cancel a session and forget it. Whoever reads its stream still gets the final."""
         dispatcher.delete(find_session(dispatcher, session_id, request))
         return Done(success=True, session_id=session_id)
 
-    @post("/sessions/{session_id:str}/cancel", status_code=HTTP_200_OK, responses=ERRORS | NOT_FOUND)
+    @post(
+        "/sessions/{session_id:str}/cancel",
+        status_code=HTTP_200_OK,
+        responses=ERRORS | NOT_FOUND,
+        opt=needs(Scope.CONTROL),
+    )
     async def cancel_session(session_id: FromPath[str], request: Request[Any, Any, Any]) -> Done:
         """End a session. The body may say `{"reason": …}`, with any content type; an ended session stays as it is."""
         session = find_session(dispatcher, session_id, request)

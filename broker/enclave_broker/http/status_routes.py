@@ -8,7 +8,10 @@ import msgspec
 from litestar import Response, get
 from litestar.status_codes import HTTP_200_OK
 
+from enclave_broker.access import Scope
 from enclave_broker.api import Health
+
+from .access import PUBLIC, needs
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
@@ -16,25 +19,31 @@ if TYPE_CHECKING:
     from enclave_broker.dispatcher import Dispatcher
 
 
-def status_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
-    """Return the routes that say how the broker is."""
+def status_routes(dispatcher: Dispatcher, *, public_metrics: bool) -> list[HTTPRouteHandler]:
+    """Return the routes that say how the broker is; `public_metrics` lets everybody read the metrics."""
 
-    @get("/healthz", sync_to_thread=False)
+    @get("/healthz", sync_to_thread=False, opt=PUBLIC)
     def healthz() -> Health:
         """Say that the broker runs."""
         return _health(dispatcher)
 
-    @get("/readyz", sync_to_thread=False)
+    @get("/readyz", sync_to_thread=False, opt=PUBLIC)
     def readyz() -> Response[Health]:
         """Say whether a session could run: whether a worker is connected that takes new ones."""
         health = _health(dispatcher)
         return Response(health, status_code=HTTP_200_OK if health.status == "ok" else 503)
 
-    @get("/metrics", media_type="text/plain; version=0.0.4", sync_to_thread=False)
+    @get(
+        "/metrics",
+        media_type="text/plain; version=0.0.4",
+        sync_to_thread=False,
+        opt=PUBLIC if public_metrics else needs(Scope.METRICS),
+    )
     def show_metrics() -> bytes:
         """Show the metrics in Prometheus' text format."""
-        fleet = dispatcher.placer.statistics()
-        return dispatcher.metrics.render(fleet, configured=len(dispatcher.links), active=dispatcher.directory.live)
+        fleet, ledger = dispatcher.placer.statistics(), dispatcher.gate.ledger
+        configured, active = len(dispatcher.links), dispatcher.directory.live
+        return dispatcher.metrics.render(fleet, ledger, configured=configured, active=active)
 
     return [healthz, readyz, show_metrics]
 

@@ -8,9 +8,11 @@ from litestar import Request, get, post
 from litestar.params import FromPath, QueryParameter
 from litestar.status_codes import HTTP_200_OK
 
+from enclave_broker.access import Scope
 from enclave_broker.api import REFUSALS, Done, unfilterable
 from enclave_protocol.filters import EventFilter, parse_filter
 
+from .access import needs
 from .answers import accept_answer
 from .common import ERRORS, NOT_FOUND, error_answers, find_session, follow
 from .streams import StreamResponse, no_content
@@ -29,7 +31,13 @@ ANSWER_ERRORS = ERRORS | NOT_FOUND | error_answers(s409="Nobody waits for that a
 def stream_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
     """Return the routes of sessions that run, or have run."""
 
-    @get("/sessions/{session_id:str}/stream", media_type=NDJSON, sync_to_thread=False, responses=STREAM_ERRORS)
+    @get(
+        "/sessions/{session_id:str}/stream",
+        media_type=NDJSON,
+        sync_to_thread=False,
+        responses=STREAM_ERRORS,
+        opt=needs(Scope.READ),
+    )
     def stream_session(
         session_id: FromPath[str],
         request: Request[Any, Any, Any],
@@ -49,7 +57,12 @@ def stream_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
             return StreamResponse(no_content, view.media_type)
         return follow(dispatcher, session, first, view)
 
-    @post("/sessions/{session_id:str}/tool-result", status_code=HTTP_200_OK, responses=ANSWER_ERRORS)
+    @post(
+        "/sessions/{session_id:str}/tool-result",
+        status_code=HTTP_200_OK,
+        responses=ANSWER_ERRORS,
+        opt=needs(Scope.CONTROL),
+    )
     async def answer_call(session_id: FromPath[str], request: Request[Any, Any, Any]) -> Done:
         """Answer a call that was left to the client: `{callId, result}`, or `{callId, error: {message, code?}}`."""
         session = find_session(dispatcher, session_id, request)

@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from enclave_broker.access import DEFAULT_TENANT
 from enclave_protocol import Code
 
-from .tool import DEFAULT_TENANT, ToolFailure
+from .tool import ToolFailure
 
 log = logging.getLogger("enclave.broker")
 

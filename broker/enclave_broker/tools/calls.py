@@ -25,7 +25,6 @@ from . import audit
 from .references import References
 from .runner import Call, ToolRunner
 from .secrets import Secrets
-from .tool import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +103,7 @@ class ToolCalls:
             args=payload.args,
             session_id=session.session_id,
             call_id=payload.call_id,
+            tenant=session.tenant,
             size_bytes=size_bytes,
             max_result_bytes=limits.max_tool_result_bytes,
             deadline=now + wait_ms / 1000,
@@ -121,7 +121,7 @@ class ToolCalls:
             at=iso_time(time.time()),
             session_id=session.session_id,
             call_id=payload.call_id,
-            tenant=DEFAULT_TENANT,
+            tenant=session.tenant,
             tool=payload.tool_name,
             outcome=code,
             duration_ms=0.0,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from enclave_broker.access import DEFAULT_TENANT
 from enclave_protocol import Code, tool_calls
 from enclave_protocol.limits import MAX_VALUE_BYTES
 
@@ -25,7 +26,7 @@ from .approval import ApprovalRequest, require_approval
 from .audit import canonical, fingerprint
 from .gates import Gates
 from .threads import Threads
-from .tool import DEFAULT_TENANT, ArgumentsRefused, Tool, ToolContext, ToolFailure
+from .tool import ArgumentsRefused, Tool, ToolContext, ToolFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from enclave_broker.access import DEFAULT_TENANT
 from enclave_protocol import Code
 
 from .schema import ArgumentSchema
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .threads import Threads
 
 MAX_NAME_CHARS = 128
-DEFAULT_TENANT = "default"
+
 
 _SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 

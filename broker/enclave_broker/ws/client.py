@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import UNSET
 
+from enclave_broker.access import Denied, QuotaExceeded, Scope
 from enclave_broker.dispatcher import LANGUAGES, DuplicateSession, NewSession
 from enclave_broker.event_log import Trimmed
 from enclave_broker.placement import DEFAULT_PROFILE
@@ -56,6 +57,7 @@ from .codes import TOO_SLOW, CloseCode
 if TYPE_CHECKING:
     from litestar import WebSocket
 
+    from enclave_broker.access import Caller
     from enclave_broker.dispatcher import Dispatcher
     from enclave_broker.event_log import Cursor
     from enclave_broker.sessions import BrokerSession
@@ -92,10 +94,12 @@ class SocketClient:
     Args:
         socket: it, accepted.
         dispatcher: where its sessions are.
+        caller: whose it is.
     """
 
-    def __init__(self, socket: WebSocket[Any, Any, Any], dispatcher: Dispatcher) -> None:
+    def __init__(self, socket: WebSocket[Any, Any, Any], dispatcher: Dispatcher, caller: Caller) -> None:
         self._socket = socket
+        self._caller = caller
         self._dispatcher = dispatcher
         self._cursors: dict[str, tuple[BrokerSession, Cursor]] = {}
         self._ready: dict[str, None] = {}  # an ordered set
@@ -132,6 +136,8 @@ class SocketClient:
                 self._handle(decode_client_message(_text(data)))
             except RemoteProtocolError as error:
                 self._reject(error)
+            except Denied as error:
+                self._reject(RemoteProtocolError(f"{error.code}: {error}"))
             while len(self._replies) > MAX_REPLIES:
                 self._replies_fit.clear()
                 await self._replies_fit.wait()
@@ -142,17 +148,19 @@ class SocketClient:
         elif isinstance(message, Attach):
             self._attach(message)
         elif isinstance(message, Cancel):
+            self._dispatcher.gate.allow(self._caller, Scope.CONTROL)
             self._dispatcher.cancel(self._own(message.session_id), message.reason or "")
         elif isinstance(message, Ping):
             self._reply(encode(self._pong(message)))
         else:
+            self._dispatcher.gate.allow(self._caller, Scope.CONTROL)
             self._dispatcher.answer_call(self._own(message.session_id), message)
 
     def _execute(self, message: Execute) -> None:
         session_id = message.session_id or new_session_id()
         full = self._full()
         if full:
-            self._refuse_for_now(session_id, full)
+            self._refuse_for_now(session_id, Code.NO_CAPACITY, full)
             return
         if message.first_seq is not UNSET:
             allowed = "absent: the broker numbers the events"
@@ -170,13 +178,18 @@ class SocketClient:
                 files={} if message.files is UNSET else parse_files(message.files),
                 client_tools=None if message.tools is UNSET else parse_declared_tools(message.tools),
             )
-            session = self._dispatcher.submit(new)
+            session = self._dispatcher.submit(new, self._caller)
         except DuplicateSession as error:
             allowed = "an id that no live session has"
             raise RemoteProtocolError(str(error), field="sessionId", allowed=allowed, session_id=session_id) from error
         except NoCapacity as error:
-            self._refuse_for_now(session_id, str(error))
+            self._refuse_for_now(session_id, Code.NO_CAPACITY, str(error))
             return
+        except QuotaExceeded as error:
+            self._refuse_for_now(session_id, Code.QUOTA_EXCEEDED, str(error))
+            return
+        except Denied as error:
+            raise RemoteProtocolError(f"{error.code}: {error}", session_id=session_id) from error
         except RemoteProtocolError as error:
             error.session_id = session_id
             raise
@@ -184,7 +197,8 @@ class SocketClient:
 
     def _attach(self, message: Attach) -> None:
         session_id = message.session_id
-        session = self._dispatcher.directory.get(session_id)
+        self._dispatcher.gate.allow(self._caller, Scope.READ)
+        session = self._dispatcher.find(session_id, self._caller)
         if session is None:
             allowed = "a session that is live or retained"
             raise RemoteProtocolError("unknown session", field="sessionId", allowed=allowed, session_id=session_id)
@@ -206,9 +220,9 @@ class SocketClient:
         most = self._dispatcher.config.socket_sessions
         return f"{most} sessions of this connection have not ended" if len(self._cursors) >= most else ""
 
-    def _refuse_for_now(self, session_id: str, reason: str) -> None:
-        self._dispatcher.metrics.rejections.labels(Code.NO_CAPACITY.value).inc()
-        self._reply(encode(_no_capacity(session_id, reason)))
+    def _refuse_for_now(self, session_id: str, code: Code, reason: str) -> None:
+        self._dispatcher.metrics.rejections.labels(code.value).inc()
+        self._reply(encode(_refused(session_id, code, reason)))
 
     def _subscribe(self, session: BrokerSession, from_seq: int) -> None:
         cursor = session.log.subscribe(from_seq, functools.partial(self._wake, session.session_id))
@@ -297,6 +311,6 @@ def _text(data: object) -> str:
     return data
 
 
-def _no_capacity(session_id: str, message: str) -> Final:
-    error = FinalError(message=message, code=Code.NO_CAPACITY.value, retryable=True)
+def _refused(session_id: str, code: Code, message: str) -> Final:
+    error = FinalError(message=message, code=code.value, retryable=code.retryable)
     return Final(session_id=session_id, seq=1, payload=FinalPayload(ok=False, error=error, stats=Stats()))

@@ -9,7 +9,8 @@ import msgspec
 from litestar import WebSocket  # noqa: TC002 - Litestar reads the annotation at run time
 from litestar.handlers import WebsocketRouteHandler
 
-from enclave_broker.api import ApiError, ErrorBody, invalid
+from enclave_broker.access import Denied
+from enclave_broker.api import ApiError, ErrorBody, invalid, refusal
 from enclave_protocol import RemoteProtocolError
 
 from .client import Closing, SocketClient
@@ -17,6 +18,7 @@ from .codes import BROKER_FAILED, CloseCode
 from .handshake import choose_subprotocol
 
 if TYPE_CHECKING:
+    from enclave_broker.access import Caller
     from enclave_broker.dispatcher import Dispatcher
 
 log = logging.getLogger("enclave.broker.ws")
@@ -28,14 +30,16 @@ def create_ws_route(dispatcher: Dispatcher) -> WebsocketRouteHandler:
 
     async def serve(socket: WebSocket[Any, Any, Any]) -> None:
         try:
+            caller = dispatcher.gate.caller(socket.scope)
             subprotocol = sockets.admit(socket.scope["subprotocols"])
-        except ApiError as refusal:
-            dispatcher.metrics.rejections.labels(refusal.body.code).inc()
-            await _refuse(socket, refusal)
+        except (Denied, ApiError) as error:
+            told = refusal(error) if isinstance(error, Denied) else error
+            dispatcher.metrics.rejections.labels(told.body.code).inc()
+            await _refuse(socket, told)
             return
         with sockets:
             await socket.accept(subprotocols=subprotocol)
-            await _serve(socket, dispatcher)
+            await _serve(socket, dispatcher, caller)
 
     return WebsocketRouteHandler("/ws")(serve)
 
@@ -67,12 +71,12 @@ class _Sockets:
         self._gauge.set(self._open)
 
 
-async def _serve(socket: WebSocket[Any, Any, Any], dispatcher: Dispatcher) -> None:
+async def _serve(socket: WebSocket[Any, Any, Any], dispatcher: Dispatcher, caller: Caller) -> None:
     peer = f"{socket.client.host}:{socket.client.port}" if socket.client else "?"
     log.info("client %s connected", peer)
     closing = Closing(BROKER_FAILED, CloseCode.BROKER_FAILED)
     try:
-        closing = await SocketClient(socket, dispatcher).serve()
+        closing = await SocketClient(socket, dispatcher, caller).serve()
     except Exception:
         log.exception("client %s", peer)
     finally:
@@ -81,15 +85,15 @@ async def _serve(socket: WebSocket[Any, Any, Any], dispatcher: Dispatcher) -> No
         await socket.close(code=closing.code, reason=closing.reason)
 
 
-async def _refuse(socket: WebSocket[Any, Any, Any], refusal: ApiError) -> None:
+async def _refuse(socket: WebSocket[Any, Any, Any], told: ApiError) -> None:
     """Answer the handshake with an HTTP error, in the one shape that every refusal has."""
-    body = msgspec.json.encode(refusal.body)
-    headers = {"Content-Type": "application/json", **refusal.headers}
+    body = msgspec.json.encode(told.body)
+    headers = {"Content-Type": "application/json", **told.headers}
     await socket.receive()  # the request itself
     await socket.send(
         {
             "type": "websocket.http.response.start",
-            "status": refusal.status,
+            "status": told.status,
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         }
     )

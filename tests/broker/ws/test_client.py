@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from enclave_broker.access import LOCAL
 from enclave_broker.dispatcher import NewSession
 from tests.broker.conftest import fleet
 from tests.broker.ws.sockets import client_of
@@ -191,7 +192,7 @@ async def test_sessions_of_a_closed_socket_are_cancelled_when_nobody_came_back_i
 
 async def test_more_sessions_than_a_socket_may_follow_are_refused_until_one_ends() -> None:
     async with fleet(FakeWorker(waits_for_cancel), socket_sessions=2) as running, client_of(running) as client:
-        live = running.broker.dispatcher.submit(NewSession(session_id="s_live", code="1"))
+        live = running.broker.dispatcher.submit(NewSession(session_id="s_live", code="1"), LOCAL)
         for name in ("s_1", "s_2"):
             await client.send("execute", sessionId=name, code="1")
             await client.next("stdout")
@@ -259,9 +260,9 @@ async def test_an_attach_that_can_not_be_served_says_from_where_it_could(
 
     async with fleet(FakeWorker(runs), log_bytes=1000) as running, client_of(running) as client:
         dispatcher = running.broker.dispatcher
-        done = dispatcher.submit(NewSession(session_id="s_done", code="x" * 800))
+        done = dispatcher.submit(NewSession(session_id="s_done", code="x" * 800), LOCAL)
         await running.wait_until(lambda: not done.live)
-        live = dispatcher.submit(NewSession(session_id="s_live", code="wait"))
+        live = dispatcher.submit(NewSession(session_id="s_live", code="wait"), LOCAL)
         await running.wait_until(lambda: live.log.next_seq == 3)
         await client.send("execute", sessionId="s_mine", code="wait")
         await client.next("stdout")

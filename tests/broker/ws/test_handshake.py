@@ -1,4 +1,4 @@
-"""What is spoken, and who is it: from the request's headers."""
+"""What is spoken on a WebSocket, from the request's headers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from enclave_broker.ws import bearer_token
 from enclave_broker.ws.handshake import choose_subprotocol
 from enclave_protocol import RemoteProtocolError
 from tests.broker.conftest import fleet
@@ -42,23 +41,6 @@ def test_other_subprotocols_are_refused_by_name_and_no_token_is_quoted(offered: 
     assert caught.value.reason == reason
     assert "enclave.v2" in caught.value.allowed
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("headers", "offered", "token"),
-    [
-        ([], [], None),
-        ([(b"authorization", b"Bearer abc")], [], "abc"),
-        ([(b"Authorization", b"bearer  abc ")], [], "abc"),
-        ([(b"authorization", b"Basic abc")], [], None),
-        ([], ["enclave.v2", "enclave.bearer.abc"], "abc"),
-        ([(b"authorization", b"Bearer header")], ["enclave.bearer.offered"], "header"),
-    ],
-)
-def test_a_token_is_found_in_the_header_or_among_the_subprotocols(
-    headers: list[tuple[bytes, bytes]], offered: list[str], token: str | None
-) -> None:
-    assert bearer_token(headers, offered) == token
 
 
 async def test_the_handshake_selects_the_subprotocol_and_never_echoes_a_token() -> None:
