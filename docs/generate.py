@@ -271,7 +271,11 @@ def options() -> str:
     parts = [("enclave-runtime", enclave_worker.cli.main), ("enclave-broker", enclave_broker.cli.main)]
     for name in enclave_client.cli.COMMANDS:
         module = importlib.import_module(f"enclave_client.commands.{name}")
-        parts.append((f"enclave {name}", module.command))
+        group = module.command
+        if isinstance(group, click.Group):
+            parts += [(f"enclave {name} {below}", command) for below, command in group.commands.items()]
+        else:
+            parts.append((f"enclave {name}", group))
     return "\n\n".join(_options_of(name, command) for name, command in parts)
 
 

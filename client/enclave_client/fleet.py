@@ -33,6 +33,10 @@ STABLE_S = 60.0
 MAX_WORKERS = 64
 SECRET_PREFIX = "ENCLAVE_SECRET_"  # noqa: S105 - what the names of secrets begin with
 
+# Said, not left to the default: ENCLAVE_HOST in our environment must not open a loopback fleet to the world, nor have
+# ENCLAVE_TLS_CERT it speak TLS, which whoever asks these programs whether they are ready does not.
+ON_LOOPBACK = ("--host", "127.0.0.1", "--tls-cert", "", "--tls-key", "")
+
 
 class FleetError(Exception):
     """The fleet could not start, or ended by itself.
@@ -76,7 +80,8 @@ def restart_delay_s(failures: int) -> float:
 
 def worker_arguments(spec: FleetSpec, name: str, port: int) -> list[str]:
     """Return the command line of a worker that listens on `port`."""
-    arguments = ["--host", "127.0.0.1", "--port", str(port), "--worker-id", name, "--level", spec.level]
+    arguments = [*ON_LOOPBACK, "--tls-ca", "", "--port", str(port)]
+    arguments += ["--worker-id", name, "--level", spec.level]
     if spec.max_sessions is not None:
         arguments += ["--max-sessions", str(spec.max_sessions)]
     if spec.pool_size is not None:
@@ -95,8 +100,7 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:
     """Return the command line of the broker in front of these workers."""
-    # Said, not left to the default: ENCLAVE_HOST in our environment must not open a loopback fleet to the world.
-    arguments = ["--host", "127.0.0.1", "--port", str(spec.port)]
+    arguments = [*ON_LOOPBACK, "--port", str(spec.port)]
     for url in worker_urls:
         arguments += ["--worker", url]
     for module in spec.tools:

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import asyncio
 
-from enclave_client.fleet import READY, FleetSpec, ask_ready, broker_arguments, restart_delay_s, worker_arguments
+from enclave_client.fleet import (
+    ON_LOOPBACK,
+    READY,
+    FleetSpec,
+    ask_ready,
+    broker_arguments,
+    restart_delay_s,
+    worker_arguments,
+)
 
 
 def test_restarts_come_ever_later_up_to_half_a_minute() -> None:
@@ -14,7 +22,7 @@ def test_restarts_come_ever_later_up_to_half_a_minute() -> None:
 
 
 def test_a_worker_gets_only_the_options_that_were_given() -> None:
-    always = ["--host", "127.0.0.1", "--port", "3001", "--worker-id", "worker-1", "--level", "BEST"]
+    always = [*ON_LOOPBACK, "--tls-ca", "", "--port", "3001", "--worker-id", "worker-1", "--level", "BEST"]
 
     assert worker_arguments(FleetSpec(), "worker-1", 3001) == always
     spec = FleetSpec(max_sessions=7, pool_size=1)
@@ -28,7 +36,7 @@ def test_the_broker_is_told_every_worker_and_every_tool_module() -> None:
     arguments = broker_arguments(FleetSpec(port=3000, tools=("a", "b")), ["ws://h:1/ws", "ws://h:2/ws"])
 
     workers = ["--worker", "ws://h:1/ws", "--worker", "ws://h:2/ws"]
-    expected = ["--host", "127.0.0.1", "--port", "3000", *workers, "--tools", "a", "--tools", "b"]
+    expected = [*ON_LOOPBACK, "--port", "3000", *workers, "--tools", "a", "--tools", "b"]
     assert arguments == expected
 
 

@@ -35,7 +35,7 @@ def test_a_port_in_use_is_one_line_that_says_what_to_do() -> None:
 
 
 def test_an_address_that_is_not_ours_is_one_line() -> None:
-    done = command("--host", "203.0.113.1", "--port", "0")
+    done = command("--insecure", "--host", "203.0.113.1", "--port", "0")
 
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import math
+import os
 import signal
 import sys
 
@@ -13,8 +14,10 @@ import click
 import uvloop
 
 from enclave_protocol import SandboxError, __version__
+from enclave_protocol.credentials import WORKER_TOKEN_VARIABLE
 
 from .config import RuntimeConfig
+from .door import AccessError
 from .profiles import MIN_MEMORY_BYTES, ProfileError
 from .runtime import RuntimeWorker, create_runtime_worker
 from .sandbox.levels import BEST, DEFAULT_LEVEL, LEVELS
@@ -91,6 +94,18 @@ _LISTEN_HINTS = {
     help="Processors that a sandbox may keep busy at a time; 0: all [default: the level's].",
 )
 @click.option("--processes", type=click.IntRange(2), help="Processes and threads of a sandbox [default: the level's].")
+@click.option(
+    "--worker-token-file",
+    default="",
+    metavar="FILE",
+    help="The secret that brokers must show. Or ENCLAVE_WORKER_TOKEN has it.",
+)
+@click.option("--tls-cert", default="", metavar="FILE", help="Our certificate: wss:// instead of ws://.")
+@click.option("--tls-key", default="", metavar="FILE", help="Its key.")
+@click.option(
+    "--tls-ca", default="", metavar="FILE", help="Authorities of brokers' certificates; given, they must show one."
+)
+@click.option("--insecure", is_flag=True, help="Listen beyond loopback even if everybody may connect.")
 @click.option("--worker-id", default="", help="Name in logs and metrics [default: host name and process id].")
 @click.option(
     "--grace-s",
@@ -124,6 +139,9 @@ async def _run(config: RuntimeConfig, grace_s: float) -> None:
         asyncio.get_running_loop().add_signal_handler(number, signalled)
     try:
         await worker.start()
+        os.environ.pop(WORKER_TOKEN_VARIABLE, None)  # read; what we start must not inherit it
+    except AccessError as error:
+        raise click.UsageError(str(error)) from error
     except ProfileError as error:
         _exit(str(error))
     except SandboxError as error:

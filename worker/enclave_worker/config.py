@@ -19,11 +19,22 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     host: str = "127.0.0.1"
-    """Address to listen on. Beyond loopback, anybody who can connect can run code in a sandbox here."""
+    """Address to listen on. Beyond loopback, a secret or certificates are needed, or `insecure`."""
     port: int = 3001
     """Port to listen on; 0 takes any free one (`RuntimeWorker.port` tells which)."""
     listen: bool = True
     """False opens no port: sessions then come by `RuntimeWorker.handle`, `execute` or `execute_sync` only."""
+    worker_token_file: str = ""
+    """A file with the secret that brokers must show, or several, one per line. Without it `ENCLAVE_WORKER_TOKEN` of the
+    environment holds it; without either, none is wanted."""
+    tls_cert: str = ""
+    """The worker's certificate; empty speaks in clear."""
+    tls_key: str = ""
+    """Its key."""
+    tls_ca: str = ""
+    """Authorities of brokers' certificates; given, brokers must show one."""
+    insecure: bool = False
+    """Whether to listen beyond loopback even if everybody may connect."""
     max_sessions: int = 20
     """Slots: sessions that may be live at once. One more is refused with `NO_CAPACITY`."""
     pool_size: int = 4

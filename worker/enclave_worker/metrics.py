@@ -44,6 +44,9 @@ class WorkerMetrics:
         self.refused = Counter(
             "enclave_sessions_refused", "Sessions refused for lack of a slot.", registry=self.registry
         )
+        self.connections_refused = Counter(
+            "enclave_connections_refused", "Connections without our token or certificate.", registry=self.registry
+        )
         self.connections = Gauge("enclave_connections", "Open WebSocket connections.", registry=self.registry)
         self._level = Gauge("enclave_level_info", "Always 1.", ["level"], registry=self.registry)
         self._missing = Gauge(

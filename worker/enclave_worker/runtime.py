@@ -15,6 +15,7 @@ from enclave_protocol import LocalProtocolError
 
 from .config import RuntimeConfig
 from .connection import WorkerIdentity
+from .door import Door, open_door
 from .embedding import Embedding
 from .executions import DEFAULT_BUFFER_BYTES, ExecutionResult, collect, make_execute
 from .footing import Footing, find_footing
@@ -102,7 +103,8 @@ class RuntimeWorker(Observable):
     @property
     def url(self) -> str:
         """Where brokers and clients connect."""
-        return f"ws://{self.config.host}:{self.port}{WEBSOCKET_PATH}"
+        scheme = "wss" if self.config.tls_cert else "ws"
+        return f"{scheme}://{self.config.host}:{self.port}{WEBSOCKET_PATH}"
 
     @property
     def missing_layers(self) -> frozenset[Layer]:
@@ -149,13 +151,16 @@ class RuntimeWorker(Observable):
                 it to the configuration.
 
         Raises:
+            AccessError: it would be open to strangers, or a secret or certificate can't be used.
             ProfileError: a profile can't be offered; it says why.
             SandboxError: this host can't give a layer; it names the step.
             OSError: the address is taken or not ours.
             LocalProtocolError: it is started already.
         """
         self._enter(RuntimeState.STARTING)
+        listens = self.config.listen if listen is None else listen
         try:
+            door = open_door(self.config) if listens else Door()
             footing = self._footing = find_footing(self.config)
             self.metrics.describe(footing.level.name, footing.lacking)
             self._slots, self._pools = make_pools(self.config, footing)
@@ -164,8 +169,8 @@ class RuntimeWorker(Observable):
                 worker_id=self.worker_id, level=footing.level.name, missing_layers=tuple(footing.lacking)
             )
             self._embedding = Embedding(self._sessions, identity)
-            self._server = WorkerServer(self._sessions, self._pools, self.metrics, identity)
-            if self.config.listen if listen is None else listen:
+            self._server = WorkerServer(self._sessions, self._pools, self.metrics, identity, door)
+            if listens:
                 self.port = await self._server.start(self.config.host, self.config.port)
             await self._pools.start()
         except BaseException:

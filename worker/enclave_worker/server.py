@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from websockets.asyncio.server import Server
 
     from .connection import WorkerIdentity
+    from .door import Door
     from .metrics import WorkerMetrics
     from .pools import Pools
     from .sessions import Sessions
 
 log = logging.getLogger("enclave.worker")
+_wire_log = logging.getLogger("enclave.worker.websockets")
+_wire_log.setLevel(logging.WARNING)  # below it the library logs the headers, and with them the token
 
 WEBSOCKET_PATH = "/ws"
 
@@ -64,7 +67,10 @@ class WebSocketPeer:
 class WorkerServer:
     """Listens; one `Connection` per WebSocket."""
 
-    def __init__(self, sessions: Sessions, pools: Pools, metrics: WorkerMetrics, identity: WorkerIdentity) -> None:
+    def __init__(
+        self, sessions: Sessions, pools: Pools, metrics: WorkerMetrics, identity: WorkerIdentity, door: Door
+    ) -> None:
+        self._door = door
         self._sessions = sessions
         self._pools = pools
         self._metrics = metrics
@@ -79,6 +85,8 @@ class WorkerServer:
             host,
             port,
             process_request=self._serve_http,
+            ssl=self._door.tls,
+            logger=_wire_log,
             compression=None,  # events are small and the hop is short
             max_size=MAX_MESSAGE_BYTES,
             server_header=None,
@@ -107,10 +115,10 @@ class WorkerServer:
                 self._connections.discard(connection)
         log.info("connection from %s closed", peer.name)
 
-    def _serve_http(self, _: ServerConnection, request: Request) -> Response | None:
+    def _serve_http(self, socket: ServerConnection, request: Request) -> Response | None:
         path = request.path.partition("?")[0]
         if path == WEBSOCKET_PATH:
-            return None
+            return self._admit(socket, request)
         if path == "/healthz":
             return _respond(http.HTTPStatus.OK, b"ok\n")
         if path == "/readyz":
@@ -118,6 +126,16 @@ class WorkerServer:
         if path == "/metrics":
             return _respond(http.HTTPStatus.OK, self._metrics.render(), CONTENT_TYPE_LATEST)
         return _respond(http.HTTPStatus.NOT_FOUND, b"not here: try /ws, /healthz, /readyz or /metrics\n")
+
+    def _admit(self, socket: ServerConnection, request: Request) -> Response | None:
+        shown = request.headers.get_all("Authorization")
+        missing = self._door.misses(shown, socket.transport.get_extra_info("peercert"))
+        if missing is None:
+            return None
+        self._metrics.connections_refused.inc()
+        address = socket.remote_address
+        self._door.tell(f"{address[0]}:{address[1]}", missing)
+        return _respond(http.HTTPStatus.UNAUTHORIZED, b"not without the broker's token or certificate\n")
 
     def _readiness(self) -> Response:
         if self._sessions.draining:
