@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,6 +75,7 @@ def test_what_is_wrong_is_said_with_its_place_and_without_its_value(text: str, s
 @given(st.text(max_size=200))
 def test_any_text_is_a_book_or_refused(text: str) -> None:
     try:
-        assert isinstance(parse_book(text), Book)
+        read: Book | str = parse_book(text)
     except ValueError as error:
-        assert not isinstance(error, tomllib.TOMLDecodeError)
+        read = str(error)
+    assert isinstance(read, Book) or read.startswith(("not TOML", "keys", "tenants")) or "unknown tables" in read

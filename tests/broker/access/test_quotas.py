@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,18 +11,25 @@ from hypothesis import strategies as st
 from enclave_broker.access import Ledger, QuotaExceeded, Quotas
 from enclave_broker.access.quotas import HOUR_S, MINUTE_S, Account, Window
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 STEPS_S = st.lists(st.floats(0, 40, allow_nan=False), min_size=1, max_size=120)
 LONG_STEPS_S = st.lists(
     st.tuples(st.floats(0, 900, allow_nan=False), st.floats(0, 5000, allow_nan=False)), min_size=1, max_size=60
 )
 
 
-def admitted(account: Account, now: float) -> bool:
+def refusal(step: Callable[[float], None], now: float) -> QuotaExceeded | None:
     try:
-        account.admit(now)
-    except QuotaExceeded:
-        return False
-    return True
+        step(now)
+    except QuotaExceeded as error:
+        return error
+    return None
+
+
+def admitted(account: Account, now: float) -> bool:
+    return refusal(account.admit, now) is None
 
 
 @given(start=st.floats(0, 1e6), steps_s=STEPS_S, limit=st.integers(0, 5))
@@ -41,9 +50,8 @@ def test_who_comes_back_when_told_to_is_let_in_and_not_much_later_than_need_be(
     account, now = Account("acme", Quotas(sessions_per_minute=limit)), start
     for step_s in steps_s:
         now += step_s
-        try:
-            account.admit(now)
-        except QuotaExceeded as error:
+        error = refusal(account.admit, now)
+        if error is not None:
             assert 0 < error.retry_after_s <= MINUTE_S * (1 + 1 / 60) + 1e-6
             assert (error.quota, error.limit, error.used) == ("sessionsPerMinute", limit, limit)
             now += error.retry_after_s + 1e-6  # one part in 10^12 of the clock, as floats have it
@@ -85,11 +93,10 @@ def test_never_more_tool_calls_in_any_minute_than_the_quota(steps_s: list[float]
     account, now, called = Account("acme", Quotas(tool_calls_per_minute=limit)), 0.0, list[float]()
     for step_s in steps_s:
         now += step_s
-        try:
-            account.call_tool(now)
+        error = refusal(account.call_tool, now)
+        if error is None:
             called.append(now)
-        except QuotaExceeded as error:
-            assert error.quota == "toolCallsPerMinute"
+        assert error is None or error.quota == "toolCallsPerMinute"
         assert sum(now - MINUTE_S < time <= now for time in called) <= limit
 
 
