@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus, WebSocketException
 from websockets.protocol import State
 
 from enclave_protocol import MAX_MESSAGE_BYTES
@@ -188,6 +188,9 @@ class _Connect(connect):
         return exc
 
 
+_NO_ANSWER = "is it ws:// or wss://, and is our certificate of an authority that it knows?"
+
+
 def _refused(error: InvalidStatus) -> str:
     status = error.response.status_code
     if status == http.HTTPStatus.UNAUTHORIZED:
@@ -231,6 +234,9 @@ class WebSocketDial:
             )
         except InvalidStatus as error:
             raise ConnectionRefusedError(_refused(error)) from error
+        except InvalidMessage as error:
+            # With TLS, also what is left of an alert: a certificate is checked after our own handshake is done.
+            raise ConnectionRefusedError(f"{error}: {_NO_ANSWER}") from error
         except (OSError, WebSocketException, TimeoutError) as error:
             raise ConnectionRefusedError(str(error) or type(error).__name__) from error
         return WebSocketTransport(connection)

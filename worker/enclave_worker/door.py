@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from enclave_protocol.credentials import WORKER_TOKEN_VARIABLE, bearer, is_loopback, is_one_of, parse_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .config import RuntimeConfig
 
@@ -45,10 +45,14 @@ class Door:
         self, secrets: Sequence[str] = (), tls: ssl.SSLContext | None = None, *, wants_certificate: bool = False
     ) -> None:
         self.tls = tls
+        self.on_refused: Callable[[], object] = lambda: None
+        """Called for each refusal."""
         self._secrets = tuple(secrets)
         self._wants_certificate = wants_certificate
         self._refused = 0
         self._said_s = -SAY_EVERY_S
+        if tls is not None:
+            tls.sslobject_class = _telling(self)
 
     @property
     def closed(self) -> bool:
@@ -74,12 +78,29 @@ class Door:
         return None
 
     def tell(self, peer: str, missing: str) -> None:
-        """Log a refusal, unless one was a moment ago."""
+        """Count a refusal, and log it unless one was a moment ago."""
         self._refused += 1
+        self.on_refused()
         now = time.monotonic()
         if now - self._said_s >= SAY_EVERY_S:
             self._said_s = now
             log.warning("refused a connection from %s: %s (%d refused so far)", peer, missing, self._refused)
+
+
+def _telling(door: Door) -> type[ssl.SSLObject]:
+    """Return what has the door tell of handshakes that fail, which the event loop keeps to itself."""
+
+    class Telling(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise  # not failed: more is to come
+            except ssl.SSLError as error:
+                door.tell("somebody", f"the handshake of TLS failed: {error.reason or error}")
+                raise
+
+    return Telling
 
 
 def open_door(config: RuntimeConfig) -> Door:

@@ -71,6 +71,7 @@ class WorkerServer:
         self, sessions: Sessions, pools: Pools, metrics: WorkerMetrics, identity: WorkerIdentity, door: Door
     ) -> None:
         self._door = door
+        door.on_refused = metrics.connections_refused.inc
         self._sessions = sessions
         self._pools = pools
         self._metrics = metrics
@@ -132,7 +133,6 @@ class WorkerServer:
         missing = self._door.misses(shown, socket.transport.get_extra_info("peercert"))
         if missing is None:
             return None
-        self._metrics.connections_refused.inc()
         address = socket.remote_address
         self._door.tell(f"{address[0]}:{address[1]}", missing)
         return _respond(http.HTTPStatus.UNAUTHORIZED, b"not without the broker's token or certificate\n")

@@ -103,7 +103,7 @@ class KeysWatch:
             return
         self._metrics.keys_stale.set(0)
         self._gate.reload(book)
-        log.info("keys reloaded: %d keys, %d tenants", len(book.keys), len(self._gate.tenants))
+        log.info("keys reloaded: %d keys", len(book.keys))
 
     def _look(self) -> tuple[int, int, int, int] | None:
         try:

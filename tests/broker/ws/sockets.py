@@ -37,9 +37,10 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def client_of(running: Fleet) -> AsyncIterator[Client]:
+async def client_of(running: Fleet, credential: str = "") -> AsyncIterator[Client]:
     url = f"ws://{running.broker.host}:{running.broker.port}/ws"
-    async with connect(url, max_size=None, proxy=None) as socket:
+    headers = {"Authorization": f"Bearer {credential}"} if credential else None
+    async with connect(url, max_size=None, proxy=None, additional_headers=headers) as socket:
         client = Client(socket)
         assert (await client.next())["type"] == "hello"
         yield client
