@@ -23,6 +23,7 @@ import enclave_broker.cli
 import enclave_broker.metrics
 import enclave_client.cli
 import enclave_worker.cli
+from enclave_broker.access import Quotas, Scope
 from enclave_protocol import AnyEvent, Code, Limits, State
 from enclave_protocol.limits import ALIASES
 from enclave_protocol.session import TRANSITIONS
@@ -313,10 +314,23 @@ def _metrics(registry: Any) -> str:
     return _table(("metric", "kind", "labels", "meaning"), sorted(rows))
 
 
+def scopes() -> str:
+    """What a key or a token can be good for."""
+    described = _described(Scope)
+    return _table(("scope", "meaning"), ((f"`{scope}`", described[scope.name]) for scope in Scope))
+
+
+def quotas() -> str:
+    """What a tenant can be given."""
+    described = _described(Quotas)
+    names = [field.name for field in msgspec.structs.fields(Quotas)]
+    return _table(("quota", "what counts"), ((f"`{name}`", described[name]) for name in names))
+
+
 _FUNCTIONS = (
     *(states, events, limits, outcomes),
     *(launch_steps, prepare_steps, enclose_steps, rlimits, syscalls, allowed_syscalls, argument_rules, levels),
-    *(options, worker_metrics, broker_metrics, profile_fields, shipped_profiles),
+    *(options, worker_metrics, broker_metrics, scopes, quotas, profile_fields, shipped_profiles),
 )
 PARTS: dict[str, Callable[[], str]] = {function.__name__: function for function in _FUNCTIONS}
 
