@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from enclave_protocol import Cancel, RemoteProtocolError, ToolResult
+from enclave_worker import sandbox_process
 from enclave_worker.cgroups import ControlGroup, GroupLimits
 from enclave_worker.sandbox_process import _MAX_UNREAD_BYTES
 from enclave_worker.zygote import frames
@@ -344,6 +345,38 @@ async def test_a_guest_that_reads_slowly_gets_the_whole_answer() -> None:
         message = frames.unpack(received)
         assert message is not None
         assert (message["id"], len(message["value"]), len(received)) == (1, 3_000_000, 0)
+        guest.exit()
+
+
+async def test_what_is_printed_line_by_line_comes_together_and_before_what_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandbox_process, "_REST_S", 3600)
+    async with GuestHost() as host:
+        guest = Guest(host)
+        await guest.print("stdout", b"at once\n")
+        await guest.print("stdout", b"one\n")
+        await guest.print("stderr", b"another pipe\n")
+        await guest.print("stdout", b"two\n")
+        await guest.write(result(1))
+        guest.exit()
+
+        said = [(event["type"], event["payload"].get("chunk")) for event in guest.sink.events]
+        assert said[-4:] == [
+            ("stdout", "at once\n"),
+            ("stderr", "another pipe\n"),
+            ("stdout", "one\ntwo\n"),
+            ("final", None),
+        ]
+
+
+async def test_a_pipe_is_read_again_after_its_rest() -> None:
+    async with GuestHost() as host, asyncio.timeout(20):
+        guest = Guest(host)
+        for number in range(3):
+            await guest.print("stdout", b"%d" % number)
+            while not any(event["payload"].get("chunk") == str(number) for event in guest.sink.events):
+                await turns(1)
         guest.exit()
 
 

@@ -33,6 +33,10 @@ log = logging.getLogger("enclave.worker")
 
 _READ_BYTES = 65536
 _SMALL_READ_BYTES = 4096
+_SMALL_OUTPUT_BYTES = 16 * 1024
+_REST_S = 0.001
+"""How long a pipe that little came from is left alone. A guest that prints line by line would otherwise make an event
+of each, which costs every hop more than the guest; what it prints meanwhile comes together."""
 _MAX_CONTROL_READS = 256
 """More than the small reads in the largest socket buffer an ordinary process can ask for."""
 _MAX_UNREAD_BYTES = 16 * 1024 * 1024
@@ -209,7 +213,7 @@ class Sandbox:
         for stream, fd in list(self._pipes.items()):
             # A pipe's capacity at most: a guest that keeps writing must not keep us here.
             for _ in range(_MAX_DRAIN_READS):
-                if not self._read_pipe(stream, fd):
+                if self._read_pipe(stream, fd) < _READ_BYTES:
                     break
 
     def close(self) -> None:
@@ -285,22 +289,29 @@ class Sandbox:
         return body
 
     def _on_pipe(self, stream: Stream) -> None:
-        self._read_pipe(stream, self._pipes[stream])
+        fd = self._pipes[stream]
+        if 0 < self._read_pipe(stream, fd) < _SMALL_OUTPUT_BYTES and not self._closed:
+            self._loop.remove_reader(fd)
+            self._loop.call_later(_REST_S, self._watch, stream)
 
-    def _read_pipe(self, stream: Stream, fd: int) -> bool:
-        """Read once; say whether there may be more."""
+    def _watch(self, stream: Stream) -> None:
+        if not self._closed and not self._paused:
+            self._loop.add_reader(self._pipes[stream], self._on_pipe, stream)
+
+    def _read_pipe(self, stream: Stream, fd: int) -> int:
+        """Read once; return how much that was."""
         try:
             data = os.read(fd, _READ_BYTES)
         except BlockingIOError:
-            return False
+            return 0
         if not data:
             self._loop.remove_reader(fd)
-            return False
+            return 0
         if stream in self._unwanted:
             self.owner.on_dropped(self, stream, len(data))
         elif not self.owner.on_output(self, stream, data):
             self._unwanted.add(stream)
-        return len(data) == _READ_BYTES
+        return len(data)
 
     def _flush(self) -> None:
         assert self._control is not None
