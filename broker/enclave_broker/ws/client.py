@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
     from enclave_broker.sessions import BrokerSession
     from enclave_protocol.messages import ClientMessage
 
+MESSAGES_A_TURN = 32
+"""Messages of one client that are handled before everybody else's."""
 MAX_REPLIES = 100
 """Answers that may wait to be written; then no more is read from the client."""
 
@@ -127,7 +130,9 @@ class SocketClient:
         return closing
 
     async def _read(self) -> None:
-        while True:
+        for number in itertools.count(1):
+            if number % MESSAGES_A_TURN == 0:
+                await asyncio.sleep(0)  # what has arrived already comes without a wait: others want their turn
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 raise _SocketGone(f"closed with {message['code']} {message.get('reason') or ''}".rstrip())
