@@ -13,6 +13,7 @@ import difflib
 import importlib
 import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -24,6 +25,8 @@ import enclave_broker.metrics
 import enclave_client.cli
 import enclave_worker.cli
 from enclave_broker.access import Quotas, Scope
+from enclave_broker.tools.audit import AuditLine
+from enclave_broker.tools.tool import ToolPolicy
 from enclave_protocol import AnyEvent, Code, Limits, State
 from enclave_protocol.limits import ALIASES
 from enclave_protocol.session import TRANSITIONS
@@ -114,6 +117,22 @@ def profile_fields() -> str:
     described = _described(Profile)
     names = [field.name for field in msgspec.structs.fields(Profile) if field.name != "name"]
     return _table(("field", "meaning"), [(f"`{name}`", described[name]) for name in names])
+
+
+def tool_policy() -> str:
+    """Every field of a tool's policy."""
+    described = _described(ToolPolicy)
+    rows = [
+        (f"`{f.name}`", "" if f.default is None else f"`{f.default!r}`", described[f.name]) for f in fields(ToolPolicy)
+    ]
+    return _table(("option", "default", "meaning"), rows)
+
+
+def audit_line() -> str:
+    """Every field of an audit line."""
+    described = _described(AuditLine)
+    rows = [(f"`{f.encode_name}`", described[f.name]) for f in msgspec.structs.fields(AuditLine) if f.name in described]
+    return _table(("field", "meaning"), rows)
 
 
 def shipped_profiles() -> str:
@@ -331,6 +350,7 @@ _FUNCTIONS = (
     *(states, events, limits, outcomes),
     *(launch_steps, prepare_steps, enclose_steps, rlimits, syscalls, allowed_syscalls, argument_rules, levels),
     *(options, worker_metrics, broker_metrics, scopes, quotas, profile_fields, shipped_profiles),
+    *(tool_policy, audit_line),
 )
 PARTS: dict[str, Callable[[], str]] = {function.__name__: function for function in _FUNCTIONS}
 

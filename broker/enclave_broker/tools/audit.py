@@ -30,12 +30,17 @@ class AuditLine(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     """What is logged of one call."""
 
     event: str = msgspec.field(default_factory=lambda: "tool_call")  # by a factory, so that it is not left out
+    """Always `tool_call`."""
     at: str
     """When it ended, UTC."""
     session_id: str
+    """Whose guest called,"""
     call_id: str
+    """by which call,"""
     tenant: str
+    """for which tenant,"""
     tool: str
+    """which tool: the name as the guest wrote it."""
     service: str | UnsetType = UNSET
     """What kind of tool, or its source; absent for an unknown one."""
     outcome: str

@@ -71,4 +71,5 @@ def test_a_hook_that_is_none_is_an_error(where: str, message: str) -> None:
 
 
 def test_a_hook_is_found_by_its_name() -> None:
-    assert load_hook("enclave_broker.tools.approval:require_approval") is require_approval
+    found: object = load_hook("enclave_broker.tools.approval:require_approval")
+    assert found is require_approval

@@ -169,7 +169,7 @@ def test_an_annotation_that_no_json_can_meet_is_an_error_at_once() -> None:
 def test_a_policy_that_makes_no_sense_is_an_error_at_once() -> None:
     for wrong in ({"timeout_ms": 0}, {"max_retries": -1}, {"secrets": ["a-b"]}, {"max_concurrency": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            tool("t", **wrong)  # type: ignore[call-overload]
+            tool("t", **wrong)
 
 
 def test_arguments_nested_too_deeply_are_refused() -> None:

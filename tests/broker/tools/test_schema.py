@@ -94,8 +94,8 @@ def test_a_pattern_that_takes_too_long_does_not_match(inner: dict[str, Any], mon
 
 
 def test_many_items_are_compared_without_comparing_all_with_all() -> None:
-    # Lists of different types can't be sorted: the library would compare each with each, 20 000 million times.
-    items = [item for number in range(100_000) for item in ([number], {"n": number})]
+    # Lists of different types can't be sorted: the library would compare each with each, 2 000 million times.
+    items = [item for number in range(30_000) for item in ([number], {"n": number})]
     unique = ArgumentSchema({"properties": {"items": {"uniqueItems": True}}})
     assert unique.accept({"items": items})
     with pytest.raises(ValueError, match="items: "):
