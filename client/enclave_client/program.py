@@ -73,7 +73,7 @@ class Program:
         self.kept_lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         """The last lines it wrote, for whoever has to explain its death."""
         self._log = log
-        self._environment = environment
+        self.environment = environment
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
         self._listening: asyncio.Future[str] | None = None
@@ -114,7 +114,7 @@ class Program:
                 stdout=outputs[0],
                 stderr=outputs[1],
                 close_fds=True,
-                env=self._environment,
+                env=self.environment,
                 start_new_session=True,
             )
 

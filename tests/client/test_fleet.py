@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from enclave_client.fleet import (
     ON_LOOPBACK,
     READY,
+    Fleet,
     FleetSpec,
     ask_ready,
     broker_arguments,
     restart_delay_s,
     worker_arguments,
 )
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_restarts_come_ever_later_up_to_half_a_minute() -> None:
@@ -38,6 +43,17 @@ def test_the_broker_is_told_every_worker_and_every_tool_module() -> None:
     workers = ["--worker", "ws://h:1/ws", "--worker", "ws://h:2/ws"]
     expected = [*ON_LOOPBACK, "--port", "3000", *workers, "--tools", "a", "--tools", "b"]
     assert arguments == expected
+
+
+async def test_the_secrets_of_tools_are_the_brokers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENCLAVE_SECRET_KEY", "hunter2-hunter2")
+    monkeypatch.setenv("ENCLAVE_SECRETS", "/a/path")
+    fleet = Fleet(FleetSpec(workers=2), lambda *_: None)
+    for worker in fleet.workers:
+        assert worker.environment is not None
+        assert "ENCLAVE_SECRET_KEY" not in worker.environment
+        assert "PATH" in worker.environment
+    assert fleet.broker.environment is None  # ours
 
 
 async def test_readiness_is_asked_on_the_port_a_program_listens_on() -> None:

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("enclave.broker")
 
-LARGE_BYTES = 64 * 1024
-"""Arguments and results above this are checked and cleaned in a thread of our own: on the loop they would hold up every
-other session."""
+LARGE_BYTES = 1024
+"""Arguments above this are checked, and results above this are cleaned, in a thread of our own: on the loop they could
+hold up every other session. (A schema's check can take 10 us for each byte.)"""
 _OWN_THREADS = 2
 
 T = TypeVar("T")
@@ -182,7 +182,8 @@ class ToolRunner:
         """Return the JSON text to give to the guest: the result without secrets, or what stands for it."""
         try:
             text = msgspec.json.encode(value)
-            text = await self._beside(len(text), lambda: self.secrets.scrubber.clean_json(text))
+            if self.secrets.names():
+                text = await self._beside(len(text), lambda: self.secrets.scrubber.clean_json(text))
         except (TypeError, ValueError, RecursionError) as error:
             message = f"{call.tool.name} returned something that is not JSON: {error}"
             raise ToolFailure(Code.RESULT_NOT_SERIALIZABLE, message) from error

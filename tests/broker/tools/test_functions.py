@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime as dt  # noqa: TC003 - an annotation that is read
 import functools
@@ -10,10 +11,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from enclave_broker import ToolContext, tool
 from enclave_broker.tools import ArgumentsRefused, FunctionTool
 from tests.broker.tools.calling import call
+from tests.protocol.strategies import json_values
 
 
 def add(a: int, b: int = 1) -> int:
@@ -170,6 +174,15 @@ def test_a_policy_that_makes_no_sense_is_an_error_at_once() -> None:
     for wrong in ({"timeout_ms": 0}, {"max_retries": -1}, {"secrets": ["a-b"]}, {"max_concurrency": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             tool("t", **wrong)
+
+
+@given(json_values | st.dictionaries(st.sampled_from(["where", "when", "seats", "kind", "note"]), json_values))
+def test_whatever_a_guest_sends_is_accepted_or_refused(args: Any) -> None:
+    by_annotations = FunctionTool(book, name="t")
+    by_schema = FunctionTool(book, name="t", input_schema=by_annotations.input_schema)
+    for each in (by_annotations, by_schema):
+        with contextlib.suppress(ArgumentsRefused):  # and nothing else
+            assert isinstance(each.accept(args), dict)
 
 
 def test_arguments_nested_too_deeply_are_refused() -> None:

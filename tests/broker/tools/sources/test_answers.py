@@ -56,7 +56,14 @@ def test_another_status_is_a_failure_with_the_code_and_what_the_server_said() ->
 
 @pytest.mark.parametrize(
     ("status", "idempotent", "retryable"),
-    [(429, False, True), (503, False, True), (500, False, False), (500, True, True), (504, True, True), (404, True, False)],
+    [
+        (429, False, True),
+        (503, False, True),
+        (500, False, False),
+        (500, True, True),
+        (504, True, True),
+        (404, True, False),
+    ],
 )
 def test_a_failure_says_whether_trying_again_is_safe_and_can_help(
     status: int, idempotent: bool, retryable: bool
