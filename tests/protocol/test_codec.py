@@ -13,18 +13,20 @@ from msgspec import UNSET, Raw
 from enclave_protocol import (
     Attach,
     Cancel,
+    CatalogNotice,
     Execute,
     Ping,
     Rejection,
     RemoteProtocolError,
     ToolResult,
+    decode_broker_message,
     decode_client_message,
     decode_event,
     decode_worker_message,
     encode,
     peek,
 )
-from enclave_protocol.events import ErrorPayload
+from enclave_protocol.events import CatalogChangedPayload, ErrorPayload
 from tests.protocol import strategies
 
 if TYPE_CHECKING:
@@ -282,6 +284,21 @@ def test_every_event_survives_the_wire(event: Event) -> None:
 @given(strategies.client_messages)
 def test_every_client_message_survives_the_wire(message: Message) -> None:
     assert decode_client_message(encode(message)) == message
+
+
+@given(strategies.client_messages)
+def test_a_worker_reads_whatever_a_client_may_say(message: Message) -> None:
+    assert decode_broker_message(encode(message)) == message
+
+
+def test_only_a_worker_reads_word_of_changed_tools() -> None:
+    change = CatalogChangedPayload(version="v", added_actions=["a"], removed_actions=[])
+    notice = CatalogNotice(session_id="s_1", payload=change)
+    assert decode_broker_message(encode(notice)) == notice
+    assert refusal(encode(notice)).field == "type"
+    for message in ('{"type":"catalog_changed","sessionId":"s_1"}', '{"type":"nonsense"}', "{", '{"type":"execute"}'):
+        with pytest.raises(RemoteProtocolError):
+            decode_broker_message(message)
 
 
 @given(strategies.worker_messages)

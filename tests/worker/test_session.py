@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec import UNSET, Raw
 
 from enclave_protocol import Code, Limits, RemoteProtocolError, SessionId, State, ToolError, ToolResult
+from enclave_protocol.events import CatalogChangedPayload
 from enclave_worker.instructions import (
     CheckUsage,
     Conclude,
@@ -723,6 +724,12 @@ class AnyHistory(RuleBasedStateMachine):
     @rule()
     def a_heartbeat_is_due(self) -> None:
         self.perform(self.session.heartbeat("2026-01-01T00:00:00.000Z"))
+
+    @precondition(alive)
+    @rule()
+    def the_tools_change(self) -> None:
+        change = CatalogChangedPayload(version="v", added_actions=["a"], removed_actions=[])
+        self.perform(self.session.catalog_changed(change))
 
     @precondition(alive)
     @rule()

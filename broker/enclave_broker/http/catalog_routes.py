@@ -25,7 +25,7 @@ _ERRORS = {
     400: ResponseSpec(ErrorBody, description="A parameter is wrong; the body names it.", generate_examples=False)
 }
 _WRITERS = {"python": python_stubs, "typescript": typescript_stubs}
-_MEDIA_TYPES = {"python": "text/x-python; charset=utf-8", "typescript": "text/typescript; charset=utf-8"}
+_MEDIA_TYPES = {"python": "text/x-python", "typescript": "text/typescript"}
 _Service = Annotated[str | None, QueryParameter(name="service", description="Only the tools of this one.")]
 
 

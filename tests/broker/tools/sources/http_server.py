@@ -76,7 +76,7 @@ class HttpServer:
         )
         self.asked.append(asked)
         self._more.set()
-        answer = self.routes.get(asked.path, lambda _: Answer({"error": "no such path"}, 404))(asked)
+        answer = self.routes[asked.path](asked) if asked.path in self.routes else Answer({"error": "no such path"}, 404)
         data = answer.body if isinstance(answer.body, bytes) else msgspec.json.encode(answer.body)
         headers = [(b"content-type", answer.content_type.encode())] if answer.content_type else []
         headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]

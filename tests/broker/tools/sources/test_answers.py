@@ -66,7 +66,9 @@ def test_another_status_is_a_failure_with_the_code_and_what_the_server_said() ->
     ],
 )
 def test_a_failure_says_whether_trying_again_is_safe_and_can_help(
-    status: int, idempotent: bool, retryable: bool
+    status: int,
+    idempotent: Any,
+    retryable: Any,
 ) -> None:
     assert failure(status, idempotent=idempotent).retryable is retryable
 

@@ -60,7 +60,13 @@ class Watch:
 async def watching(*, env: dict[str, str] | None = None, **settings: Any) -> AsyncIterator[Watch]:
     """Run a source of one server, `m`."""
     templates = {name: Template(text) for name, text in (env or {}).items()}
-    given = {"name": "m", "policies": Policies(), "env": templates, "headers": {}, "retry_first_s": 0.01}
+    given: dict[str, Any] = {
+        "name": "m",
+        "policies": Policies(),
+        "env": templates,
+        "headers": {},
+        "retry_first_s": 0.01,
+    }
     source = McpSource(McpSettings(**(given | settings)), SECRETS)
     watch = Watch(source, ToolRegistry())
     running = asyncio.create_task(source.run(watch.registry))
@@ -118,7 +124,7 @@ async def test_a_modern_servers_tools_can_be_called_and_change_when_it_says_so()
 async def test_a_server_over_http_is_served_goes_and_comes_back() -> None:
     from tests.broker.tools.sources import mcp_modern  # noqa: PLC0415 - an application can be started only once
 
-    tokens = []
+    tokens: list[bytes] = []
 
     def asking(app: Any) -> Any:
         async def ask(scope: Any, receive: Any, send: Any) -> None:

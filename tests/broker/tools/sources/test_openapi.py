@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +19,7 @@ from tests.broker.tools.sources.http_server import Answer, Asked, HttpServer, ht
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 CONTEXT = ToolContext("s_1", "c_1", secrets={"KEY": "secret-key"})
 SPEC = "/openapi.json"
@@ -57,7 +57,12 @@ async def watching(spec: Callable[[Asked], Answer], **settings: Any) -> AsyncIte
     """Run a source whose document a server gives as told."""
     async with http_server() as server:
         server.routes[SPEC] = spec
-        given = {"name": "pets", "document": server.url + SPEC, "credentials": NO_CREDENTIALS, "policies": Policies()}
+        given: dict[str, Any] = {
+            "name": "pets",
+            "document": server.url + SPEC,
+            "credentials": NO_CREDENTIALS,
+            "policies": Policies(),
+        }
         given |= {"poll_interval_s": 0.01, "retry_first_s": 0.001, "retry_most_s": 0.01} | settings
         source = OpenApiSource(OpenApiSettings(**given))
         watch = Watch(source, server, ToolRegistry())
