@@ -1,0 +1,234 @@
+"""A broker, from a program with an event loop: `AsyncClient`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from enclave_protocol import events as ev
+
+from .connection import Connection, Settings, socket_url
+from .engine import Engine, Greeted
+from .errors import BrokerUnavailable, SessionFailed
+from .local_tools import ToolRunner
+from .mapping import DEFAULT_CONCURRENCY, Fan, mapped
+from .request import make_attachment, make_request
+from .session import AsyncSession, Wiring
+
+if TYPE_CHECKING:
+    import ssl as tls
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable
+    from types import TracebackType
+
+    from .engine import Action
+    from .mapping import MapItem
+    from .request import Request, RunOptions, SessionOptions
+    from .results import Result
+
+DEFAULT_URL = "http://127.0.0.1:3000"
+DEFAULT_WAIT_S = 600.0
+DEFAULT_BUFFER_BYTES = 32 * 1024 * 1024
+CLOSE_GRACE_S = 2.0
+"""How long `close` waits for the ends of sessions that it cancels."""
+
+
+class AsyncClient:
+    """One broker. All sessions share one connection, which is made when the first one needs it.
+
+    Use it as `async with AsyncClient(...) as enclave:`, or call `close`. Any number of tasks of one event loop may use
+    it at once.
+
+    Args:
+        url: the broker's address; `ENCLAVE_BROKER`, or else `http://127.0.0.1:3000`, if None.
+        api_key: sent with every connection; `ENCLAVE_API_KEY` if None. An empty one is none.
+        ssl: for `https`, in place of the system's certificates.
+        connect_timeout_s: longest wait for one connection.
+        reconnect_s: how long a lost connection is tried to be replaced before its sessions count as lost.
+        wait_s: longest wait for a session's end, where neither its options nor its limits say another.
+        tool_threads: tools that are plain functions run in so many threads at once.
+        buffer_bytes: events of one session that may wait for their reader before the session is given up.
+
+    Raises:
+        ValueError: the address is none.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        ssl: tls.SSLContext | None = None,
+        connect_timeout_s: float = 10.0,
+        reconnect_s: float = 60.0,
+        wait_s: float = DEFAULT_WAIT_S,
+        tool_threads: int = 16,
+        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+    ) -> None:
+        self.url = url or os.environ.get("ENCLAVE_BROKER") or DEFAULT_URL
+        key = os.environ.get("ENCLAVE_API_KEY") if api_key is None else api_key
+        self._settings = Settings(
+            url=socket_url(self.url),
+            api_key=key or None,
+            ssl=ssl,
+            connect_timeout_s=connect_timeout_s,
+            reconnect_s=reconnect_s,
+        )
+        self._wait_s = wait_s
+        self._tool_threads = tool_threads
+        self._buffer_bytes = buffer_bytes
+        self._wiring: Wiring | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient {self.url}>"
+
+    async def run(self, code: str, **options: Unpack[RunOptions]) -> Result:
+        """Run code in a fresh sandbox, to its end. Cancelled, it ends the session.
+
+        Args:
+            code: the body of an async function, or a script, depending on the language.
+            **options: see `RunOptions` and `SessionOptions`.
+
+        Returns:
+            How it ended. What the code did wrong is in `error`; nothing is raised for it unless `check` is set.
+
+        Raises:
+            RequestRefused: it was not acceptable; nothing was run.
+            BrokerUnavailable: nobody is there, or (`SessionLost`) nobody is left.
+            SessionTimeout: it took longer than `wait_s`.
+            SessionFailed: only with `check`.
+        """
+        session = self._session(make_request(code, options, default_wait_s=self._wait_s))
+        async with session:
+            async for event in session:
+                for handler, what in handlers_of(event, options):
+                    done = handler(what)
+                    if inspect.isawaitable(done):
+                        await done
+        if options.get("check") and not session.result.ok:
+            raise SessionFailed(session.result)
+        return session.result
+
+    def stream(self, code: str, **options: Unpack[SessionOptions]) -> AsyncSession:
+        """Return a session to read event by event; entering it starts it.
+
+        Args:
+            code: as `run` takes it.
+            **options: see `SessionOptions`.
+
+        Raises:
+            RequestRefused: it was not acceptable; nothing was run.
+        """
+        return self._session(make_request(code, options, default_wait_s=self._wait_s))
+
+    def attach(self, session_id: str, *, from_seq: int = 1, wait_s: float | None = None) -> AsyncSession:
+        """Return a session that was begun elsewhere, or before; entering it starts reading.
+
+        Its tool calls stay with whoever began it. Leaving it before its end cancels it.
+
+        Args:
+            session_id: which one; it is live, or the broker still keeps its events.
+            from_seq: number of the first event to read.
+            wait_s: longest wait for its end; the client's if None.
+
+        Raises:
+            RequestRefused: no session has such an id; also when entering, if there is none, or the event is not kept.
+        """
+        request = make_attachment(session_id, from_seq, self._wait_s if wait_s is None else wait_s)
+        return self._session(request, from_seq=from_seq)
+
+    def map(
+        self,
+        code: str,
+        inputs: Iterable[Any] | AsyncIterable[Any],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        **options: Unpack[SessionOptions],
+    ) -> AsyncIterator[MapItem]:
+        """Run code once for each input, each in a sandbox of its own, and yield what became of it as it ends.
+
+        The code finds its input in the variable `item`. What it does wrong is in its item's `result.error`.
+
+        Args:
+            code: as `run` takes it. Python and JavaScript find the input as a value, a shell script as JSON text.
+            inputs: JSON values; taken when there is room for one more.
+            concurrency: sessions at once.
+            **options: see `SessionOptions`, for every session.
+
+        Raises:
+            RequestRefused, BrokerUnavailable, SessionTimeout: while iterating, as `run` does; the others are ended.
+        """
+        return mapped(self.fan(code, concurrency, options), inputs)
+
+    def fan(self, code: str, concurrency: int, options: SessionOptions) -> Fan:
+        """Return the sessions of a `map`, to be fed by hand; raises RequestRefused."""
+        return Fan(self.run, code, concurrency, options)
+
+    async def close(self) -> None:
+        """End the sessions that still run, and the connection. Safe to call again."""
+        self._closed = True
+        wiring, self._wiring = self._wiring, None
+        if wiring is None:
+            return
+        sessions = list(wiring.sessions.values())
+        for session in sessions:
+            session.cancel("the client was closed")
+        if wiring.engine.online:
+            await wait_ended(sessions, CLOSE_GRACE_S)
+        for action in wiring.engine.fail(BrokerUnavailable("the client was closed")):
+            self._act(action, wiring)
+        await wiring.connection.close()
+
+    async def __aenter__(self) -> Self:
+        self._wired()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _session(self, request: Request, *, from_seq: int | None = None) -> AsyncSession:
+        return AsyncSession(self._wired(), request, from_seq=from_seq)
+
+    def _wired(self) -> Wiring:
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise RuntimeError("this client was closed")
+        if self._wiring is None:
+            self._loop = loop
+            sessions: dict[str, AsyncSession] = {}
+            engine = Engine()
+            connection = Connection(self._settings, engine, lambda action: self._act(action, wiring))
+            wiring = Wiring(engine, connection, ToolRunner(self._tool_threads), sessions, self._buffer_bytes)
+            self._wiring = wiring
+        elif loop is not self._loop:
+            raise RuntimeError("this client belongs to another event loop: make one for each, or use Client")
+        return self._wiring
+
+    def _act(self, action: Action, wiring: Wiring) -> None:
+        if not isinstance(action, Greeted) and (session := wiring.sessions.get(action.session_id)) is not None:
+            session.act(action)
+
+
+def handlers_of(event: ev.AnyEvent, options: RunOptions) -> list[tuple[Any, Any]]:
+    """Return the handlers that want to hear of an event, each with what it is called with."""
+    found: list[tuple[Any, Any]] = [(options.get("on_event"), event)]
+    if isinstance(event, ev.Stdout):
+        found.append((options.get("on_stdout"), event.payload.chunk))
+    elif isinstance(event, ev.Stderr):
+        found.append((options.get("on_stderr"), event.payload.chunk))
+    return [(handler, what) for handler, what in found if handler is not None]
+
+
+async def wait_ended(sessions: list[AsyncSession], timeout_s: float) -> None:
+    """Wait until the sessions have ended, but not longer than this."""
+    waits = [asyncio.ensure_future(session.wait_over()) for session in sessions]
+    if waits:
+        _, late = await asyncio.wait(waits, timeout=timeout_s)
+        for wait in late:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)

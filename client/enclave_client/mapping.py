@@ -1,0 +1,181 @@
+"""`client.map`: one piece of code, many inputs.
+
+The input travels inside the code, as an assignment to `item` in front of it: nothing has to be read, the warm sandboxes
+for code without imports fit, and what runs is what anybody could have written. The assignment stands on the code's own
+first line, so that line numbers in errors are the code's own. Python does not allow that before a `for` or another
+compound statement: there it gets a line to itself, and lines count from it.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import shlex
+import warnings
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from .errors import RequestRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from .request import SessionOptions
+    from .results import Result
+
+DEFAULT_CONCURRENCY = 10
+
+
+@dataclass(frozen=True, slots=True)
+class MapItem:
+    """What became of one input."""
+
+    index: int
+    """Its place among the inputs, from 0."""
+    input: Any
+    result: Result
+
+
+def with_item(code: str, item: Any, language: str | None) -> str:
+    """Return code that begins by assigning the item.
+
+    Raises:
+        RequestRefused: the item is no JSON value, or nobody knows how the language assigns.
+    """
+    try:
+        text = msgspec.json.encode(item).decode()
+        value = msgspec.json.decode(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestRefused(f"inputs: not JSON: {error}", field="inputs", allowed="JSON values") from error
+    match language:
+        case None | "python":
+            return _python(code, value)
+        case "javascript":
+            return f"const item = {text}; {code}"
+        case "shell":
+            return f"item={shlex.quote(text)}; {code}"
+    raise RequestRefused(
+        f"map has no way to give {language!r} its item", field="language", allowed="python, javascript, shell"
+    )
+
+
+def _python(code: str, value: Any) -> str:
+    one_line = f"item = {value!r}; {code}"
+    if _parses(one_line):
+        return one_line
+    two_lines = f"item = {value!r}\n{code}"
+    # What parses neither way has an error of its own, whose line is to be the right one.
+    return two_lines if _parses(two_lines) else one_line
+
+
+def _parses(code: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+class Fan:
+    """The sessions of one `map` that run now. Owns a task for each.
+
+    Args:
+        run: runs one session.
+        code: without its item.
+        concurrency: sessions at once.
+        options: for every session.
+
+    Raises:
+        RequestRefused: these make no sense.
+    """
+
+    def __init__(
+        self, run: Callable[..., Awaitable[Result]], code: str, concurrency: int, options: SessionOptions
+    ) -> None:
+        if concurrency < 1:
+            raise RequestRefused(f"concurrency: {concurrency}", field="concurrency", allowed="1 or more")
+        if options.get("session_id") is not None:
+            raise RequestRefused("session_id: every input has its own", field="session_id", allowed="nothing")
+        self.tasks: set[asyncio.Task[MapItem]] = set()
+        self._run = run
+        self._code = code
+        self._concurrency = concurrency
+        self._options = options
+        self._count = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may run."""
+        return len(self.tasks) < self._concurrency
+
+    def add(self, item: Any) -> None:
+        """Run the code for one more input."""
+        self.tasks.add(asyncio.get_running_loop().create_task(self._one(self._count, item)))
+        self._count += 1
+
+    async def wait_one(self, beside: asyncio.Task[Any] | None = None) -> MapItem | None:
+        """Wait for a session, or for the task `beside`; returns what became of one input, if one has ended.
+
+        Raises:
+            EnclaveError: what its `run` raised.
+        """
+        waited = self.tasks | {beside} if beside else self.tasks
+        done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        ended = next((task for task in done if task is not beside), None)
+        if ended is None:
+            return None
+        item: MapItem = ended.result()
+        self.tasks.discard(ended)  # only now: `close` sees to one that raised
+        return item
+
+    async def close(self) -> None:
+        """End what still runs."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _one(self, index: int, item: Any) -> MapItem:
+        code = with_item(self._code, item, self._options.get("language"))
+        return MapItem(index, item, await self._run(code, **self._options))
+
+
+async def mapped(fan: Fan, inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[MapItem]:
+    """Yield what became of each input, in the order in which they end. An input is waited for beside what runs."""
+    source = inputs if isinstance(inputs, AsyncIterable) else _asynchronous(inputs)
+    items = aiter(source)
+    fetching: asyncio.Task[Any] | None = None
+    more = True
+    try:
+        while more or fan.tasks:
+            if more and fan.has_room and fetching is None:
+                fetching = asyncio.ensure_future(_next(items))
+            ended = await fan.wait_one(fetching)
+            if fetching is not None and fetching.done():
+                more = (item := fetching.result()) is not _NO_MORE
+                fetching = None
+                if more:
+                    fan.add(item)
+            if ended is not None:
+                yield ended
+    finally:
+        await fan.close()
+        if fetching is not None:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+
+
+_NO_MORE = object()
+
+
+async def _next(items: AsyncIterator[Any]) -> Any:
+    return await anext(items, _NO_MORE)  # no task can raise StopAsyncIteration
+
+
+async def _asynchronous(inputs: Iterable[Any]) -> AsyncIterator[Any]:
+    for item in inputs:
+        yield item

@@ -1,0 +1,155 @@
+"""What a Python function takes as a tool: a schema for callers, and checked values for the function.
+
+A function's parameters are its arguments' names. Their annotations are read once, into a msgspec type that checks and
+converts what a guest sends (a string for a `datetime`, an object for a dataclass) and gives the catalogue its schema.
+`typing.Annotated[int, msgspec.Meta(ge=1, description="...")]` adds bounds and words. A parameter without annotation
+takes any JSON value; `*args` is an array, and `**kwargs` whatever else the object has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import types
+import typing
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from .tool_calls import signature_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Kind = inspect.Parameter
+
+
+class FunctionArguments:
+    """A function's parameters as one msgspec type, made once.
+
+    Args:
+        function: whose they are.
+        context: if the first parameter is annotated with this type, it is the caller's to fill, not the guest's.
+
+    Attributes:
+        schema: JSON Schema of an object.
+        wants_context: whether there is such a first parameter.
+
+    Raises:
+        ValueError: an annotation can't be read, or is no JSON value's.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, context: type | None = None) -> None:
+        parameters = list(signature_of(function).parameters.values())
+        hints = _hints(function, parameters)
+        self.wants_context = context is not None and bool(parameters) and hints.get(parameters[0].name) is context
+        self._parameters = parameters[self.wants_context :]
+        named = [p for p in self._parameters if p.kind is not _Kind.VAR_KEYWORD]
+        others = [p for p in self._parameters if p.kind is _Kind.VAR_KEYWORD]
+        self._names = [p.name for p in named]
+        self._positional = [p.name for p in named if p.kind is _Kind.POSITIONAL_ONLY]
+        self._rest = next((p.name for p in named if p.kind is _Kind.VAR_POSITIONAL), None)
+        self._defaults = {p.name: p.default for p in named if p.default is not _Kind.empty}
+        fields = [_field(p, hints.get(p.name, Any)) for p in named]
+        self._others = dict[str, hints.get(others[0].name, Any)] if others else None  # type: ignore[misc]
+        try:
+            self._type = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
+            self.schema = self._make_schema()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"its annotations are no JSON values': {error}") from error
+
+    def expects(self) -> str:
+        """Return the parameters in words, as in `(query: str, limit: int = 10)`."""
+        return str(inspect.Signature(self._parameters))
+
+    def accept(self, args: object) -> dict[str, Any]:
+        """Check and convert a guest's arguments.
+
+        An object has a value for each name. Any other value stands for the one argument, if there is just one, or just
+        one without a default; `null` for a function that needs none is none.
+
+        Raises:
+            ValueError: names the first argument that does not fit, and says what the function takes.
+        """
+        try:
+            return self._convert(self._as_object(args))
+        except (ValueError, RecursionError) as error:  # msgspec's ValidationError is one
+            raise ValueError(f"{_plain(error)}; it takes {self.expects()}") from error
+
+    def bound(self, args: dict[str, Any], *first: object) -> tuple[list[Any], dict[str, Any]]:
+        """Return accepted arguments as those of the call, behind our own `first` ones: `function(*a, **b)`."""
+        named = dict(args)
+        positional = [*first, *(named.pop(name) for name in self._positional if name in named)]
+        if self._rest is not None:
+            positional += named.pop(self._rest, [])
+        return positional, named
+
+    def _as_object(self, args: object) -> dict[str, Any]:
+        if isinstance(args, dict):
+            return args
+        if self._rest is not None and len(self._parameters) == 1:
+            return {self._rest: [] if args is None else [args]}
+        needed = [name for name in self._names if name not in self._defaults and name != self._rest]
+        if args is None and not needed:
+            return {}
+        alone = needed if len(needed) == 1 else self._names
+        if len(alone) != 1:
+            raise ValueError("arguments are an object with a name for each")
+        return {alone[0]: args}
+
+    def _convert(self, given: dict[str, Any]) -> dict[str, Any]:
+        others: dict[str, Any] = {}
+        if self._others is not None:
+            others = msgspec.convert({k: v for k, v in given.items() if k not in self._names}, self._others)
+            given = {k: v for k, v in given.items() if k in self._names}
+        found = msgspec.convert(given, self._type)
+        values = {name: value for name in self._names if (value := getattr(found, name)) is not UNSET}
+        return values | others
+
+    def _make_schema(self) -> dict[str, Any]:
+        (top,), parts = msgspec.json.schema_components([self._type], ref_template="#/$defs/{name}")
+        schema = parts.pop(top["$ref"].rpartition("/")[2])
+        del schema["title"]
+        for name, default in self._defaults.items():
+            with contextlib.suppress(TypeError, ValueError):  # a default that is no JSON value is the function's own
+                schema["properties"][name]["default"] = msgspec.to_builtins(default)
+        if self._others is not None:
+            (others,), more = msgspec.json.schema_components([self._others], ref_template="#/$defs/{name}")
+            schema["additionalProperties"] = others.get("additionalProperties", True)
+            parts |= more
+        result: dict[str, Any] = schema | ({"$defs": parts} if parts else {})
+        return result
+
+
+def _field(parameter: inspect.Parameter, hint: Any) -> tuple[str, Any] | tuple[str, Any, Any]:
+    if parameter.kind is _Kind.VAR_POSITIONAL:
+        return parameter.name, list[hint] | UnsetType, UNSET
+    if parameter.default is _Kind.empty:
+        return parameter.name, hint
+    if parameter.default is None:
+        hint = typing.Optional[hint]  # noqa: UP045 - `|` does not take every kind of hint
+    return parameter.name, typing.Union[hint, UnsetType], UNSET  # noqa: UP007 - the same
+
+
+def _hints(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> dict[str, Any]:
+    """Return the parameters' annotations, the written ones evaluated; raises ValueError."""
+    inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+    if not hasattr(inner, "__globals__"):
+        inner = getattr(inner, "__func__", None) or getattr(type(inner), "__call__", inner)  # noqa: B004
+    written = {p.name: p.annotation for p in parameters if p.annotation is not _Kind.empty}
+    holder = types.SimpleNamespace(__annotations__=written)
+    try:
+        return typing.get_type_hints(holder, getattr(inner, "__globals__", {}), include_extras=True)
+    except (NameError, TypeError, SyntaxError, AttributeError) as error:
+        raise ValueError(f"an annotation can't be read: {error} (it has to be importable at run time)") from error
+
+
+def _plain(error: Exception) -> str:
+    """Return msgspec's words with the argument's name first: `$.limit` is our `limit`."""
+    if isinstance(error, RecursionError):
+        return "the arguments are nested too deeply"
+    text, _, path = str(error).partition(" - at `")
+    path = path.rstrip("`").removeprefix("$").removeprefix(".")
+    return f"{path}: {text}" if path else text
