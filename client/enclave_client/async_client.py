@@ -173,6 +173,7 @@ class AsyncClient:
         wiring, self._wiring = self._wiring, None
         if wiring is None:
             return
+        wiring.connection.leave()
         sessions = list(wiring.sessions.values())
         for session in sessions:
             session.cancel("the client was closed")

@@ -107,6 +107,7 @@ class Connection:
         self._more = asyncio.Event()  # the engine has something to say
         self._room = asyncio.Event()  # and what waits to be said fits
         self._task: asyncio.Task[None] | None = None
+        self._leaving = False
 
     def flush(self) -> None:
         """Have the engine's frames sent, connecting first if need be. Never blocks."""
@@ -120,6 +121,10 @@ class Connection:
         while self._engine.outgoing_bytes > MAX_OUTGOING_BYTES:
             self._room.clear()
             await self._room.wait()
+
+    def leave(self) -> None:
+        """Replace the connection no more: when it ends, every session ends with it."""
+        self._leaving = True
 
     async def close(self) -> None:
         """Close the connection. What the engine still has to say is not sent."""
@@ -137,6 +142,9 @@ class Connection:
                 socket = await self._connected()
                 if socket is not None:
                     await self._serve(socket)
+                if self._leaving:
+                    self._fail(BrokerUnavailable("the client was closed"))
+                    return
         except asyncio.CancelledError:
             raise
         except Exception as error:

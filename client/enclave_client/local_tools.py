@@ -14,7 +14,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from enclave_protocol import Code, RemoteProtocolError, parse_declared_tools, tool_calls
@@ -49,11 +49,12 @@ class ToolError(Exception):
         return str(self.args[0])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Tool:
     """A function with what is to be said about it, where its name and its docstring do not say it."""
 
     function: Function
+    _: KW_ONLY
     name: str = ""
     """What the code calls it; the function's own name if empty."""
     description: str = ""

@@ -45,7 +45,9 @@ class FunctionArguments:
         parameters = list(signature_of(function).parameters.values())
         hints = _hints(function, parameters)
         self.wants_context = context is not None and bool(parameters) and hints.get(parameters[0].name) is context
-        self._parameters = parameters[self.wants_context :]
+        self._parameters = [
+            p.replace(annotation=hints.get(p.name, p.annotation)) for p in parameters[self.wants_context :]
+        ]
         named = [p for p in self._parameters if p.kind is not _Kind.VAR_KEYWORD]
         others = [p for p in self._parameters if p.kind is _Kind.VAR_KEYWORD]
         self._names = [p.name for p in named]
