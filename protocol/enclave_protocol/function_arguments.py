@@ -32,6 +32,7 @@ class FunctionArguments:
     Args:
         function: whose they are.
         context: if the first parameter is annotated with this type, it is the caller's to fill, not the guest's.
+        typed: whether the annotations mean JSON values. If not, any value fits any parameter.
 
     Attributes:
         schema: JSON Schema of an object.
@@ -41,21 +42,19 @@ class FunctionArguments:
         ValueError: an annotation can't be read, or is no JSON value's.
     """
 
-    def __init__(self, function: Callable[..., Any], *, context: type | None = None) -> None:
+    def __init__(self, function: Callable[..., Any], *, context: type | None = None, typed: bool = True) -> None:
         parameters = list(signature_of(function).parameters.values())
         hints = _hints(function, parameters)
         self.wants_context = context is not None and bool(parameters) and hints.get(parameters[0].name) is context
-        self._parameters = [
-            p.replace(annotation=hints.get(p.name, p.annotation)) for p in parameters[self.wants_context :]
-        ]
+        self._parameters = parameters[self.wants_context :]
         named = [p for p in self._parameters if p.kind is not _Kind.VAR_KEYWORD]
         others = [p for p in self._parameters if p.kind is _Kind.VAR_KEYWORD]
         self._names = [p.name for p in named]
-        self._positional = [p.name for p in named if p.kind is _Kind.POSITIONAL_ONLY]
         self._rest = next((p.name for p in named if p.kind is _Kind.VAR_POSITIONAL), None)
         self._defaults = {p.name: p.default for p in named if p.default is not _Kind.empty}
-        fields = [_field(p, hints.get(p.name, Any)) for p in named]
-        self._others = dict[str, hints.get(others[0].name, Any)] if others else None  # type: ignore[misc]
+        types_ = hints if typed else {}
+        fields = [_field(p, types_.get(p.name, Any)) for p in named]
+        self._others = dict[str, types_.get(others[0].name, Any)] if others else None  # type: ignore[misc]
         try:
             self._type = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
             self.schema = self._make_schema()
@@ -64,7 +63,10 @@ class FunctionArguments:
 
     def expects(self) -> str:
         """Return the parameters in words, as in `(query: str, limit: int = 10)`."""
-        return str(inspect.Signature(self._parameters))
+        shown = [
+            p.replace(annotation=_Bare(p.annotation)) if isinstance(p.annotation, str) else p for p in self._parameters
+        ]
+        return str(inspect.Signature(shown))
 
     def accept(self, args: object) -> dict[str, Any]:
         """Check and convert a guest's arguments.
@@ -83,10 +85,11 @@ class FunctionArguments:
     def bound(self, args: dict[str, Any], *first: object) -> tuple[list[Any], dict[str, Any]]:
         """Return accepted arguments as those of the call, behind our own `first` ones: `function(*a, **b)`."""
         named = dict(args)
-        positional = [*first, *(named.pop(name) for name in self._positional if name in named)]
-        if self._rest is not None:
-            positional += named.pop(self._rest, [])
-        return positional, named
+        rest = named.pop(self._rest, []) if self._rest is not None else []
+        # What stands before `*rest` has to be passed by its place then, its default too.
+        kinds = (_Kind.POSITIONAL_ONLY, _Kind.POSITIONAL_OR_KEYWORD) if rest else (_Kind.POSITIONAL_ONLY,)
+        placed = [p for p in self._parameters if p.kind in kinds and (rest or p.name in named)]
+        return [*first, *(named.pop(p.name, p.default) for p in placed), *rest], named
 
     def _as_object(self, args: object) -> dict[str, Any]:
         if isinstance(args, dict):
@@ -123,6 +126,15 @@ class FunctionArguments:
             parts |= more
         result: dict[str, Any] = schema | ({"$defs": parts} if parts else {})
         return result
+
+
+class _Bare(str):
+    """An annotation as it was written, without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def _field(parameter: inspect.Parameter, hint: Any) -> tuple[str, Any] | tuple[str, Any, Any]:

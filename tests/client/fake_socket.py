@@ -1,4 +1,4 @@
-"""A broker's `/ws` that says exactly what a test wants: it keeps each session's events, and cuts connections on demand."""
+"""A broker's `/ws` that says exactly what a test wants: it keeps each session's events, and cuts connections."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import json
 from typing import TYPE_CHECKING, Any, Self
 
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Headers, Request, Response
+from websockets.http11 import Request, Response
 
 from enclave_protocol import MAX_MESSAGE_BYTES
 

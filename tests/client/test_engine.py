@@ -338,57 +338,70 @@ class Model:
         return event(seq, "tool_call", session_id, callId=f"c_{session_id}", toolName="search", args={})
 
 
+class Pair:
+    """An engine and its broker, and what came of it."""
+
+    def __init__(self, *session_ids: str) -> None:
+        self.engine, self.broker = Engine(), Model()
+        self.seen: dict[str, list[int]] = {session_id: [] for session_id in session_ids}
+        self.called: list[str] = []
+        self.lost: list[str] = []
+        self._pending: list[Called] = []
+        self.engine.connected()
+        for session_id in session_ids:
+            self.engine.start(session_id, EXECUTE.replace(b"s_1", session_id.encode()), ("search",))
+
+    def step(self, name: str) -> None:
+        getattr(self, name)()
+
+    def hear(self) -> None:
+        if (frame := self.engine.next_frame()) is not None:
+            self.broker.hear(frame)
+
+    def lose(self) -> None:
+        """A frame never arrives, and neither does anything after it."""
+        if self.engine.next_frame() is not None:
+            self.cut()
+
+    def speak(self) -> None:
+        if (line := self.broker.speak()) is not None:
+            for action in self.engine.receive(line):
+                self._take(action)
+
+    def answer(self) -> None:
+        if self._pending:
+            call = self._pending.pop()
+            self.engine.answer(tool_calls.succeeded(call.session_id, call.call.call_id, "search", 1))
+
+    def cut(self) -> None:
+        self.broker.cut()
+        self.engine.disconnected()
+        self.engine.connected()
+
+    def _take(self, action: Action) -> None:
+        assert not isinstance(action, Greeted)
+        if isinstance(action, Arrived):
+            self.seen[action.session_id].append(json.loads(action.line)["seq"])
+        elif isinstance(action, Called):
+            self.called.append(action.session_id)
+            self._pending.append(action)
+        elif isinstance(action, Lost):
+            self.lost.append(action.session_id)
+
+
 STEPS = st.lists(st.sampled_from(["hear", "lose", "speak", "speak", "answer", "cut"]), max_size=60)
 
 
 @settings(deadline=None)
 @given(STEPS)
 def test_wherever_connections_break_each_event_arrives_once_and_each_call_runs_once(steps: list[str]) -> None:
-    engine, broker = Engine(), Model()
-    seen: dict[str, list[int]] = {"s_1": [], "s_2": []}
-    called: list[str] = []
-    lost: list[str] = []
-    pending: list[Called] = []
+    pair = Pair("s_1", "s_2")
+    for name in [*steps, *["hear", "speak", "answer"] * 100]:
+        pair.step(name)
 
-    def take(actions: list[Action]) -> None:
-        for action in actions:
-            assert not isinstance(action, Greeted)
-            if isinstance(action, Arrived):
-                seen[action.session_id].append(json.loads(action.line)["seq"])
-            elif isinstance(action, Called):
-                called.append(action.session_id)
-                pending.append(action)
-            elif isinstance(action, Lost):
-                lost.append(action.session_id)
-
-    def step(name: str) -> None:
-        if name in {"hear", "lose"} and (frame := engine.next_frame()) is not None:
-            if name == "hear":
-                broker.hear(frame)
-            else:  # it never arrives, and neither does anything after it
-                step("cut")
-        elif name == "speak" and (line := broker.speak()) is not None:
-            take(engine.receive(line))
-        elif name == "answer" and pending:
-            action = pending.pop()
-            engine.answer(tool_calls.succeeded(action.session_id, action.call.call_id, "search", 1))
-        elif name == "cut":
-            broker.cut()
-            engine.disconnected()
-            engine.connected()
-
-    engine.connected()
-    for session_id in seen:
-        engine.start(session_id, EXECUTE.replace(b"s_1", session_id.encode()), ("search",))
-    for name in steps:
-        step(name)
-    for _ in range(100):
-        for name in ("hear", "speak", "answer"):
-            step(name)
-
-    for session_id, numbers in seen.items():
+    for session_id, numbers in pair.seen.items():
         # The request may get lost more than once; then, and only then, its session is given up.
-        assert numbers == ([] if session_id in lost else [1, 2, 3, 4])
-        assert called.count(session_id) == (session_id not in lost)
-        assert broker.runs.get(session_id, 0) <= 1
-    assert engine.live == 0
+        assert numbers == ([] if session_id in pair.lost else [1, 2, 3, 4])
+        assert pair.called.count(session_id) == (session_id not in pair.lost)
+        assert pair.broker.runs.get(session_id, 0) <= 1
+    assert pair.engine.live == 0
