@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,15 @@ class Limits:
         for name, (targets, factor) in _WIRE.items():
             value = getattr(self, name)
             if value is not None:
-                wire |= dict.fromkeys(targets, round(value * factor) if factor != 1 else value)
+                wire |= dict.fromkeys(targets, value if factor == 1 else _scaled(value, factor))
         return wire
+
+
+def _scaled(value: object, factor: int) -> object:
+    """Return the value in the wire's unit; what is no number is refused there, with the limit's name."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return round(value * factor)
+    return str(value)
 
 
 # A timeout sets both wall limits: the smaller of them holds, and either may have a default.

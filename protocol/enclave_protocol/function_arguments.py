@@ -54,7 +54,8 @@ class FunctionArguments:
         self._defaults = {p.name: p.default for p in named if p.default is not _Kind.empty}
         types_ = hints if typed else {}
         fields = [_field(p, types_.get(p.name, Any)) for p in named]
-        self._others = dict[str, types_.get(others[0].name, Any)] if others else None  # type: ignore[misc]
+        self._takes_others = bool(others)
+        self._others = types_.get(others[0].name, Any) if others else Any
         try:
             self._type = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
             self.schema = self._make_schema()
@@ -106,12 +107,20 @@ class FunctionArguments:
 
     def _convert(self, given: dict[str, Any]) -> dict[str, Any]:
         others: dict[str, Any] = {}
-        if self._others is not None:
-            others = msgspec.convert({k: v for k, v in given.items() if k not in self._names}, self._others)
-            given = {k: v for k, v in given.items() if k in self._names}
+        if self._takes_others:
+            others = {
+                name: self._convert_other(name, value) for name, value in given.items() if name not in self._names
+            }
+            given = {name: value for name, value in given.items() if name in self._names}
         found = msgspec.convert(given, self._type)
         values = {name: value for name in self._names if (value := getattr(found, name)) is not UNSET}
         return values | others
+
+    def _convert_other(self, name: str, value: object) -> Any:
+        try:
+            return msgspec.convert(value, self._others)
+        except msgspec.ValidationError as error:
+            raise ValueError(_plain(error, name)) from error
 
     def _make_schema(self) -> dict[str, Any]:
         (top,), parts = msgspec.json.schema_components([self._type], ref_template="#/$defs/{name}")
@@ -120,9 +129,9 @@ class FunctionArguments:
         for name, default in self._defaults.items():
             with contextlib.suppress(TypeError, ValueError):  # a default that is no JSON value is the function's own
                 schema["properties"][name]["default"] = msgspec.to_builtins(default)
-        if self._others is not None:
+        if self._takes_others:
             (others,), more = msgspec.json.schema_components([self._others], ref_template="#/$defs/{name}")
-            schema["additionalProperties"] = others.get("additionalProperties", True)
+            schema["additionalProperties"] = others or True
             parts |= more
         result: dict[str, Any] = schema | ({"$defs": parts} if parts else {})
         return result
@@ -160,10 +169,10 @@ def _hints(function: Callable[..., Any], parameters: list[inspect.Parameter]) ->
         raise ValueError(f"an annotation can't be read: {error} (it has to be importable at run time)") from error
 
 
-def _plain(error: Exception) -> str:
-    """Return msgspec's words with the argument's name first: `$.limit` is our `limit`."""
+def _plain(error: Exception, where: str = "") -> str:
+    """Return msgspec's words with the argument's name first: `$.limit` is our `limit`, and `$` is `where`."""
     if isinstance(error, RecursionError):
         return "the arguments are nested too deeply"
     text, _, path = str(error).partition(" - at `")
-    path = path.rstrip("`").removeprefix("$").removeprefix(".")
+    path = (where + path.rstrip("`").removeprefix("$")).removeprefix(".")
     return f"{path}: {text}" if path else text
