@@ -1,6 +1,6 @@
 """The demo: a broker and two workers on this machine, and what they do with six pieces of code.
 
-Starts the same programs as `enclave up`, sends `samples/*.py` through the broker's HTTP interface, prints every event
+Starts the same programs as `enclave up`, sends `samples/*.py` by the client library, prints every event
 as it comes and which worker it came from, and checks that each sample ended as it should. Exits with 0 if all did.
 """
 
@@ -13,19 +13,21 @@ import os
 import signal
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET
 
-from enclave_client.api import BrokerClient, BrokerError
+from enclave_client import AnyEvent, AsyncClient, EnclaveError
+from enclave_client import events as ev
 from enclave_client.fleet import FleetError, FleetSpec, running_fleet
-from enclave_protocol import AnyEvent, FinalPayload, decode_event, new_session_id
-from enclave_protocol import events as ev
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from enclave_protocol import FinalPayload
 
 HERE = Path(__file__).parent
 WIDTH = 100
@@ -138,20 +140,23 @@ def ev_type(event: AnyEvent) -> str:
     return str(type(event).__struct_config__.tag)
 
 
-async def run(client: BrokerClient, sample: Sample, on_event: Callable[[AnyEvent, float], None]) -> tuple[bool, str]:
+async def run(client: AsyncClient, sample: Sample, on_event: Callable[[AnyEvent, float], None]) -> tuple[bool, str]:
     """Run a sample to its end; return whether it ended as it should, and the worker that ran it."""
-    session_id = new_session_id()
-    request = {"sessionId": session_id, "code": sample.code, "limits": sample.limits}
     started = time.monotonic()
     final = None
-    async with client.execute(request) as lines:
-        async for line in lines:
-            event = decode_event(line)
+    async with client.stream(sample.code, limits=sample.limits) as session:
+        async for event in session:
             on_event(event, time.monotonic() - started)
             if isinstance(event, ev.Final):
                 final = event.payload
-    worker = str((await client.session(session_id)).get("worker", "unknown"))
+    worker = await asyncio.to_thread(worker_of, f"{client.url}/sessions/{session.session_id}")
     return final is not None and sample.ends_well(final), worker
+
+
+def worker_of(url: str) -> str:
+    """Ask the broker which worker ran a session."""
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own fleet's address
+        return str(msgspec.json.decode(answer.read()).get("worker", "unknown"))
 
 
 def heading(text: str) -> str:
@@ -159,7 +164,7 @@ def heading(text: str) -> str:
     return f"\n── {text} " + "─" * (WIDTH - len(text) - 4)
 
 
-async def one_by_one(client: BrokerClient) -> int:
+async def one_by_one(client: AsyncClient) -> int:
     """Run every sample with all its events on the screen; return how many did not end as they should."""
     failures = 0
     for sample in SAMPLES:
@@ -173,7 +178,7 @@ async def one_by_one(client: BrokerClient) -> int:
     return failures
 
 
-async def all_at_once(client: BrokerClient) -> int:
+async def all_at_once(client: AsyncClient) -> int:
     """Run all samples at the same time and print who ran what; return how many did not end as they should."""
     print(heading("and now all of them at the same time"))
     outcomes = await asyncio.gather(*(run(client, sample, lambda _event, _s: None) for sample in SAMPLES))
@@ -191,7 +196,7 @@ async def demo() -> int:
         for program in fleet.programs:
             level = f"  security level {program.level}" if program.level else ""
             print(f"  {program.name:<10} {program.url}{level}")
-        async with BrokerClient(fleet.url) as client:
+        async with AsyncClient(fleet.url) as client:
             failures = await one_by_one(client)
             failures += await all_at_once(client)
         print("\nStopping everything ...", flush=True)
@@ -214,7 +219,7 @@ def main() -> int:
     os.environ["DEMO_KEY"] = "only the application knows"
     try:
         failures = asyncio.run(demo_or_signal())
-    except (FleetError, BrokerError, TimeoutError) as error:
+    except (FleetError, EnclaveError, TimeoutError) as error:
         detail = getattr(error, "detail", "")
         print(f"{detail}\nenclave demo: {error or 'took too long'}".strip(), file=sys.stderr)
         return 1

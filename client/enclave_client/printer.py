@@ -12,12 +12,8 @@ from typing import BinaryIO, Protocol
 import msgspec
 from msgspec import UNSET
 
-from enclave_protocol import FinalError, FinalPayload, RemoteProtocolError, decode_event, encode, is_retryable, peek
+from enclave_protocol import AnyEvent, FinalError, FinalPayload, RemoteProtocolError, decode_event, encode, is_retryable
 from enclave_protocol.events import Final, Log, Stderr, Stdout
-
-from .api import StreamBrokenError
-
-NO_FINAL = "the stream ended without a `final` event"
 
 
 class OutputError(Exception):
@@ -34,11 +30,7 @@ class Printer(Protocol):
         """The broker took no session: there is no stream, and so no line."""
 
     def finish(self) -> int:
-        """Return the exit code.
-
-        Raises:
-            StreamBrokenError: there was no `final`.
-        """
+        """Return the exit code. The last line was the `final`."""
 
 
 class RawPrinter:
@@ -52,8 +44,8 @@ class RawPrinter:
     def line(self, raw: bytes) -> None:
         """Write the line."""
         put(self._out, raw + b"\n")
-        if raw.strip() and peek_type(raw) == "final":
-            self._final = decode_final(raw)
+        if isinstance(event := decoded(raw), Final):
+            self._final = event.payload
 
     def refused(self, session_id: str, code: str, message: str) -> None:
         """Write a `final` in the broker's stead: whoever reads lines can rely on one, whatever happened."""
@@ -77,13 +69,16 @@ class EventPrinter:
 
     def line(self, raw: bytes) -> None:
         """Show the event; types that say nothing to a person are skipped, unknown ones too."""
-        if not raw.strip():
-            return
-        kind = peek_type(raw)
-        if kind == "final":
-            self._final = decode_final(raw)
-        elif kind in {"stdout", "stderr", "log"}:
-            self._show(raw)
+        event = decoded(raw)
+        if isinstance(event, Final):
+            self._final = event.payload
+        elif isinstance(event, Stdout):
+            self._out_mid_line = self._write(self._out, event.payload.chunk, mid_line=self._out_mid_line)
+        elif isinstance(event, Stderr):
+            self._err_mid_line = self._write(self._err, event.payload.chunk, mid_line=self._err_mid_line)
+        elif isinstance(event, Log):
+            self._end_lines()
+            self._write(self._err, f"[{event.payload.level}] {event.payload.message}\n", mid_line=False)
 
     def refused(self, session_id: str, code: str, message: str) -> None:
         """Nothing to show: the reason is told with the exit code."""
@@ -95,19 +90,6 @@ class EventPrinter:
             result = None if self._final.result is UNSET else self._final.result
             put(self._out, msgspec.json.encode(result) + b"\n")
         return _finish(self._final, self._err)
-
-    def _show(self, raw: bytes) -> None:
-        try:
-            event = decode_event(raw)
-        except RemoteProtocolError as error:
-            raise StreamBrokenError(f"the broker sent an event that makes no sense: {error}") from error
-        if isinstance(event, Stdout):
-            self._out_mid_line = self._write(self._out, event.payload.chunk, mid_line=self._out_mid_line)
-        elif isinstance(event, Stderr):
-            self._err_mid_line = self._write(self._err, event.payload.chunk, mid_line=self._err_mid_line)
-        elif isinstance(event, Log):
-            self._end_lines()
-            self._write(self._err, f"[{event.payload.level}] {event.payload.message}\n", mid_line=False)
 
     def _write(self, stream: BinaryIO, chunk: str, *, mid_line: bool) -> bool:
         put(stream, chunk.encode("utf-8", "replace"))
@@ -121,23 +103,12 @@ class EventPrinter:
         self._out_mid_line = self._err_mid_line = False
 
 
-def peek_type(raw: bytes) -> str:
-    """Return an event line's type; raises StreamBrokenError if it is not an event."""
+def decoded(raw: bytes) -> AnyEvent | None:
+    """Read an event line; None if it is of a type that this version does not know."""
     try:
-        return peek(raw).type
-    except RemoteProtocolError as error:
-        raise StreamBrokenError(f"the broker sent a line that is not an event: {error}") from error
-
-
-def decode_final(raw: bytes) -> FinalPayload:
-    """Read a `final` line; raises StreamBrokenError if it is not a valid one."""
-    try:
-        event = decode_event(raw)
-    except RemoteProtocolError as error:
-        raise StreamBrokenError(f"the broker sent a final that makes no sense: {error}") from error
-    if isinstance(event, Final):
-        return event.payload
-    raise AssertionError("peeked type final, decoded another")
+        return decode_event(raw)
+    except RemoteProtocolError:
+        return None
 
 
 def put(stream: BinaryIO, data: bytes) -> None:
@@ -158,7 +129,7 @@ def discard_output() -> None:
 
 def _finish(final: FinalPayload | None, err: BinaryIO) -> int:
     if final is None:
-        raise StreamBrokenError(NO_FINAL)
+        raise AssertionError("finish before the final: the session's lines end with it, or raise")
     if not final.ok:
         put(err, explain(final).encode("utf-8", "replace"))
     return 0 if final.ok else 1

@@ -13,17 +13,22 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from enclave_protocol import new_session_id
+from enclave_protocol import EnclaveError
 
-from .api import BrokerClient, BrokerError, BrokerRefusedError, BrokerUnreachableError
-from .commands.run import USAGE, silence_s
+from .async_client import AsyncClient
+from .commands.run import USAGE
+from .errors import BrokerUnavailable, RequestRefused, SessionLost
 from .fleet import FleetError, FleetSpec, running_fleet
 from .printer import EventPrinter, OutputError, RawPrinter, discard_output
 
 if TYPE_CHECKING:
     from .printer import Printer
+    from .session import AsyncSession
 
 CANCEL_GRACE_S = 10.0
+RECONNECT_S = 30.0
+PRIVATE_RECONNECT_S = 0.5
+"""A private broker that is gone does not come back."""
 
 
 def run_code(
@@ -37,7 +42,7 @@ def run_code(
     """Run a request and print what comes; returns the exit code.
 
     Args:
-        request: the body of `POST /sessions`, without a session id.
+        request: `code`, and the options of `AsyncClient.stream`.
         broker: its address; None starts a fleet of one worker for this run alone.
         raw_events: print the event lines byte for byte instead of what they mean.
         tools: modules with tools for the private fleet's broker.
@@ -56,21 +61,21 @@ def run_code(
         reason, code = f"{error}; whether the code ran to its end is unknown", 1
     except asyncio.CancelledError:
         reason, code = "stopped before the session's end was known", 1
-    except (BrokerError, FleetError) as error:
+    except (EnclaveError, FleetError) as error:
         reason, code = describe_failure(error)
     sys.stderr.write(f"enclave: {reason}\n")
     return code
 
 
-def describe_failure(error: BrokerError | FleetError) -> tuple[str, int]:
+def describe_failure(error: EnclaveError | FleetError) -> tuple[str, int]:
     """Return what to tell the user, and the exit code: 2 if nothing was tried, 1 if something failed."""
     match error:
-        case BrokerUnreachableError():
-            return f"no broker at {error}; start one with `enclave up`, or leave out --broker", USAGE
         case FleetError(detail=detail):
             return (f"what it wrote:\n{detail}\nenclave: {error}" if detail else str(error)), USAGE
-        case BrokerRefusedError():
-            return f"{error.code}: {error.message}", 1
+        case RequestRefused():
+            return f"{error.code}: {error}", 1
+        case BrokerUnavailable() if not isinstance(error, SessionLost):
+            return f"no broker at {error}; start one with `enclave up`, or leave out --broker", USAGE
         case _:
             return f"{error}; whether the code ran to its end is unknown", 1
 
@@ -84,23 +89,19 @@ async def _run(request: dict[str, Any], broker: str, fleet: FleetSpec | None, pr
         stack.push_async_callback(interrupt.close)
         if fleet is not None:
             broker = (await stack.enter_async_context(running_fleet(fleet, lambda _name, _line: None))).url
-        silence = silence_s(request.get("limits", {}))
-        client = await stack.enter_async_context(BrokerClient(broker, silence_s=silence))
-        return await _stream(client, {"sessionId": new_session_id(), **request}, printer, interrupt)
+        patience_s = RECONNECT_S if fleet is None else PRIVATE_RECONNECT_S
+        client = await stack.enter_async_context(AsyncClient(broker, reconnect_s=patience_s))
+        return await _stream(client.stream(**request), printer, interrupt)
 
 
-async def _stream(client: BrokerClient, request: dict[str, Any], printer: Printer, interrupt: _Interrupt) -> int:
-    interrupt.session = (client, request["sessionId"])
+async def _stream(session: AsyncSession, printer: Printer, interrupt: _Interrupt) -> int:
+    interrupt.session = session
     try:
-        async with client.execute(request) as lines:
-            async for line in lines:
+        async with session:
+            async for line in session.lines():
                 printer.line(line)
-    except (BrokenPipeError, OutputError):
-        with contextlib.suppress(BrokerError):
-            await client.cancel(request["sessionId"], "nobody reads its output any more")
-        raise
-    except BrokerRefusedError as error:
-        printer.refused(request["sessionId"], error.code, error.message)
+    except RequestRefused as error:
+        printer.refused(session.session_id, error.code, str(error))
         raise
     return printer.finish()
 
@@ -109,7 +110,7 @@ class _Interrupt:
     """Turns the first SIGINT or SIGTERM into a cancelled session, and the next one into a cancelled `running`."""
 
     def __init__(self, running: asyncio.Task[Any]) -> None:
-        self.session: tuple[BrokerClient, str] | None = None
+        self.session: AsyncSession | None = None
         """What the first signal cancels; before there is a session it cancels `running` at once."""
         self._running = running
         self._signalled = asyncio.Event()
@@ -126,9 +127,8 @@ class _Interrupt:
         await self._signalled.wait()
         self._signalled.clear()
         if self.session is not None:
-            client, session_id = self.session
-            with contextlib.suppress(TimeoutError, BrokerError):
+            self.session.cancel("interrupted")
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CANCEL_GRACE_S):
-                    await client.cancel(session_id, "interrupted")
                     await self._signalled.wait()
         self._running.cancel()

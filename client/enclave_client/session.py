@@ -7,7 +7,7 @@ not keep more either). Tools run beside the reader, in tasks that the session ow
 
 The session belongs to its `async with` block. Left early, it is told to end and its `final` waited for, so that nothing
 of it runs on behind the block's back; when the broker is out of reach, or takes longer than `LEAVE_GRACE_S`, the
-broker's own rules end it.
+broker's own rules end it. Left by an exception, it waits less.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ log = logging.getLogger("enclave.client")
 
 LEAVE_GRACE_S = 10.0
 """How long a session that is left waits for its `final`: more than a broker gives its worker."""
+HURRY_GRACE_S = 2.0
+"""The same, when it is left by an exception, such as a cancellation."""
 TOOLS_GRACE_S = 1.0
 """How long an ended session waits for tools that it cancelled."""
 _TYPES = frozenset(str(kind.__struct_config__.tag) for kind in typing.get_args(AnyEvent))
@@ -151,14 +153,14 @@ class AsyncSession:
             await self._start(request)
             await self._first()
         except BaseException:
-            await self._leave()
+            await self._leave(HURRY_GRACE_S)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._leave()
+        await self._leave(LEAVE_GRACE_S if kind is None else HURRY_GRACE_S)
 
     async def take(self) -> list[AnyEvent]:
         """Wait for events, and return all that have come; none at the end. For readers in another thread."""
@@ -194,11 +196,11 @@ class AsyncSession:
                 raise self._lost
             await self._wait_news()
 
-    async def _leave(self) -> None:
+    async def _leave(self, grace_s: float) -> None:
         """End it if it has not ended. When this returns, nothing of it is left here."""
         if self._wiring.sessions.get(self.session_id) is self:
             self.cancel("its reader left")
-            self._arm(LEAVE_GRACE_S if self._wiring.engine.online else 0, self._give_up)
+            self._arm(grace_s if self._wiring.engine.online else 0, self._give_up)
             try:
                 while not (self._ended or self._lost):
                     self._drain()

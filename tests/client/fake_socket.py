@@ -53,9 +53,12 @@ class Told:
     async def event(self, kind: str, **payload: Any) -> None:
         await self.raw({"type": kind, "protocolVersion": 2, "payload": payload})
 
-    async def raw(self, event: dict[str, Any], *, seq: int | None = None) -> None:
-        number = len(self.log) + 1 if seq is None else seq
-        self.log.append(json.dumps({"sessionId": self.session_id, "seq": number, **event}))
+    async def raw(self, event: dict[str, Any]) -> None:
+        await self.line(json.dumps({"sessionId": self.session_id, "seq": len(self.log) + 1, **event}))
+
+    async def line(self, text: str) -> None:
+        """Add an event as it is."""
+        self.log.append(text)
         await self.flush()
 
     async def flush(self) -> None:
@@ -101,6 +104,8 @@ class FakeSocketBroker:
         self._open: set[ServerConnection] = set()
         self._arrived = asyncio.Event()
         self._scripts: set[asyncio.Task[None]] = set()
+        self.rejects = ""
+        """A field that no request has right."""
         self.deaf: set[str] = set()
         """Types of messages that get lost on their way here."""
 
@@ -193,8 +198,9 @@ class FakeSocketBroker:
         session_id = message["sessionId"]
         told = self.sessions.get(session_id)
         if message["type"] == "execute":
-            if told is not None:
-                await self._reject(connection, session_id, "sessionId", "has not ended")
+            if told is not None or self.rejects:
+                said = (self.rejects, "not here") if self.rejects else ("sessionId", "has not ended")
+                await self._reject(connection, session_id, *said)
                 return
             told = self.sessions[session_id] = Told(self, message)
             told.readers[connection] = 0

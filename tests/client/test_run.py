@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client.fake_broker import FakeBroker, Stream, event
+from tests.client.fake_socket import FakeSocketBroker, Told, refusal, waits_for_cancel
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.client.fake_broker import Script
 
 COMMAND = (sys.executable, "-P", "-m", "enclave_client.cli", "run")
 
@@ -45,36 +43,35 @@ async def read_exactly(process: asyncio.subprocess.Process, count: int) -> bytes
     return await process.stdout.readexactly(count)
 
 
-def says(*lines: bytes) -> Script:
-    async def script(_broker: FakeBroker, stream: Stream) -> None:
-        for line in lines:
-            await stream.send(line)
-
-    return script
-
-
-OK = event(2, "final", ok=True, result=2)
+async def ok(told: Told) -> None:
+    await told.final(2)
 
 
 async def test_output_and_result_and_exit_code_zero() -> None:
-    async with FakeBroker(says(event(1, "stdout", chunk="hi\n"), OK)).serving() as broker:
+    async def script(told: Told) -> None:
+        await told.stdout("hi\n")
+        await told.final(2)
+
+    async with FakeSocketBroker(script) as broker:
         assert await run("-", "--broker", broker.url) == (0, "hi\n2\n", "")
 
 
-async def test_the_broker_may_be_given_by_the_environment() -> None:
-    async with FakeBroker(says(OK)).serving() as broker:
-        assert await run("-", environment={"ENCLAVE_BROKER": broker.url}) == (0, "2\n", "")
+async def test_the_broker_and_the_key_may_be_given_by_the_environment() -> None:
+    async with FakeSocketBroker(ok) as broker:
+        environment = {"ENCLAVE_BROKER": broker.url, "ENCLAVE_API_KEY": "ek_1"}
+        assert await run("-", environment=environment) == (0, "2\n", "")
+        assert broker.handshakes[0].headers["Authorization"] == "Bearer ek_1"
 
 
 async def test_output_is_shown_before_the_session_ends() -> None:
     seen = asyncio.Event()
 
-    async def script(_broker: FakeBroker, stream: Stream) -> None:
-        await stream.event(1, "stdout", chunk="live")
+    async def script(told: Told) -> None:
+        await told.stdout("live")
         await seen.wait()
-        await stream.send(OK)
+        await told.final(2)
 
-    async with FakeBroker(script).serving() as broker:
+    async with FakeSocketBroker(script) as broker:
         process = await start("-", "--broker", broker.url)
         assert await read_exactly(process, 4) == b"live"
         seen.set()
@@ -84,47 +81,59 @@ async def test_output_is_shown_before_the_session_ends() -> None:
 
 
 async def test_a_failure_exits_with_one() -> None:
-    failed = event(1, "final", ok=False, error={"message": "boom", "code": "EXECUTION_ERROR"})
-    async with FakeBroker(says(failed)).serving() as broker:
+    async def script(told: Told) -> None:
+        await told.fail("EXECUTION_ERROR", "boom")
+
+    async with FakeSocketBroker(script) as broker:
         assert await run("-", "--broker", broker.url) == (1, "", "enclave: EXECUTION_ERROR: boom\n")
 
 
 async def test_events_are_printed_byte_for_byte() -> None:
-    lines = b'{"type":"stdout", "seq":1,"payload":{"chunk":"\xe2\x80\xa8"}}\n' + OK
-    async with FakeBroker(says(lines)).serving() as broker:
-        assert await run("-", "--events", "--broker", broker.url) == (0, lines.decode(), "")
+    async def script(told: Told) -> None:
+        await told.line(f'{{"type":"stdout",  "seq":2,"sessionId":"{told.session_id}","payload":{{"chunk":"\u2028"}}}}')
+        await told.final(2)
+
+    async with FakeSocketBroker(script) as broker:
+        done = await run("-", "--events", "--broker", broker.url)
+        [told] = broker.sessions.values()
+
+    assert done == (0, "".join(f"{line}\n" for line in told.log), "")
 
 
-async def test_a_stream_that_ends_without_final_is_said_so() -> None:
-    async with FakeBroker(says(event(1, "stdout", chunk="x"))).serving() as broker:
+async def test_a_connection_that_breaks_is_made_again_and_nothing_is_lost() -> None:
+    async def script(told: Told) -> None:
+        await told.stdout("x")
+        told.broker.cut()
+        await told.stdout("y\n")
+        await told.final(2)
+
+    async with FakeSocketBroker(script) as broker:
+        assert await run("-", "--broker", broker.url) == (0, "xy\n2\n", "")
+
+
+async def test_a_broker_that_forgot_the_session_is_said_so() -> None:
+    async def script(told: Told) -> None:
+        await told.stdout("x")
+        del told.broker.sessions[told.session_id]
+        told.broker.cut()
+
+    async with FakeSocketBroker(script) as broker:
         code, out, err = await run("-", "--broker", broker.url)
 
-    assert (code, out) == (1, "x\n")
-    assert "without a `final`" in err
-
-
-async def test_a_connection_that_breaks_is_said_so() -> None:
-    async def script(broker: FakeBroker, stream: Stream) -> None:
-        await stream.event(1, "stdout", chunk="x")
-        broker.cut = True
-
-    async with FakeBroker(script).serving() as broker:
-        code, _, err = await run("-", "--broker", broker.url)
-
-    assert code == 1
-    assert "the connection broke" in err
+    assert (code, out) == (1, "x")
+    assert "whether the code ran to its end is unknown" in err
 
 
 async def test_a_second_signal_gives_up_on_a_broker_that_ends_nothing() -> None:
-    async def script(_broker: FakeBroker, stream: Stream) -> None:
-        await stream.event(1, "stdout", chunk="x")
+    async def script(told: Told) -> None:
+        await told.stdout("x")
         await asyncio.Event().wait()
 
-    async with FakeBroker(script).serving() as broker:
+    async with FakeSocketBroker(script) as broker:
         process = await start("-", "--broker", broker.url)
         await read_exactly(process, 1)
         process.send_signal(signal.SIGTERM)
-        await broker.cancelled.wait()
+        await broker.wait_received("cancel")
         process.send_signal(signal.SIGTERM)
         _, err = await process.communicate()
 
@@ -133,26 +142,30 @@ async def test_a_second_signal_gives_up_on_a_broker_that_ends_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "said", "exit_code"),
     [
-        ("503 Busy", b'{"code":"NO_CAPACITY","message":"all slots are taken"}', "NO_CAPACITY: all slots are taken"),
-        ("400 Bad", b'{"code":"VALIDATION_ERROR","message":"code: too long"}', "VALIDATION_ERROR: code: too long"),
-        (
-            "400 Bad",
-            b'{"code":"INVALID_REQUEST","message":"no worker offers it","field":"profile","allowed":"python"}',
-            "INVALID_REQUEST: profile: no worker offers it (allowed: python)",
-        ),
-        ("502 Bad Gateway", b"<html>\n  nginx</html>", "HTTP_502: <html> nginx</html>"),
+        (401, b'{"code":"UNAUTHORIZED","message":"no such key"}', "UNAUTHORIZED: no such key", 1),
+        (502, b"<html>\n  nginx</html>", "HTTP_502: <html> nginx</html>", 2),
     ],
 )
-async def test_a_refusal_is_told_with_its_code(status: str, body: bytes, said: str) -> None:
-    async def script(_broker: FakeBroker, stream: Stream) -> None:
-        await stream.answer(status, body)
-
-    async with FakeBroker(script).serving() as broker:
+async def test_a_refusal_is_told_with_its_code(status: int, body: bytes, said: str, exit_code: int) -> None:
+    async with FakeSocketBroker(ok) as broker:
+        broker.refusal = refusal(status, body)
         code, out, err = await run("-", "--broker", broker.url)
 
-    assert (code, out, err) == (1, "", f"enclave: {said}\n")
+    assert (code, out) == (exit_code, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("events", [[], ["--events"]])
+async def test_a_request_that_is_refused_is_told_with_its_field(events: list[str]) -> None:
+    async with FakeSocketBroker(ok) as broker:
+        broker.rejects = "profile"
+        code, out, err = await run("-", "--profile", "p", "--broker", broker.url, *events)
+
+    assert (code, err) == (1, "enclave: VALIDATION_ERROR: profile: not here\n")
+    assert ('"ok":false' in out) == bool(events)  # whoever reads lines can rely on a final
 
 
 async def test_profile_variables_and_files_go_into_the_request(tmp_path: Path) -> None:
@@ -161,11 +174,11 @@ async def test_profile_variables_and_files_go_into_the_request(tmp_path: Path) -
     files = ["--file", f"{tmp_path}/text.csv", "--file", f"{tmp_path}/bytes=in/b.bin"]
     given = ["--profile", "python-data", "--env", "A=1=2", "--env", "B=", *files]
 
-    async with FakeBroker(says(OK)).serving() as broker:
+    async with FakeSocketBroker(ok) as broker:
         code, _, err = await run("-", "--broker", broker.url, *given)
 
     assert (code, err) == (0, "")
-    (request,) = broker.requests
+    [request] = await broker.wait_received("execute")
     assert (request["profile"], request["env"]) == ("python-data", {"A": "1=2", "B": ""})
     assert request["files"] == {"text.csv": "a,b", "in/b.bin": {"base64": "/wA="}}
 
@@ -197,12 +210,7 @@ async def test_an_unreachable_broker_exits_with_two_and_one_line() -> None:
 
 
 async def test_interrupting_cancels_the_session_and_waits_for_its_final() -> None:
-    async def script(broker: FakeBroker, stream: Stream) -> None:
-        await stream.event(1, "stdout", chunk="x")
-        await broker.cancelled.wait()
-        await stream.event(2, "final", ok=False, error={"message": "cancelled", "code": "SESSION_CANCELLED"})
-
-    async with FakeBroker(script).serving() as broker:
+    async with FakeSocketBroker(waits_for_cancel) as broker:
         process = await start("-", "--broker", broker.url)
         await read_exactly(process, 1)
         process.send_signal(signal.SIGINT)
@@ -213,14 +221,12 @@ async def test_interrupting_cancels_the_session_and_waits_for_its_final() -> Non
 
 
 async def test_a_reader_that_goes_away_cancels_the_session() -> None:
-    async def script(broker: FakeBroker, stream: Stream) -> None:
-        await stream.event(1, "stdout", chunk="x")
-        seq = 2
-        while not broker.cancelled.is_set():
-            await stream.event(seq, "stdout", chunk="y" * 65_536)
-            seq += 1
+    async def script(told: Told) -> None:
+        while not told.cancelled.is_set():
+            await told.stdout("y" * 65_536)
+        await told.fail("SESSION_CANCELLED")
 
-    async with FakeBroker(script).serving() as broker:
+    async with FakeSocketBroker(script) as broker:
         reader, writer = os.pipe()
         process = await asyncio.create_subprocess_exec(
             *COMMAND, "-", "--broker", broker.url, stdin=asyncio.subprocess.DEVNULL, stdout=writer, stderr=-1
@@ -229,29 +235,31 @@ async def test_a_reader_that_goes_away_cancels_the_session() -> None:
         os.close(reader)
         _, err = await process.communicate()
 
-        assert broker.cancelled.is_set()
+        assert await broker.wait_received("cancel")
     assert (process.returncode, err) == (1, b"")
 
 
 async def test_code_travels_unchanged_and_limits_by_their_names() -> None:
     code = "x = '\u2028 \x00 žluť 🐎'\r\nreturn x"
     arguments = ("--limits", "maxToolCalls=5", "--limits", "cancelOnFirstError=true", "--timeout-ms", "700")
-    async with FakeBroker(says(OK)).serving() as broker:
+    async with FakeSocketBroker(ok) as broker:
         await run("-", "--broker", broker.url, *arguments, "--language", "python", code=b"\xef\xbb\xbf" + code.encode())
-        [request] = broker.requests
+        [request] = await broker.wait_received("execute")
 
-    assert request.pop("sessionId").startswith("s_")
-    limits = {"maxToolCalls": 5, "cancelOnFirstError": True, "deadlineMs": 700}
-    assert request == {"code": code, "limits": limits, "language": "python"}
+    assert request["code"] == code
+    assert request["limits"] == {"maxToolCalls": 5, "cancelOnFirstError": True, "deadlineMs": 700}
+    assert request["language"] == "python"
 
 
 async def test_code_may_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "code.py"
     file.write_text("return 7")
-    async with FakeBroker(says(OK)).serving() as broker:
+    async with FakeSocketBroker(ok) as broker:
         await run(str(file), "--broker", broker.url)
 
-    assert broker.requests[0]["code"] == "return 7"
+        [request] = await broker.wait_received("execute")
+
+    assert request["code"] == "return 7"
 
 
 @pytest.mark.parametrize(
@@ -287,7 +295,7 @@ async def test_a_wrong_command_line_exits_with_two_and_says_what_is_wrong(
     ],
 )
 async def test_closed_and_full_streams_end_without_a_traceback(redirections: str, code: int, said: bytes) -> None:
-    async with FakeBroker(says(OK)).serving() as broker:
+    async with FakeSocketBroker(ok) as broker:
         script = f'exec "$@" {redirections}'
         shell = ("sh", "-c", script, "sh", *COMMAND, "-", "--broker", broker.url)
         process = await asyncio.create_subprocess_exec(*shell, stdout=-1, stderr=-1)

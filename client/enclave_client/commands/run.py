@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from enclave_protocol import MAX_MESSAGE_BYTES, Limits, RemoteProtocolError, parse_env, parse_files, parse_limits
+from enclave_protocol import MAX_MESSAGE_BYTES, RemoteProtocolError, parse_env, parse_files, parse_limits
 from enclave_protocol.inputs import MAX_FILES_BYTES, encode_file
 
 if TYPE_CHECKING:
@@ -201,10 +201,3 @@ def _limit_value(text: str) -> int | bool | str:
         return int(text)
     except ValueError:
         return text
-
-
-def silence_s(limits: dict[str, Any]) -> float:
-    """Return how long a stream may stay silent: two heartbeats and a margin; without any, the session's whole life."""
-    parsed: Limits = parse_limits(limits)
-    quiet_ms = 2 * parsed.heartbeat_interval_ms or 2 * parsed.session_ttl_ms
-    return quiet_ms / 1000 + 30.0
