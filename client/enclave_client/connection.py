@@ -2,9 +2,10 @@
 
 Theory of operation. One task (`_keep`) lives from the first session until `close`. While no session is wanted it waits;
 then it connects and serves the socket: a child task writes what the engine has to say, the task itself reads and hands
-the engine's actions on. A connection that ends while a broker may know one of the sessions is replaced, after growing
-pauses, for at most `reconnect_s`; if no broker ever heard of any, the first failure is told at once. A refusal (a wrong
-key, say) is never tried again. A connection without sessions is kept as it is, and not replaced when it breaks.
+the engine's actions on. A connection that ends while a broker may know one of the sessions is replaced: at once, and if
+that brings no event, after pauses that grow until one arrives. When none can be had for `reconnect_s`, the sessions are
+lost; if no broker ever heard of any, the first failure is told at once. A refusal (a wrong key, say) is never tried
+again. A connection without sessions is kept as it is, and not replaced when it breaks.
 
 asyncio and uvloop set TCP_NODELAY on every connection; a broker that vanishes without a word is noticed by the
 WebSocket's own pings.
@@ -26,7 +27,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from enclave_protocol import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, EnclaveError, RemoteProtocolError
 
-from .engine import Greeted
+from .engine import Arrived, Greeted
 from .errors import BrokerUnavailable, RequestRefused
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ MAX_OUTGOING_BYTES = 4 * 1024 * 1024
 PING_INTERVAL_S = 10.0
 PING_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
-FIRST_PAUSE_S = 0.05
+FIRST_PAUSE_S = 0.025
 LONGEST_PAUSE_S = 5.0
 _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses of a handshake that another attempt may change."""
@@ -85,9 +86,9 @@ def socket_url(base_url: str) -> str:
     return f"{schemes[parts.scheme]}://{parts.netloc}{parts.path.rstrip('/')}/ws"
 
 
-def pause_s(attempt: int, jitter: float) -> float:
-    """Return how long to wait after failed attempt number `attempt`, from 0; `jitter` is from 0 to 1."""
-    return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempt, 20)) * (0.7 + 0.6 * jitter))
+def pause_s(attempts: int, jitter: float) -> float:
+    """Return how long to wait after `attempts` that brought nothing; `jitter` is from 0 to 1."""
+    return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempts, 20)) * (0.7 + 0.6 * jitter))
 
 
 class Connection:
@@ -108,6 +109,8 @@ class Connection:
         self._room = asyncio.Event()  # and what waits to be said fits
         self._task: asyncio.Task[None] | None = None
         self._leaving = False
+        self._attempts = 0
+        """Connections tried since the last event."""
 
     def flush(self) -> None:
         """Have the engine's frames sent, connecting first if need be. Never blocks."""
@@ -135,41 +138,42 @@ class Connection:
 
     async def _keep(self) -> None:
         try:
-            while True:
-                while not self._engine.wanted:
-                    self._wish.clear()
-                    await self._wish.wait()
-                socket = await self._connected()
-                if socket is not None:
-                    await self._serve(socket)
-                if self._leaving:
-                    self._fail(BrokerUnavailable("the client was closed"))
-                    return
-        except asyncio.CancelledError:
-            raise
+            await self._keep_connected()
         except Exception as error:
             log.exception("the connection to the broker failed by a fault of the client's own")
+            self._task = None  # the next session has another try
             self._fail(BrokerUnavailable(f"{type(error).__name__}: {error}"))
-            raise
+
+    async def _keep_connected(self) -> None:
+        while True:
+            while not self._engine.wanted:
+                self._attempts = 0
+                self._wish.clear()
+                await self._wish.wait()
+            socket = await self._connected()
+            if socket is not None:
+                await self._serve(socket)
+            if self._leaving:
+                self._fail(BrokerUnavailable("the client was closed"))
+                return
 
     async def _connected(self) -> ClientConnection | None:
         """Connect; None if that failed for good, or nobody wants it any more."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._settings.reconnect_s
-        attempt = 0
         while self._engine.wanted:
+            delay_s = pause_s(self._attempts, random.random())  # noqa: S311 - spreads clients, hides nothing
+            if self._attempts:
+                await asyncio.sleep(delay_s)
+            self._attempts += 1
             try:
                 return await self._open()
             except RequestRefused as error:
                 self._fail(error)
             except BrokerUnavailable as error:
-                delay_s = pause_s(attempt, random.random())  # noqa: S311 - spreads clients, hides nothing
+                log.debug("attempt %d: %s", self._attempts, error)
                 if not self._engine.resuming or loop.time() + delay_s > give_up:
                     self._fail(error)
-                    return None
-                log.debug("attempt %d: %s", attempt + 1, error)
-                await asyncio.sleep(delay_s)
-                attempt += 1
         return None
 
     async def _open(self) -> ClientConnection:
@@ -185,7 +189,6 @@ class Connection:
                     subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType of str
                     compression=None,
                     max_size=MAX_MESSAGE_BYTES,
-                    max_queue=64,
                     open_timeout=None,
                     close_timeout=CLOSE_TIMEOUT_S,
                     ping_interval=PING_INTERVAL_S,
@@ -240,6 +243,8 @@ class Connection:
     async def _read(self, socket: ClientConnection) -> None:
         while True:
             for action in self._engine.receive(await socket.recv(decode=False)):
+                if isinstance(action, Arrived):
+                    self._attempts = 0
                 self._act(action)
             if self._engine.outgoing:
                 self._more.set()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from .async_client import AsyncClient, handlers_of
-from .errors import SessionFailed
+from .errors import RequestRefused, SessionFailed
 from .loop_thread import LoopThread, keep_for_ever
 from .mapping import DEFAULT_CONCURRENCY
 
@@ -67,6 +68,8 @@ class Client:
         """Run code in a fresh sandbox, to its end: see `AsyncClient.run`."""
         own = ("on_stdout", "on_stderr", "on_event", "check")
         others: Any = {name: value for name, value in options.items() if name not in own}
+        if any(inspect.iscoroutinefunction(options.get(name)) for name in own):
+            raise RequestRefused("a handler is async: nobody could await it", allowed="plain functions, or AsyncClient")
         with self.stream(code, **others) as session:
             if any(options.get(name) for name in own[:3]):
                 for event in session:

@@ -20,6 +20,7 @@ from enclave_client import (
     SessionTimeout,
     Tool,
     ToolError,
+    connection,
     events,
 )
 from tests.client.fake_socket import FakeSocketBroker, Told, refusal, says_hello, waits_for_cancel
@@ -522,6 +523,39 @@ async def test_nobody_there_is_told_at_once() -> None:
     async with AsyncClient("http://127.0.0.1:1") as client:
         with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
             await client.run("")
+
+
+async def test_a_broker_that_takes_connections_and_drops_them_is_not_besieged(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[int] = []
+
+    def pause_s(attempts: int, _jitter: float) -> float:
+        pauses.append(attempts)
+        return 0.0
+
+    monkeypatch.setattr(connection, "pause_s", pause_s)
+
+    async with client_of(waits_for_cancel) as (client, broker), client.stream("") as session:
+        for count in range(1, 5):
+            broker.deaf = {"attach"}
+            broker.cut()
+            await broker.wait_received("attach", count)
+        assert pauses == [0, 0, 1, 2, 3]
+        broker.deaf = set()
+        broker.cut()
+        session.cancel()
+        await session.wait()
+
+
+async def test_a_fault_of_our_own_ends_what_runs_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with client_of(says_hello) as (client, _):
+        with monkeypatch.context() as patch:
+            patch.setattr("enclave_client.engine.Engine.next_frame", lambda _: 1 / 0)
+            with pytest.raises(BrokerUnavailable, match="unhandled errors"):
+                await client.run("")
+        assert "fault of the client's own" in caplog.text
+        assert (await client.run("x")).value == "x"
 
 
 async def test_many_sessions_share_one_connection() -> None:
