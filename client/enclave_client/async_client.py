@@ -11,7 +11,7 @@ from enclave_protocol import events as ev
 
 from .connection import Connection, Settings, socket_url
 from .engine import Engine, Greeted
-from .errors import BrokerUnavailable, SessionFailed
+from .errors import SessionFailed
 from .local_tools import ToolRunner
 from .mapping import DEFAULT_CONCURRENCY, Fan, mapped
 from .request import make_attachment, make_request
@@ -179,8 +179,6 @@ class AsyncClient:
             session.cancel("the client was closed")
         if wiring.engine.online:
             await wait_ended(sessions, CLOSE_GRACE_S)
-        for action in wiring.engine.fail(BrokerUnavailable("the client was closed")):
-            self._act(action, wiring)
         await wiring.connection.close()
 
     async def __aenter__(self) -> Self:

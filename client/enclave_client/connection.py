@@ -52,6 +52,7 @@ FIRST_PAUSE_S = 0.025
 LONGEST_PAUSE_S = 5.0
 _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses of a handshake that another attempt may change."""
+_CLOSED = "the client was closed"
 _LOOPBACK = ("127.", "localhost", "::1")
 
 
@@ -139,6 +140,9 @@ class Connection:
     async def _keep(self) -> None:
         try:
             await self._keep_connected()
+        except asyncio.CancelledError:
+            self._fail(BrokerUnavailable(_CLOSED))
+            raise
         except Exception as error:
             log.exception("the connection to the broker failed by a fault of the client's own")
             self._task = None  # the next session has another try
@@ -154,7 +158,7 @@ class Connection:
             if socket is not None:
                 await self._serve(socket)
             if self._leaving:
-                self._fail(BrokerUnavailable("the client was closed"))
+                self._fail(BrokerUnavailable(_CLOSED))
                 return
 
     async def _connected(self) -> ClientConnection | None:

@@ -14,6 +14,7 @@ from .async_client import AsyncClient, handlers_of
 from .errors import RequestRefused, SessionFailed
 from .loop_thread import LoopThread, keep_for_ever
 from .mapping import DEFAULT_CONCURRENCY
+from .request import SessionOptions
 
 if TYPE_CHECKING:
     import ssl as tls
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from enclave_protocol import AnyEvent
 
     from .mapping import Fan, MapItem
-    from .request import RunOptions, SessionOptions
+    from .request import RunOptions
     from .results import Result
     from .session import AsyncSession
 
@@ -66,17 +67,16 @@ class Client:
 
     def run(self, code: str, **options: Unpack[RunOptions]) -> Result:
         """Run code in a fresh sandbox, to its end: see `AsyncClient.run`."""
-        own = ("on_stdout", "on_stderr", "on_event", "check")
-        others: Any = {name: value for name, value in options.items() if name not in own}
-        if any(inspect.iscoroutinefunction(options.get(name)) for name in own):
+        handlers = [options.get(name) for name in ("on_stdout", "on_stderr", "on_event") if options.get(name)]
+        if not handlers:
+            return self._thread.call(self._client.run(code, **options))
+        if any(inspect.iscoroutinefunction(handler) for handler in handlers):
             raise RequestRefused("a handler is async: nobody could await it", allowed="plain functions, or AsyncClient")
+        others: Any = {name: value for name, value in options.items() if name in SessionOptions.__annotations__}
         with self.stream(code, **others) as session:
-            if any(options.get(name) for name in own[:3]):
-                for event in session:
-                    for handler, what in handlers_of(event, options):
-                        handler(what)
-            else:
-                session.wait()
+            for event in session:
+                for handler, what in handlers_of(event, options):
+                    handler(what)
         if options.get("check") and not session.result.ok:
             raise SessionFailed(session.result)
         return session.result
@@ -139,7 +139,10 @@ class Client:
 
 
 class Session:
-    """One session, read by one thread. Use it as `with client.stream(...) as session: for event in session: ...`."""
+    """One session, read by one thread. Use it as `with client.stream(...) as session: for event in session: ...`.
+
+    When its client is closed by another thread, it raises RuntimeError.
+    """
 
     def __init__(self, thread: LoopThread, session: AsyncSession) -> None:
         self.session_id = session.session_id
@@ -190,7 +193,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._events.clear()
-        if os.getpid() == self._pid:
+        if os.getpid() == self._pid and not self._thread.closed:
             self._call(self._session.__aexit__(kind, error, trace))
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:

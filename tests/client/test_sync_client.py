@@ -173,17 +173,31 @@ async def test_waiting_ends_after_wait_s() -> None:
     await blocking(waits_for_cancel, use)
 
 
-async def test_closing_from_another_thread_ends_who_waits() -> None:
+async def test_closing_ends_who_waits_in_another_thread() -> None:
     started = threading.Event()
+
+    async def script(told: Told) -> None:
+        started.set()
+        await waits_for_cancel(told)
 
     def use(client: Client, _: FakeSocketBroker) -> Any:
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(client.run, "", on_stdout=lambda _: started.set())
+            waiting = pool.submit(client.run, "")
             assert started.wait(20)
             client.close()
             return waiting.result().error
 
-    assert (await blocking(waits_for_cancel, use)).code == "SESSION_CANCELLED"
+    assert (await blocking(script, use)).code == "SESSION_CANCELLED"
+
+
+async def test_a_stream_of_a_closed_client_says_so() -> None:
+    def use(client: Client, _: FakeSocketBroker) -> None:
+        with client.stream("") as session:
+            client.close()
+            with pytest.raises(RuntimeError, match="this client was closed"):
+                session.wait()
+
+    await blocking(waits_for_cancel, use)
 
 
 def test_what_is_wrong_is_told_as_by_the_async_client(client: Client) -> None:
