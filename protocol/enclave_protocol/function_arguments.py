@@ -72,8 +72,8 @@ class FunctionArguments:
     def accept(self, args: object) -> dict[str, Any]:
         """Check and convert a guest's arguments.
 
-        An object has a value for each name. Any other value stands for the one argument, if there is just one, or just
-        one without a default; `null` for a function that needs none is none.
+        An object has a value for each name. Any other value stands for the first argument, as it does in a call; `null`
+        for a function that needs none is none.
 
         Raises:
             ValueError: names the first argument that does not fit, and says what the function takes.
@@ -95,15 +95,14 @@ class FunctionArguments:
     def _as_object(self, args: object) -> dict[str, Any]:
         if isinstance(args, dict):
             return args
-        if self._rest is not None and len(self._parameters) == 1:
-            return {self._rest: [] if args is None else [args]}
-        needed = [name for name in self._names if name not in self._defaults and name != self._rest]
-        if args is None and not needed:
+        places = [p for p in self._parameters if p.kind not in {_Kind.VAR_KEYWORD, _Kind.KEYWORD_ONLY}]
+        if args is None and all(p.default is not _Kind.empty or p.kind is _Kind.VAR_POSITIONAL for p in places):
             return {}
-        alone = needed if len(needed) == 1 else self._names
-        if len(alone) != 1:
+        if places:
+            return {places[0].name: [args] if places[0].kind is _Kind.VAR_POSITIONAL else args}
+        if len(self._names) != 1:
             raise ValueError("arguments are an object with a name for each")
-        return {alone[0]: args}
+        return {self._names[0]: args}
 
     def _convert(self, given: dict[str, Any]) -> dict[str, Any]:
         others: dict[str, Any] = {}
