@@ -14,7 +14,7 @@ from .engine import Engine, Greeted
 from .errors import SessionFailed
 from .local_tools import ToolRunner
 from .mapping import DEFAULT_CONCURRENCY, Fan, mapped
-from .request import make_attachment, make_request
+from .request import RunOptions, SessionOptions, make_attachment, make_request, require_known
 from .session import AsyncSession, Wiring
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .engine import Action
     from .mapping import MapItem
-    from .request import Request, RunOptions, SessionOptions
+    from .request import Request
     from .results import Result
 
 DEFAULT_URL = "http://127.0.0.1:3000"
@@ -100,7 +100,9 @@ class AsyncClient:
             BrokerUnavailable: nobody is there, or (`SessionLost`) nobody is left.
             SessionTimeout: it took longer than `wait_s`.
             SessionFailed: only with `check`.
+            TypeError: there is no such option.
         """
+        require_known(options, RunOptions)
         session = self._session(make_request(code, options, default_wait_s=self._wait_s))
         async with session:
             async for event in session:
@@ -122,6 +124,7 @@ class AsyncClient:
         Raises:
             RequestRefused: it was not acceptable; nothing was run.
         """
+        require_known(options, SessionOptions)
         return self._session(make_request(code, options, default_wait_s=self._wait_s))
 
     def attach(self, session_id: str, *, from_seq: int = 1, wait_s: float | None = None) -> AsyncSession:
@@ -165,6 +168,7 @@ class AsyncClient:
 
     def fan(self, code: str, concurrency: int, options: SessionOptions) -> Fan:
         """Return the sessions of a `map`, to be fed by hand; raises RequestRefused."""
+        require_known(options, SessionOptions)
         return Fan(self.run, code, concurrency, options)
 
     async def close(self) -> None:

@@ -84,6 +84,9 @@ def make_tools(tools: Tools | None) -> dict[str, LocalTool]:
             declaration is not acceptable; names the field.
     """
     made: dict[str, LocalTool] = {}
+    if tools is not None and (callable(tools) or not isinstance(tools, Iterable)):
+        allowed = "a list of functions, or a mapping of names to functions"
+        raise RemoteProtocolError(f"a {type(tools).__name__}", field="tools", allowed=allowed)
     pairs = tools.items() if isinstance(tools, Mapping) else (("", tool) for tool in tools or ())
     for i, (given, tool) in enumerate(pairs):
         name, local = _make(given, tool if isinstance(tool, Tool) else Tool(function=tool), f"tools[{i}]")

@@ -78,6 +78,14 @@ class RunOptions(SessionOptions, total=False):
     """Whether a session that fails raises `SessionFailed`."""
 
 
+def require_known(options: Mapping[str, Any], kind: type[SessionOptions]) -> None:
+    """Refuse names that nobody reads: an option that is not applied must not look as if it were; raises TypeError."""
+    known = sorted(kind.__annotations__.keys() | SessionOptions.__annotations__.keys())
+    for name in options:
+        if name not in known:
+            raise TypeError(f"no such option: {name} (there are {', '.join(known)})")
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A checked request."""

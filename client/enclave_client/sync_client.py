@@ -14,7 +14,7 @@ from .async_client import AsyncClient, handlers_of
 from .errors import RequestRefused, SessionFailed
 from .loop_thread import LoopThread, keep_for_ever
 from .mapping import DEFAULT_CONCURRENCY
-from .request import SessionOptions
+from .request import RunOptions, SessionOptions, require_known
 
 if TYPE_CHECKING:
     import ssl as tls
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from enclave_protocol import AnyEvent
 
     from .mapping import Fan, MapItem
-    from .request import RunOptions
     from .results import Result
     from .session import AsyncSession
 
@@ -72,6 +71,7 @@ class Client:
             return self._thread.call(self._client.run(code, **options))
         if any(inspect.iscoroutinefunction(handler) for handler in handlers):
             raise RequestRefused("a handler is async: nobody could await it", allowed="plain functions, or AsyncClient")
+        require_known(options, RunOptions)
         others: Any = {name: value for name, value in options.items() if name in SessionOptions.__annotations__}
         with self.stream(code, **others) as session:
             for event in session:
@@ -100,20 +100,7 @@ class Client:
         **options: Unpack[SessionOptions],
     ) -> Iterator[MapItem]:
         """Run code once for each input, and yield what became of it as it ends: see `AsyncClient.map`."""
-        fan = self._client.fan(code, concurrency, options)
-        source = iter(inputs)
-        more = True
-        try:
-            while more or fan.tasks:
-                while more and fan.has_room:
-                    more = (item := next(source, _NO_MORE)) is not _NO_MORE
-                    if more:
-                        self._thread.call(_add(fan, item))
-                if fan.tasks and (ended := self._thread.call(fan.wait_one())) is not None:
-                    yield ended
-        finally:
-            with contextlib.suppress(RuntimeError):  # closed in the meantime: nothing of it is left
-                self._thread.call(fan.close())
+        return self._mapped(self._client.fan(code, concurrency, options), iter(inputs))
 
     def close(self) -> None:
         """End the sessions that still run, the connection and the thread. Safe to call again."""
@@ -128,6 +115,20 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _mapped(self, fan: Fan, inputs: Iterator[Any]) -> Iterator[MapItem]:
+        more = True
+        try:
+            while more or fan.tasks:
+                while more and fan.has_room:
+                    more = (item := next(inputs, _NO_MORE)) is not _NO_MORE
+                    if more:
+                        self._thread.call(_add(fan, item))
+                if fan.tasks and (ended := self._thread.call(fan.wait_one())) is not None:
+                    yield ended
+        finally:
+            with contextlib.suppress(RuntimeError):  # closed in the meantime: nothing of it is left
+                self._thread.call(fan.close())
 
     async def _made(self, method: str, *args: Any, **options: Any) -> AsyncSession:
         session: AsyncSession = getattr(self._client, method)(*args, **options)

@@ -699,6 +699,18 @@ def test_a_client_belongs_to_one_event_loop() -> None:
         asyncio.run(use())
 
 
+@pytest.mark.parametrize("name", ["timeout", "on_stdout"])
+async def test_an_option_that_does_not_exist_is_not_passed_over(name: str) -> None:
+    options: Any = {name: 5}
+    client = AsyncClient("http://127.0.0.1:1")
+    for use in (client.stream, lambda code, **options: client.map(code, [], **options)):
+        with pytest.raises(TypeError, match=name):
+            use("", **options)
+    if name == "timeout":
+        with pytest.raises(TypeError, match=r"timeout .*timeout_s"):
+            await client.run("", **options)
+
+
 async def test_a_session_is_entered_once() -> None:
     async with client_of(says_hello) as (client, _):
         async with client.stream("") as session:

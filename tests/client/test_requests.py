@@ -81,6 +81,8 @@ def test_files_may_be_text_or_bytes_or_files_of_ours(tmp_path: Path) -> None:
         ({"files": {"x": 5}}, "files.x"),
         ({"files": {"x": b"0" * 2_000_000}}, "files"),
         ({"tools": [5]}, "tools[0]"),
+        ({"tools": len}, "tools"),
+        ({"tools": 5}, "tools"),
         ({"tools": [len, len]}, "tools[1]"),
         ({"tools": [functools.partial(len)]}, "tools[0].name"),
         ({"tools": {str(n): len for n in range(129)}}, "tools"),

@@ -205,6 +205,8 @@ def test_what_is_wrong_is_told_as_by_the_async_client(client: Client) -> None:
         client.run("")
     with pytest.raises(RequestRefused, match="maxTools"):
         client.run("", limits={"maxTools": 1})
+    with pytest.raises(RequestRefused, match="concurrency"):
+        client.map("", [], concurrency=0)
     with pytest.raises(RequestRefused, match="async"):
         client.run("", on_stdout=asyncio.sleep)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="address"):
