@@ -284,4 +284,4 @@ def _refused(response: Response) -> EnclaveError:
         said = _ErrorBody(f"HTTP_{status}", text or response.reason_phrase)
     if status in _TRY_AGAIN:
         return BrokerUnavailable(f"{said.code}: {said.message}")
-    return RequestRefused(f"{said.code}: {said.message}", code=said.code, field=said.field, allowed=said.allowed)
+    return RequestRefused(said.message, code=said.code, field=said.field, allowed=said.allowed)

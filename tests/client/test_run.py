@@ -144,7 +144,7 @@ async def test_a_second_signal_gives_up_on_a_broker_that_ends_nothing() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "said", "exit_code"),
     [
-        (401, b'{"code":"UNAUTHORIZED","message":"no such key"}', "UNAUTHORIZED: no such key", 1),
+        (401, b'{"code":"UNAUTHORIZED","message":"no such key"}', "enclave: UNAUTHORIZED: no such key\n", 1),
         (502, b"<html>\n  nginx</html>", "HTTP_502: <html> nginx</html>", 2),
     ],
 )
