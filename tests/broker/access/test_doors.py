@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 
 from enclave_broker import create_broker
 from enclave_broker.access import Scope
-from enclave_broker.http import create_app
+from enclave_broker.http.app import _routes
 from tests.broker.access.tenants import final, two_tenants
 from tests.broker.conftest import fleet
 from tests.broker.ws.sockets import client_of
@@ -29,7 +29,7 @@ PUBLIC = {("GET", "/healthz"), ("GET", "/readyz")}
 
 def handlers() -> list[tuple[str, str, HTTPRouteHandler]]:
     """Every method and path of the door, with what handles it."""
-    app = create_app(create_broker())
+    app = _routes(create_broker())
     found = []
     for route in app.routes:
         if isinstance(route, HTTPRoute):

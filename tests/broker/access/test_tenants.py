@@ -124,7 +124,8 @@ async def test_on_a_websocket_a_used_up_quota_is_a_final_that_says_so(tmp_path: 
 
 
 async def test_a_token_does_what_it_is_for_and_nothing_else(tmp_path: Path) -> None:
-    async with two_tenants(tmp_path, FakeWorker()) as (tenants, acme, rival):
+    sites = ("https://app.example", "https://evil.example")
+    async with two_tenants(tmp_path, FakeWorker(), cors_origins=sites) as (tenants, acme, rival):
         await acme.post("/sessions", json={"code": "1", "sessionId": "s_other"})
         wanted = {
             "sessionId": "s_1",
@@ -263,7 +264,9 @@ HEADER = st.binary(max_size=300).map(lambda data: data.replace(b"\n", b"").repla
 def test_no_header_and_no_body_makes_the_broker_fail(tmp_path: Path) -> None:
     file = KeysFile(tmp_path / "keys.toml")
     good = f"Bearer {file.add('acme')}".encode()
-    app: Any = create_app(create_broker(keys_file=str(file.path)))  # httpx and Litestar type ASGI differently
+    app: Any = create_app(
+        create_broker(keys_file=str(file.path), cors_origins=("*",))
+    )  # httpx and Litestar type ASGI differently
     values = HEADER | HEADER.map(lambda data: b"Bearer " + data) | st.sampled_from([good, good[:-1], good + b" ", b""])
     body = st.binary(max_size=100) | st.recursive(
         st.none() | st.integers() | st.text(max_size=20), lambda inner: st.dictionaries(st.text(max_size=12), inner)

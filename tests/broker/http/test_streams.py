@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from enclave_broker.access import LOCAL
 from enclave_broker.api import decode_create
 from tests.broker.conftest import fleet, parse, start
 from tests.fakes import FakeSession, FakeWorker, waits_for_cancel
@@ -34,7 +35,7 @@ async def talks(session: FakeSession) -> None:
 async def unread(running: Fleet, body: bytes) -> None:
     """Run a session that nobody reads to its end."""
     dispatcher = running.broker.dispatcher
-    session = dispatcher.submit(decode_create(body, dispatcher.default_limits)[0])
+    session = dispatcher.submit(decode_create(body, dispatcher.default_limits)[0], LOCAL)
     await running.wait_until(lambda: not session.live)
 
 
