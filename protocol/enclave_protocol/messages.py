@@ -119,7 +119,10 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     missing_layers: list[str] | UnsetType = UNSET
     """Layers that its host cannot give and its level does not require; absent if there are none."""
     languages: list[str]
+    """Those of all its profiles."""
     profiles: list[str]
+    profile_languages: dict[str, list[str]] | UnsetType = UNSET
+    """By a profile's name its languages, of which the first is what a session gets that names none. Absent: all."""
     profile_limits: dict[str, dict[str, Any]] | UnsetType = UNSET
     """Limits that a profile sets, by its name, for sessions that do not set them."""
     max_sessions: Positive

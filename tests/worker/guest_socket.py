@@ -135,7 +135,14 @@ class Guest:
 def _offer(limits: Limits) -> Offer:
     """Return what sessions look at of an offer. Nothing here makes a real sandbox."""
     footing, spec = cast("Footing", None), cast("SandboxSpec", None)
-    return Offer(profile=Profile(name="python"), footing=footing, allowance=Allowance(), limits=limits, spec=spec)
+    return Offer(
+        profile=Profile(name="python"),
+        footing=footing,
+        allowance=Allowance(),
+        limits=limits,
+        spec=spec,
+        languages=("python",),
+    )
 
 
 class GuestHost:
@@ -166,8 +173,8 @@ class GuestHost:
 
     # As the pools.
 
-    def take(self, taker: Taker, profile: str, code: str) -> None:
-        del profile, code
+    def take(self, taker: Taker, profile: str, language: str, code: str) -> None:
+        del profile, language, code
         self._numbers += 1
         sandbox = Sandbox(cast("ZygoteProcess", self), self._numbers, Slot(self._numbers, 0), self)
         self.sandboxes[sandbox.number] = sandbox

@@ -88,7 +88,9 @@ def test_a_session_starts_by_handing_over_the_code() -> None:
     told = new(max_result_bytes=77, memory_limit_bytes=88).started("return 1", 100.5)
 
     assert told == [
-        ToGuest({"type": "execute", "code": "return 1", "addressSpaceBytes": 88, "maxResultBytes": 77}),
+        ToGuest(
+            {"type": "execute", "code": "return 1", "addressSpaceBytes": 88, "maxResultBytes": 77, "memoryBytes": 88}
+        ),
         CheckUsage(15_000),
     ]
 

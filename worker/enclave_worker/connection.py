@@ -29,8 +29,7 @@ from enclave_protocol import (
     decode_broker_message,
     encode,
 )
-
-from .sessions import LANGUAGES
+from enclave_protocol.languages import LANGUAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -177,13 +176,16 @@ class Connection:
         self.deliver(encode(Rejection.of(error)))
 
     def _hello(self) -> Hello:
-        limits_of = {name: offer.profile.limits for name, offer in self._sessions.pools.offers.items()}
+        offers = self._sessions.pools.offers
+        limits_of = {name: offer.profile.limits for name, offer in offers.items()}
+        languages_of: dict[str, list[str]] = {name: list(offer.languages) for name, offer in offers.items()}
         return Hello(
             worker_id=self._identity.worker_id,
             version=__version__,
             level=self._identity.level,
             missing_layers=list(self._identity.missing_layers) or UNSET,
-            languages=list(LANGUAGES),
+            languages=[language for language in LANGUAGES if any(language in own for own in languages_of.values())],
+            profile_languages=languages_of,
             profiles=list(limits_of),
             profile_limits={name: limits for name, limits in limits_of.items() if limits} or UNSET,
             max_sessions=self._sessions.config.max_sessions,

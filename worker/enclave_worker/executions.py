@@ -104,6 +104,7 @@ def make_execute(
     code: str,
     limits: Limits | Mapping[str, Any] | None,
     *,
+    language: str | None = None,
     profile: str | None = None,
     env: Mapping[str, str] | None = None,
     files: Mapping[str, str | bytes] | None = None,
@@ -114,6 +115,7 @@ def make_execute(
         session_id: `s_…`; a new one if None.
         code: the body of an async function.
         limits: all of them, or by their names on the wire those that differ from the worker's defaults.
+        language: the first of the profile's if None.
         profile: `python` if None.
         env: environment variables of the code.
         files: files in its working directory, by relative path.
@@ -121,7 +123,10 @@ def make_execute(
     Raises:
         RemoteProtocolError: the id has not the form of one, or something is not what its annotation says.
     """
-    texts = (("sessionId", session_id, str | None), ("code", code, str), ("profile", profile, str | None))
+    texts = (
+        *(("sessionId", session_id, str | None), ("code", code, str)),
+        *(("language", language, str | None), ("profile", profile, str | None)),
+    )
     for field, value, kind in texts:
         if not isinstance(value, kind):
             raise RemoteProtocolError(f"a {type(value).__name__}", field=field, allowed="a string")
@@ -135,6 +140,7 @@ def make_execute(
         session_id=checked,
         code=code,
         limits=_named(limits),
+        language=UNSET if language is None else language,
         profile=UNSET if profile is None else profile,
         env=UNSET if env is None else parse_env(dict(env) if isinstance(env, Mapping) else env),
         files=UNSET if contents is None else parse_files(contents),

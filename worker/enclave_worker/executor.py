@@ -39,6 +39,7 @@ class SessionExecutor:
         code: str,
         limits: Limits | Mapping[str, Any] | None = None,
         *,
+        language: str | None = None,
         profile: str | None = None,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, str | bytes] | None = None,
@@ -52,8 +53,9 @@ class SessionExecutor:
 
         Args:
             session_id: `s_…`, which no live session may have; a new one if None.
-            code: the body of an async function.
+            code: the body of an async function; or a script for the shell.
             limits: all of them, or by their names on the wire those that differ from the configuration's.
+            language: `python`, `javascript` or `shell`; the first of the profile's if None.
             profile: one that the worker offers; `python` if None.
             env: environment variables of the code.
             files: files in its working directory, by relative path.
@@ -63,7 +65,7 @@ class SessionExecutor:
             LocalProtocolError: the worker does not run, or in another loop.
         """
         self.worker.require_running()
-        message = make_execute(session_id, code, limits, profile=profile, env=env, files=files)
+        message = make_execute(session_id, code, limits, language=language, profile=profile, env=env, files=files)
         return stream(self.worker.sessions, message, buffer_bytes=self._buffer_bytes)
 
     def tool_result(self, session_id: str, call_id: str, value: Any = None, *, error: ToolError | None = None) -> None:

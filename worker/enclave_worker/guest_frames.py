@@ -7,7 +7,9 @@ import gc
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
+
+from enclave_protocol.events import Level  # noqa: TC001 - msgspec reads it at run time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,9 +29,9 @@ class GuestToolCall(msgspec.Struct, tag_field="type", tag="tool_call", frozen=Tr
 
 
 class GuestResult(msgspec.Struct, tag_field="type", tag="result", frozen=True):
-    """The code returned."""
+    """The code returned; without a value if that was nothing at all, which JavaScript tells from `null`."""
 
-    value: msgspec.Raw
+    value: msgspec.Raw | UnsetType = UNSET
 
 
 class GuestError(msgspec.Struct, tag_field="type", tag="error", frozen=True):
@@ -42,7 +44,15 @@ class GuestError(msgspec.Struct, tag_field="type", tag="error", frozen=True):
     stack: Annotated[str, Meta(max_length=60_000)] | None = None
 
 
-guest_frames = msgspec.json.Decoder(GuestToolCall | GuestResult | GuestError)
+class GuestLog(msgspec.Struct, tag_field="type", tag="log", frozen=True):
+    """The code has something to say, and how much that matters."""
+
+    level: Level
+    message: Annotated[str, Meta(max_length=70_000)]
+
+
+GuestFrame = GuestToolCall | GuestResult | GuestError | GuestLog
+guest_frames = msgspec.json.Decoder(GuestFrame)
 
 
 @contextlib.contextmanager

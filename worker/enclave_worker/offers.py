@@ -5,24 +5,28 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
 from enclave_protocol import parse_limits
 
 from . import packages
+from .languages import javascript_package, lacking
 from .profiles import SHIPPED, Profile, ProfileError, read_profiles
 from .sandbox.levels import LEVELS, missing_layers
-from .sandbox.spec import PACKAGES_PATH, Package, Rlimit, SandboxSpec, python_spec
+from .sandbox.spec import PACKAGES_PATH, Package, Rlimit, SandboxSpec, bare, javascript, python_spec
 
 if TYPE_CHECKING:
     from enclave_protocol import Limits
+    from enclave_protocol.languages import Language
 
     from .config import RuntimeConfig
     from .footing import Footing
     from .usage import Allowance
 
+Kind = Literal["full", "bare", "javascript"]
+"""Of which a profile has a zygote each: with all that it preloads, with nothing, with the engine for JavaScript."""
 _OWN_RESOURCES = ("memory_limit_bytes", "processes", "cpus", "cpu_time_ms", "open_files", "disk_bytes")
 
 
@@ -37,6 +41,19 @@ class Offer:
     limits: Limits
     """What a session's limits start from."""
     spec: SandboxSpec
+    languages: tuple[Language, ...]
+    """Of its profile's, those that this host can run; the first is what a session gets that does not say."""
+
+    @property
+    def specs(self) -> dict[Kind, SandboxSpec]:
+        """What is to be kept warm."""
+        made: dict[Kind, SandboxSpec] = {
+            "full": self.spec,
+            "bare": bare(self.spec),
+        }
+        if "javascript" in self.languages:
+            made["javascript"] = javascript(self.spec, javascript_package())
+        return {kind: made[kind] for kind in kinds(self.profile)}
 
     @classmethod
     def of(cls, profile: Profile, footing: Footing, config: RuntimeConfig) -> Self:
@@ -59,7 +76,29 @@ class Offer:
             allowance=msgspec.structs.replace(allowance, spare_address_bytes=spare),
             limits=parse_limits(profile.limits, defaults=config.default_limits),
             spec=_spec(profile, own),
+            languages=offered_languages(profile),
         )
+
+
+def kinds(profile: Profile) -> tuple[Kind, ...]:
+    """Return which kinds of sandboxes a profile keeps warm; raises what `offered_languages` raises."""
+    languages = offered_languages(profile)
+    found: list[Kind] = []
+    if "python" in languages:
+        found += ["full", "bare"] if profile.bare else ["full"]
+    elif "shell" in languages:
+        found.append("bare")
+    return (*found, "javascript") if "javascript" in languages else tuple(found)
+
+
+def offered_languages(profile: Profile) -> tuple[Language, ...]:
+    """Return the languages of a profile that this host can run; raises ProfileError if there is none."""
+    missing = lacking()
+    found = tuple(language for language in profile.languages if language not in missing)
+    if not found:
+        why = "; ".join(f"{language}: {missing[language]}" for language in profile.languages)
+        raise ProfileError(f"profile {profile.name!r}, languages: this host has none of them: {why}")
+    return found
 
 
 def _own_footing(profile: Profile, footing: Footing, config: RuntimeConfig) -> Footing:

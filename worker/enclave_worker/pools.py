@@ -1,9 +1,10 @@
 """The pools of a worker: which zygote a session gets its sandbox from.
 
 Each profile has its own. What a zygote has imported every one of its forks pays for, used or not: page tables to copy,
-pages to fault in. So a profile may have two. The *bare* one has next to nothing loaded and suits code that neither
-imports nor awaits, as much of what agents send does not. The *full* one has what the profile preloads, which then costs
-nothing to import. Choosing wrong costs a few milliseconds, never a failure: either sandbox can run anything.
+pages to fault in. So a profile may have several. The *bare* one has next to nothing loaded and suits the shell's
+scripts, and Python that neither imports nor awaits, as much of what agents send does not. The *full* one has what the
+profile preloads, which then costs nothing to import. Choosing wrong between these two costs a few milliseconds, never a
+failure: either sandbox can run anything. Code in *JavaScript* runs in the third only, where the engine is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from .zygote import preload
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .offers import Offer
+    from enclave_protocol.languages import Language
+
+    from .offers import Kind, Offer
     from .pool import Pool, Taker
 
 _FULL_HINTS = ("import", "await", "async")
@@ -27,13 +30,12 @@ _FULL_HINTS = ("import", "await", "async")
 
 
 class ProfilePools:
-    """The pools of one profile: a full one, and perhaps a bare one."""
+    """The pools of one profile, by kind: at least those that its languages need."""
 
-    def __init__(self, offer: Offer, full: Pool, bare: Pool | None = None) -> None:
+    def __init__(self, offer: Offer, pools: Mapping[Kind, Pool]) -> None:
         self.offer = offer
-        self.all = (full,) if bare is None else (bare, full)
-        self._full = full
-        self._bare = full if bare is None else bare
+        self.all = tuple(pools.values())
+        self._pools = pools
 
     def __repr__(self) -> str:
         return f"<ProfilePools {self.offer.profile.name} {self.all!r}>"
@@ -48,9 +50,15 @@ class ProfilePools:
                 raise ProfileError(f"profile {name!r}: {failure.step}: {failure.reason}") from failure
             raise failure
 
-    def pool_for(self, code: str) -> Pool:
+    def pool_for(self, language: Language, code: str) -> Pool:
         """Return the pool that suits `code`."""
-        return self._full if any(hint in code for hint in _FULL_HINTS) else self._bare
+        return self._pools[self._kind_for(language, code)]
+
+    def _kind_for(self, language: Language, code: str) -> Kind:
+        if language == "javascript":
+            return "javascript"
+        full = language == "python" and any(hint in code for hint in _FULL_HINTS)
+        return "full" if full or "bare" not in self._pools else "bare"
 
 
 class Pools:
@@ -102,9 +110,9 @@ class Pools:
         """End every sandbox; returns when they are gone."""
         await asyncio.gather(*(pool.stop() for pool in self._all))
 
-    def take(self, taker: Taker, profile: str, code: str) -> None:
+    def take(self, taker: Taker, profile: str, language: Language, code: str) -> None:
         """Give `taker` a sandbox of `profile` that suits `code`: a warm one at once, else one as soon as it is made."""
-        self._profiles[profile].pool_for(code).take(taker)
+        self._profiles[profile].pool_for(language, code).take(taker)
 
     def forget(self, taker: Taker) -> None:
         """Stop looking for a sandbox for `taker`."""

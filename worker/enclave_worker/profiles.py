@@ -12,12 +12,13 @@ import fnmatch
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from enclave_protocol import EnclaveError, RemoteProtocolError, parse_env, parse_limits
+from enclave_protocol.languages import LANGUAGES, Language
 from enclave_protocol.limits import split_path
 
 from .sandbox.levels import LEVELS, LevelName
@@ -47,8 +48,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     name: str
     """From the table's heading: `[profiles.NAME]`."""
-    language: Literal["python"] = "python"
-    """What its guests write."""
+    languages: Annotated[tuple[Language, ...], Meta(min_length=1)] = ("python", "shell")
+    """What its guests may write; the first is what a session gets that names the profile and no language."""
     preload: tuple[str, ...] = ()
     """Modules that its zygote imports: a guest finds them loaded."""
     bare: bool = False
@@ -153,7 +154,7 @@ def _profile(path: Path, name: str, table: object) -> Profile:
 
 _FIELDS = tuple(field.name for field in msgspec.structs.fields(Profile) if field.name != "name")
 _ALLOWED = {
-    "language": "python",
+    "languages": f"a list, not empty, of {', '.join(LANGUAGES)}",
     "preload": "a list of module names",
     "bare": "true or false",
     "packages": "a list of names of installed distributions",

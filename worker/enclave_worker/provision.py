@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enclave_protocol import SandboxError
 
-from .offers import Offer
+from .languages import lacking
+from .offers import Offer, kinds
 from .pool import Pool
 from .pools import Pools, ProfilePools
 from .profiles import load_profiles
 from .sandbox.open_plan import make_open_plan
 from .sandbox.plan import make_plan
-from .sandbox.spec import bare, interpreter
+from .sandbox.spec import interpreter
 from .slots import Slots
 from .user_ids import describe, has_room, id_ranges
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from .profiles import Profile
     from .sandbox.plan import Plan
     from .sandbox.spec import SandboxSpec
+
+log = logging.getLogger("enclave.worker")
 
 _DYING_MARGIN = 16
 """Sandboxes that may still be dying while their sessions' slots are taken again."""
@@ -40,6 +44,7 @@ def make_pools(config: RuntimeConfig, footing: Footing) -> tuple[list[Slots], Po
     """
     profiles = load_profiles(config.profiles, config.profiles_file)
     offers = [Offer.of(profile, footing, config) for profile in profiles.values()]
+    _tell_what_is_lacking(offers)
     needed = places_needed(config, profiles.values())
     first_uid = _first_uid(config.first_uid, needed) if footing.privilege == "root" else 0
     slots: list[Slots] = []
@@ -61,6 +66,13 @@ def make_pools(config: RuntimeConfig, footing: Footing) -> tuple[list[Slots], Po
     return slots, Pools(pools)
 
 
+def _tell_what_is_lacking(offers: list[Offer]) -> None:
+    for language, why in lacking().items():
+        names = [offer.profile.name for offer in offers if language in offer.profile.languages]
+        if names:
+            log.info("%s is not offered in %s: %s", language, ", ".join(names), why)
+
+
 def places_needed(config: RuntimeConfig, profiles: Iterable[Profile]) -> int:
     """Return how many sandboxes there may be at once: so many host user ids it takes, started as root."""
     return sum(_places(profile, config) for profile in profiles)
@@ -68,7 +80,7 @@ def places_needed(config: RuntimeConfig, profiles: Iterable[Profile]) -> int:
 
 def _places(profile: Profile, config: RuntimeConfig) -> int:
     """Return how many sandboxes of a profile there may be at once."""
-    return _max_live(profile, config) * (1 + profile.bare)
+    return _max_live(profile, config) * len(kinds(profile))
 
 
 def _max_live(profile: Profile, config: RuntimeConfig) -> int:
@@ -88,7 +100,7 @@ def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> Profile
             zygote_forks=config.zygote_forks,
         )
 
-    return ProfilePools(offer, pool(offer.spec), pool(bare(offer.spec)) if profile.bare else None)
+    return ProfilePools(offer, {kind: pool(spec) for kind, spec in offer.specs.items()})
 
 
 def plan_for(spec: SandboxSpec, footing: Footing) -> Plan:

@@ -221,6 +221,7 @@ class RuntimeWorker(Observable):
         limits: Limits | Mapping[str, Any] | None = None,
         tools: Mapping[str, Callable[..., Any]] | None = None,
         *,
+        language: str | None = None,
         profile: str | None = None,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, str | bytes] | None = None,
@@ -229,10 +230,11 @@ class RuntimeWorker(Observable):
 
         Args:
             session_id: `s_…`, which no live session may have; a new one if None.
-            code: the body of an async function.
+            code: the body of an async function; or a script for the shell.
             limits: all of them, or by their names on the wire those that differ from the configuration's.
             tools: what the code may call, by name: plain functions (each call in a thread) or async ones. A name that
                 is not among them gives the code an `UNKNOWN_TOOL` error, one that raises the exception's message.
+            language: `python`, `javascript` or `shell`; the first of the profile's if None.
             profile: one that the worker offers; `python` if None.
             env: environment variables of the code.
             files: files in its working directory, by relative path.
@@ -242,7 +244,7 @@ class RuntimeWorker(Observable):
             LocalProtocolError: the worker does not run, or in another loop.
         """
         self.require_running()
-        message = make_execute(session_id, code, limits, profile=profile, env=env, files=files)
+        message = make_execute(session_id, code, limits, language=language, profile=profile, env=env, files=files)
         return await collect(self.sessions, message, tools or {}, buffer_bytes=DEFAULT_BUFFER_BYTES)
 
     def execute_sync(
@@ -252,6 +254,7 @@ class RuntimeWorker(Observable):
         limits: Limits | Mapping[str, Any] | None = None,
         tools: Mapping[str, Callable[..., Any]] | None = None,
         *,
+        language: str | None = None,
         profile: str | None = None,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, str | bytes] | None = None,
@@ -264,7 +267,7 @@ class RuntimeWorker(Observable):
             RuntimeError: the worker's own event loop runs in this thread.
         """
         self.require_running()
-        done = self.execute(session_id, code, limits, tools, profile=profile, env=env, files=files)
+        done = self.execute(session_id, code, limits, tools, language=language, profile=profile, env=env, files=files)
         return call_in(self.sessions.loop, done)
 
     def start_sync(self, *, listen: bool = False) -> None:

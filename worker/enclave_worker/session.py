@@ -43,7 +43,7 @@ from enclave_protocol import (
 from enclave_protocol import events as ev
 from enclave_protocol.limits import MAX_VALUE_BYTES
 
-from .guest_frames import GuestError, GuestToolCall, guest_frames, read_value
+from .guest_frames import GuestError, GuestFrame, GuestLog, GuestToolCall, guest_frames, read_value
 from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
 from .output import Output, Stream
 from .usage import Allowance, Exit, Usage
@@ -105,6 +105,7 @@ class Session:
         self._queue_ms = queue_ms
         self._start_ms = 0.0
         self._outputs = {"stdout": self._output("stdout"), "stderr": self._output("stderr")}
+        self._log_bytes = 0
         self._calls: dict[str, int] = {}  # callId -> the guest's number, while the call waits
         self._numbers: set[int] = set()  # the same numbers, to look up
         self._answered: set[str] = set()
@@ -129,7 +130,7 @@ class Session:
         return [self._emit(ev.SessionInit, payload)]
 
     def started(self, code: str, now_s: float, given: dict[str, Any] | None = None) -> list[Instruction]:
-        """Hand the code to the sandbox that was found, and what else the session is given (`env`, `files`, …)."""
+        """Hand the code to the sandbox that was found, and what else its driver is told (`language`, `env`, …)."""
         self._start_ms = (now_s - self._accepted_s) * 1000
         self.state = transition(self.state, Trigger.START)
         lowered = self.memory_bytes < self._allowance.memory_bytes
@@ -138,6 +139,7 @@ class Session:
             "code": code,
             "addressSpaceBytes": self.memory_bytes + self._allowance.spare_address_bytes if lowered else 0,
             "maxResultBytes": self.limits.max_result_bytes,
+            "memoryBytes": self.memory_bytes,
             **(given or {}),
         }
         return [ToGuest(request), *self._next_check(0.0)]
@@ -164,15 +166,20 @@ class Session:
             return []
         try:
             message = guest_frames.decode(body)
-            if isinstance(message, GuestError):
-                return self._guest_error(message)
-            if isinstance(message, GuestToolCall):
-                return self._refusal(message) or self._tool_call(message, read_value(message.args))
-            return self._result(read_value(message.value))
+            return self._message(message, len(body))
         except RecursionError:
             return self._fail(Code.RESULT_NOT_SERIALIZABLE, "a result or a tool's arguments are nested too deeply")
         except (msgspec.MsgspecError, UnicodeError) as error:
             return self.broken(str(error))
+
+    def _message(self, message: GuestFrame, size_bytes: int) -> list[Instruction]:
+        if isinstance(message, GuestError):
+            return self._guest_error(message)
+        if isinstance(message, GuestToolCall):
+            return self._refusal(message) or self._tool_call(message, read_value(message.args))
+        if isinstance(message, GuestLog):
+            return self._log(message, size_bytes)
+        return self._result(UNSET if message.value is UNSET else read_value(message.value))
 
     def broken(self, reason: str) -> list[Instruction]:
         """The guest's socket carried something that its driver never sends."""
@@ -377,7 +384,25 @@ class Session:
         applied = self._emit(ev.ToolResultApplied, ev.ToolResultAppliedPayload(call_id=call_id))
         return [StopToolTimer(call_id), ToGuest({"type": "tool_result", "id": number, **outcome}), applied]
 
-    def _result(self, value: bytes) -> list[Instruction]:
+    def _log(self, log: GuestLog, size_bytes: int) -> list[Instruction]:
+        """Pass on what the code logs, up to a cap like that of each stream, and mark the place where it is cut."""
+        was_cut, cap_bytes = self._logs_are_cut, self.limits.max_stdout_bytes
+        self._log_bytes += size_bytes
+        if was_cut:
+            return []
+        if not self._logs_are_cut:
+            return [self._emit(ev.Log, ev.LogPayload(level=log.level, message=log.message))]
+        message = f"log messages are cut: more than maxStdoutBytes={cap_bytes} were sent"
+        evidence = {"limit": "maxStdoutBytes", "stream": "log", "maxStdoutBytes": cap_bytes}
+        return [self._emit(ev.Log, ev.LogPayload(level="warn", message=message, data=evidence))]
+
+    @property
+    def _logs_are_cut(self) -> bool:
+        return self._log_bytes > self.limits.max_stdout_bytes
+
+    def _result(self, value: bytes | UnsetType) -> list[Instruction]:
+        if value is UNSET:
+            return self._decide(_Verdict(Trigger.COMPLETE, by_guest=True), Conclude())
         if len(value) > self.limits.max_result_bytes:
             message = (
                 f"the result is {len(value)} bytes as JSON, more than maxResultBytes={self.limits.max_result_bytes}"
@@ -433,7 +458,7 @@ class Session:
             oom_kills=usage.oom_kills,
             queue_ms=round(self._queue_ms, 3),
             start_ms=round(self._start_ms, 3),
-            truncated=out.cut or err.cut,
+            truncated=out.cut or err.cut or self._logs_are_cut,
         )
 
 

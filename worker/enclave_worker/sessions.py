@@ -32,6 +32,7 @@ from enclave_protocol import (
     parse_limits,
 )
 from enclave_protocol.events import iso_time
+from enclave_protocol.languages import MAX_SCRIPT_BYTES
 
 from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
 from .listeners import Listeners
@@ -42,6 +43,8 @@ from .usage import Exit, Usage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from enclave_protocol.languages import Language
+
     from .config import RuntimeConfig
     from .metrics import WorkerMetrics
     from .offers import Offer
@@ -51,7 +54,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("enclave.worker")
 
-LANGUAGES = ("python",)
 _DEATH_GRACE_S = 2.0
 """How long the `final` of a killed sandbox waits for the word of its death. Giving back much memory can take long, and
 a zygote may be stopped by somebody; neither may hold up an ending."""
@@ -117,9 +119,9 @@ class Sessions:
         if session_id in self._runs:
             raise _bad(session_id, "sessionId", "a live session has this id", "an id no live session has")
         try:
-            offer = self._offer(message)
-            limits = self._limits(message, offer)
-            given = _given(message, offer.profile)
+            offer, language = self._offer(message)
+            limits = self._limits(message, offer, language)
+            given = {"language": language, **_given(message, offer.profile)}
         except RemoteProtocolError as error:
             error.session_id = session_id
             raise
@@ -210,21 +212,25 @@ class Sessions:
             raise _bad(session_id, "sessionId", "no such session is live here", "the id of a live session")
         return run
 
-    def _offer(self, message: Execute) -> Offer:
+    def _offer(self, message: Execute) -> tuple[Offer, Language]:
         offers = self.pools.offers
         name = DEFAULT_PROFILE if message.profile is UNSET else message.profile
         if name not in offers:
             raise RemoteProtocolError(f"{name!r} is not offered here", field="profile", allowed=", ".join(offers))
-        language = offers[name].profile.language
-        if message.language is not UNSET and message.language != language:
-            reason = f"{message.language!r} is not what the profile {name!r} runs"
-            raise RemoteProtocolError(reason, field="language", allowed=language)
-        return offers[name]
+        languages = offers[name].languages
+        if message.language is UNSET:
+            return offers[name], languages[0]
+        for language in languages:
+            if message.language == language:
+                return offers[name], language
+        reason = f"{message.language!r} is not offered here with the profile {name!r}"
+        raise RemoteProtocolError(reason, field="language", allowed=", ".join(languages))
 
-    def _limits(self, message: Execute, offer: Offer) -> Limits:
-        size = len(message.code.encode("utf-8", "surrogatepass"))
-        if size > self.config.max_code_bytes:
-            allowed = f"at most {self.config.max_code_bytes} bytes of UTF-8"
+    def _limits(self, message: Execute, offer: Offer, language: Language) -> Limits:
+        size, most = len(message.code.encode("utf-8", "surrogatepass")), self.config.max_code_bytes
+        most = min(most, MAX_SCRIPT_BYTES) if language == "shell" else most
+        if size > most:
+            allowed = f"at most {most} bytes of UTF-8"
             raise RemoteProtocolError(f"{size} bytes", field="code", allowed=allowed)
         limits = offer.limits
         if message.limits is not UNSET:
@@ -288,7 +294,7 @@ class _Run:
         self._timers["deadline"] = self._loop.call_later(self.session.budget_ms / 1000, self._on_deadline)
         if limits.heartbeat_interval_ms:
             self._arm_heartbeat()
-        self._sessions.pools.take(self, self._offer.profile.name, self._code)
+        self._sessions.pools.take(self, self._offer.profile.name, self._given["language"], self._code)
 
     def cancel(self, reason: str) -> None:
         """End the session now."""

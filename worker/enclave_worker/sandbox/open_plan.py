@@ -67,6 +67,7 @@ def make_open_plan(
         seccomp_base64=base64.b64encode(
             compile_filter(spec.machine, memory_is_counted=False, own_network=False)
         ).decode(),
+        driver=spec.driver,
         preload=spec.preload,
         landlock=bool(landlock),
         own_clocks=False,

@@ -33,7 +33,7 @@ from enclave_worker.zygote import kernel
 
 from .landlock import landlock_step
 from .seccomp import compile_filter
-from .spec import PACKAGES_PATH
+from .spec import PACKAGES_PATH, Driver
 
 if TYPE_CHECKING:
     from .spec import Rlimit, SandboxSpec
@@ -74,6 +74,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The filter, base64: steps refer to it as `{seccomp}`."""
     settle: list[Step]
     """What the zygote does once everything is preloaded."""
+    driver: Driver
+    """What runs the guests' code."""
     preload: tuple[str, ...]
     """Modules to import before the first fork."""
     landlock: bool
@@ -130,6 +132,7 @@ def make_plan(
         ],
         privilege=privilege,
         seccomp_base64=base64.b64encode(compile_filter(spec.machine, memory_is_counted=bool(groups))).decode(),
+        driver=spec.driver,
         preload=spec.preload,
         landlock=bool(landlock),
         own_clocks=own_clocks,

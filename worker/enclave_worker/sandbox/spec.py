@@ -6,8 +6,8 @@ import os
 import platform
 import resource
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -104,6 +104,9 @@ def tmpfs(size_bytes: int) -> tuple[Tmpfs, ...]:
     )
 
 
+Driver = Literal["python", "javascript"]
+
+
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a guest sees and may use. `plan` turns it into steps."""
 
@@ -135,6 +138,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[tuple[str, str], ...] = ()
     """Environment variables of every guest, `(name, value)`; in force while the zygote preloads, too."""
     rlimits: tuple[Rlimit, ...]
+    driver: Driver = "python"
+    """What runs the guests' code: `python` runs the shell's scripts, too."""
 
 
 PACKAGES_PATH = "/packages"
@@ -169,6 +174,15 @@ def python_spec(resources: Resources, *, counted: bool) -> SandboxSpec:
 def bare(spec: SandboxSpec) -> SandboxSpec:
     """Return the same sandbox for code that neither imports nor awaits: nothing preloaded, and `lo` left down."""
     return msgspec.structs.replace(spec, preload=(), loopback=False)
+
+
+def javascript(spec: SandboxSpec, library: Package) -> SandboxSpec:
+    """Return the same sandbox for guests in JavaScript, with nothing in it but the engine; they have no sockets."""
+    env = tuple((name, value) for name, value in spec.env if value != PACKAGES_PATH)
+    engine = (PurePosixPath(library.path).name.partition(".")[0],)
+    return msgspec.structs.replace(
+        spec, driver="javascript", preload=engine, packages=(library,), env=env, loopback=False
+    )
 
 
 def interpreter() -> str:

@@ -27,17 +27,27 @@ def encode(value: object) -> bytes:
     return _encode(value).encode()
 
 
-def unpack(buffer: bytearray) -> Message | None:
-    """Take the first whole frame off `buffer` and return its message, or None if there is none yet."""
+def decode(text: bytes) -> Any:
+    """Return the value of JSON text."""
+    return _decode(text.decode())
+
+
+def take(buffer: bytearray) -> bytes | None:
+    """Take the first whole frame off `buffer` and return its JSON text, or None if there is none yet."""
     if _size(buffer) < HEADER.size:
         return None
     end = HEADER.size + HEADER.unpack_from(buffer)[0]
     if _size(buffer) < end:
         return None
-    body = buffer[HEADER.size : end].decode()
+    body = bytes(buffer[HEADER.size : end])
     del buffer[:end]
-    message: Message = _decode(body)
-    return message
+    return body
+
+
+def unpack(buffer: bytearray) -> Message | None:
+    """Take the first whole frame off `buffer` and return its message, or None if there is none yet."""
+    body = take(buffer)
+    return None if body is None else decode(body)
 
 
 def write(fd: int, body: bytes) -> None:

@@ -435,7 +435,13 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 def _prepare(plan: Message, scratch: str) -> Callable[[], None]:
     """Enter the root that guests will see, load what they need, make the memory ready to share; return the driver."""
-    from . import guest, preload  # noqa: PLC0415 - here, not above: the launcher has no use for them
+    # Here, not above: the launcher has no use for them.
+    from . import preload  # noqa: PLC0415
+
+    if plan["driver"] == "javascript":
+        from . import javascript as language  # noqa: PLC0415
+    else:
+        from . import python as language  # type: ignore[no-redef]  # noqa: PLC0415
 
     values: dict[str, object] = {"scratch": scratch}
     steps.perform(steps.compile_steps(plan["prepare"], values))
@@ -447,8 +453,8 @@ def _prepare(plan: Message, scratch: str) -> Callable[[], None]:
         sys.path.append(plan["packages_path"].format_map(values))
     preload.load(plan["preload"])
     steps.perform(steps.compile_steps(plan["settle"], {}))
-    guest.prepare()
-    sys.argv = [guest.FILENAME]
+    language.prepare()
+    sys.argv = [language.FILENAME]
     sys.path.insert(0, plan["workdir"])  # as for any program: the files beside it can be imported
     # A guest that imports `enclave_worker` or `steps` gets its own file of that name, or an ImportError.
     for name in [name for name in sys.modules if name.partition(".")[0] == "enclave_worker"]:
@@ -457,4 +463,4 @@ def _prepare(plan: Message, scratch: str) -> Callable[[], None]:
     gc.disable()
     preload.require_one_thread()
     gc.freeze()  # the collector must not touch, and so copy, the pages that sandboxes share
-    return guest.main
+    return language.main

@@ -1,44 +1,33 @@
-"""The driver: runs a session's code inside the sandbox.
+"""Guests in Python.
 
-Theory of operation. By the time `main` runs, the sandbox is closed: every namespace, limit and filter is in force, and
-descriptors 0 to 3 are all there is (nothing, stdout, stderr, the worker). It rehearses with a trivial program while
-nobody waits, says `ready`, and waits for one `execute`. The code becomes the body of a function by way of its syntax
-tree, never its text, so that a quote or an indentation cannot end the wrapper and every line keeps its number.
-
-From then on this process is the guest's: it can patch anything here. So nothing here is trusted. The worker checks
-every frame, counts and times for itself, and all that a patched driver can do is lie about its own session.
+Theory of operation. The code becomes the body of a function by way of its syntax tree, never its text, so that a quote
+or an indentation cannot end the wrapper and every line keeps its number. See `driver` for what happens around it.
 """
 
 from __future__ import annotations
 
 import _ast
-import binascii
 import builtins
 import io
 import linecache
 import math
 import os
-import resource
 import sys
-import time
 import traceback
 import types
 
-from . import frames, preload
+from . import driver, frames, preload, shell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     import socket
     from collections.abc import Iterator
-    from typing import Any
+    from typing import Any, NoReturn
 
     from .frames import Message
 
 FILENAME = "main.py"
-CONTROL_FD = 3
-MAX_MESSAGE_CHARS = 8192
-MAX_STACK_CHARS = 32768
 _MAX_DEPTH = 50
 _MAX_PARTS = 10_000
 
@@ -47,9 +36,7 @@ _MSG_DONTWAIT = 0x40
 _COROUTINE = 0x80
 _GENERATOR = 0x20 | 0x200
 _PLACE: dict[str, Any] = {"lineno": 1, "col_offset": 0, "end_lineno": 1, "end_col_offset": 0}
-_FULL = (27, 28, 122)
-"""EFBIG, ENOSPC, EDQUOT: a file, or the directory it is in, has no room left."""
-_OWN_FILES = (__file__, frames.__file__)
+_OWN_FILES = (__file__, driver.__file__, frames.__file__)
 
 
 class ToolError(Exception):
@@ -64,37 +51,23 @@ class ToolError(Exception):
 ToolError.__module__ = "__main__"  # where guests find it, and so how a traceback calls it
 
 
-class Worker:
-    """The worker's end of the control socket, as the guest sees it."""
+class Worker(driver.Worker):
+    """The worker's end of the control socket, with the tools behind it."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._buffer = bytearray()
+        super().__init__(fd)
         self._pending: dict[int, asyncio.Future[object]] = {}
         self._last_call = 0
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    def send(self, body: bytes) -> None:
-        """Send one frame; blocks while the worker is busy, which holds up nobody else."""
-        frames.write(self._fd, body)
-
-    def receive(self) -> Message | None:
-        """Block until the next frame; None at the end of the connection."""
-        while (message := frames.unpack(self._buffer)) is None:
-            data = os.read(self._fd, 65536)
-            if not data:
-                return None
-            self._buffer += data
-        return message
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """From here on, take tool results in the background of `loop`."""
         import socket  # noqa: PLC0415 - loaded with asyncio, which only guests that await need
 
         self._loop = loop
-        self._socket = socket.socket(fileno=self._fd)
-        loop.add_reader(self._fd, self._on_readable)
+        self._socket = socket.socket(fileno=self.fd)
+        loop.add_reader(self.fd, self._on_readable)
 
     def _on_readable(self) -> None:
         assert self._socket is not None
@@ -104,8 +77,8 @@ class Worker:
             return
         if not data:
             os._exit(1)  # the worker let go of us
-        self._buffer += data
-        while (message := frames.unpack(self._buffer)) is not None:
+        self.buffer += data
+        while (message := frames.unpack(self.buffer)) is not None:
             future = self._pending.pop(message["id"], None)
             if future is None or future.done():
                 continue
@@ -174,28 +147,27 @@ def prepare() -> None:
     _compile("return await f(1)", {})  # the compiler's own caches
 
 
-def main() -> None:
-    """Run one session's code, then wait for the end. Never returns."""
-    worker = Worker(CONTROL_FD)
+def main() -> NoReturn:
+    """Run one session's code, be it in Python or a script for the shell."""
+    worker = Worker(driver.CONTROL_FD)
     preload.reseed()
     _rehearse(worker)
-    worker.send(b'{"type":"ready"}')
-    request = worker.receive()
-    if request is None:
-        os._exit(0)
+    driver.serve(worker, lambda request: _run_any(worker, request))
+
+
+def _run_any(worker: Worker, request: Message) -> bytes:
+    if request["language"] == shell.LANGUAGE:
+        return shell.run(request)
     outcome = _run(worker, request)
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:  # noqa: S110, BLE001 - the guest may have put anything there
         pass
-    worker.send(outcome)
-    # Stay until killed: the worker asks the kernel what we used, which a process that has left can't show.
-    while True:
-        os.read(CONTROL_FD, 65536) or os._exit(0)
+    return outcome
 
 
-_REHEARSAL = b'{"code":"return 1 + 1","addressSpaceBytes":0,"maxResultBytes":99}'
+_REHEARSAL = {"code": "return 1 + 1", "addressSpaceBytes": 0, "maxResultBytes": 99}
 
 
 def _rehearse(worker: Worker) -> None:
@@ -203,18 +175,16 @@ def _rehearse(worker: Worker) -> None:
 
     A fork shares its memory until it writes to it. What every run writes to is copied here, ahead of the code.
     """
-    request = frames.unpack(bytearray(frames.HEADER.pack(len(_REHEARSAL)) + _REHEARSAL))
-    assert request is not None, "the rehearsal's frame is whole"
-    _run(worker, request)
+    text = frames.encode(_REHEARSAL)
+    _run(worker, frames.unpack(bytearray(frames.HEADER.pack(len(text)) + text)) or _REHEARSAL)
     del sys.modules["__main__"], linecache.cache[FILENAME]
 
 
 def _run(worker: Worker, request: Message) -> bytes:
     """Compile and run; return the frame that tells how it ended."""
-    if request["addressSpaceBytes"]:
-        resource.setrlimit(resource.RLIMIT_AS, (request["addressSpaceBytes"], request["addressSpaceBytes"]))
+    driver.limit_address_space(request)
     try:
-        _give(request.get("env") or {}, request.get("files") or {})
+        driver.give(request)
     except (OSError, MemoryError) as error:  # its limits have no room for them
         return _failure(error)
     try:
@@ -232,20 +202,6 @@ def _run(worker: Worker, request: Message) -> bytes:
     except BaseException as error:  # noqa: BLE001 - whatever the guest raises is how it ended
         return _failure(error)
     return _result(value, request["maxResultBytes"])
-
-
-def _give(env: dict[str, str], files: dict[str, Any]) -> None:
-    """Set environment variables, and write files into the working directory, before the code sees either."""
-    os.environ.update(env)
-    if "TZ" in env:
-        time.tzset()
-    for path, content in files.items():
-        data = content.encode() if isinstance(content, str) else binascii.a2b_base64(content["base64"])
-        directory = os.path.dirname(path)
-        if directory:
-            os.makedirs(directory, exist_ok=True)
-        with open(path, "xb") as file:
-            file.write(data)
 
 
 def _run_in_loop(worker: Worker, function: types.FunctionType, max_result_bytes: int) -> bytes:
@@ -340,11 +296,10 @@ def _result(value: object, max_bytes: int) -> bytes:
         return _failure(error)
     except Exception as error:  # noqa: BLE001 - a guest's object may raise anything when it is looked at
         where = _where_unserializable(value) or f"result: {_safe_text(error)}"
-        return _error("RESULT_NOT_SERIALIZABLE", f"{where}. Return JSON: dict, list, str, int, float, bool or None")
-    if len(text) > max_bytes:
-        message = f"the result is {len(text)} bytes as JSON, more than maxResultBytes={max_bytes}"
-        return _error("RESULT_TOO_LARGE", message)
-    return b'{"type":"result","value":%b}' % text
+        return driver.error(
+            "RESULT_NOT_SERIALIZABLE", f"{where}. Return JSON: dict, list, str, int, float, bool or None"
+        )
+    return driver.result(text, max_bytes)
 
 
 def _where_unserializable(value: object) -> str | None:
@@ -387,7 +342,7 @@ def _syntax_error(error: Exception) -> bytes:
     line = getattr(error, "lineno", None)
     message = error.msg if isinstance(error, SyntaxError) else _safe_text(error) or "the code is nested too deeply"
     stack = "".join(traceback.format_exception_only(error))
-    return _error("SYNTAX_ERROR", message, name=type(error).__name__, line=line, stack=stack)
+    return driver.error("SYNTAX_ERROR", message, name=type(error).__name__, line=line, stack=stack)
 
 
 def _safe_errno(error: OSError) -> object:
@@ -406,7 +361,7 @@ def _failure(error: BaseException) -> bytes:
         code = error.code
     elif isinstance(error, MemoryError):
         code = "MEMORY_LIMIT_EXCEEDED"
-    elif isinstance(error, OSError) and _safe_errno(error) in _FULL:
+    elif isinstance(error, OSError) and _safe_errno(error) in driver.FULL:
         code = "DISK_LIMIT_EXCEEDED"
     try:
         told = traceback.TracebackException.from_exception(error, limit=-50)
@@ -414,7 +369,7 @@ def _failure(error: BaseException) -> bytes:
         stack = "".join(told.format())
     except BaseException:  # noqa: BLE001 - out of memory, or the guest broke `traceback`
         line, stack = None, None
-    return _error(code, _safe_text(error), name=type(error).__name__, line=line, stack=stack)
+    return driver.error(code, _safe_text(error), name=type(error).__name__, line=line, stack=stack)
 
 
 def _drop_own_frames(told: traceback.TracebackException, depth: int = 0) -> int | None:
@@ -433,26 +388,3 @@ def _safe_text(error: BaseException) -> str:
         return str(error)
     except BaseException:  # noqa: BLE001 - a hostile __str__
         return "<unprintable>"
-
-
-def _error(
-    code: str, message: str, *, name: str | None = None, line: int | None = None, stack: str | None = None
-) -> bytes:
-    return frames.encode(
-        {
-            "type": "error",
-            "code": code,
-            "message": _cut(message, MAX_MESSAGE_CHARS),
-            "name": _cut(name, 200),
-            "line": line,
-            "stack": _cut(stack, MAX_STACK_CHARS),
-        }
-    )
-
-
-def _cut(text: str | None, limit: int) -> str | None:
-    if text is None:
-        return None
-    if len(text) > limit:
-        text = f"{text[:limit]}… ({len(text) - limit} more characters cut)"
-    return text.encode(errors="backslashreplace").decode()
