@@ -29,6 +29,7 @@ from enclave_protocol.limits import split_path
 
 from .access import Denied, QuotaExceeded
 from .dispatcher import CodeTooLarge, NewSession
+from .languages import Unsaid
 from .placement import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
@@ -229,12 +230,15 @@ def decode_cancel(body: bytes) -> str:
     return (decode_body(_cancel_decoder, body).reason or "") if body.strip() else ""
 
 
-def decode_create(data: bytes, default_limits: Callable[[str], Limits]) -> tuple[NewSession, EventFilter | None]:
+def decode_create(
+    data: bytes, default_limits: Callable[[str], Limits], unsaid: Unsaid = Unsaid()  # noqa: B008 - frozen
+) -> tuple[NewSession, EventFilter | None]:
     """Read and check a request for a session; returns it, and which of its events the client wants.
 
     Args:
         data: the body.
         default_limits: what limits start from, by profile.
+        unsaid: what the language is if the body does not say.
 
     Raises:
         ApiError: names the field.
@@ -245,16 +249,20 @@ def decode_create(data: bytes, default_limits: Callable[[str], Limits]) -> tuple
         with REFUSALS:
             wanted = parse_filter(request.filter)
     # Only who has chosen the id can make the same request again.
-    fingerprint = b"" if request.session_id is UNSET else hashlib.blake2b(data, digest_size=16).digest()
-    new = new_session(request, default_limits, fingerprint=fingerprint)
+    fingerprint = b"" if request.session_id is UNSET else _fingerprint(data, unsaid.header)
+    new = new_session(request, default_limits, unsaid, fingerprint=fingerprint)
     if wanted is not None and new.channel is not None:
         with REFUSALS:
             raise unfilterable()
     return new, wanted
 
 
+def _fingerprint(data: bytes, header: str | None) -> bytes:
+    return hashlib.blake2b(data, digest_size=16, key=(header or "").encode()[:64]).digest()
+
+
 def new_session(
-    request: CreateSession, default_limits: Callable[[str], Limits], *, fingerprint: bytes = b""
+    request: CreateSession, default_limits: Callable[[str], Limits], unsaid: Unsaid, *, fingerprint: bytes = b""
 ) -> NewSession:
     """Check a request for a session; raises ApiError naming the field."""
     profile = DEFAULT_PROFILE if request.profile is UNSET else request.profile
@@ -268,7 +276,10 @@ def new_session(
             code=request.code,
             session_id=session_id,
             limits=_limits(request, default_limits(profile)),
-            language="python" if request.language is UNSET else request.language,
+            language=unsaid.language(
+                None if request.language is UNSET else request.language,
+                None if request.profile is UNSET else request.profile,
+            ),
             profile=profile,
             env={} if request.env is UNSET else parse_env(request.env),
             files={} if request.files is UNSET else parse_files(request.files),

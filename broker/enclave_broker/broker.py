@@ -180,6 +180,7 @@ class Broker:
         *,
         session_id: str | None = None,
         limits: Limits | dict[str, Any] | None = None,
+        language: str | None = None,
         profile: str = DEFAULT_PROFILE,
         env: dict[str, str] | None = None,
         files: dict[str, str | bytes] | None = None,
@@ -190,6 +191,7 @@ class Broker:
             code: the body of an async function.
             session_id: `s_…`; a new one if not given.
             limits: as `Limits`, or by their names on the wire.
+            language: `python`, `javascript` or `shell`; None: that of a profile other than `python`, else the broker's.
             profile: one that a worker offers.
             env: environment variables of the code.
             files: files in its working directory, by relative path.
@@ -209,6 +211,9 @@ class Broker:
             code=code,
             session_id=session_id,
             limits=limits,
+            language=self.dispatcher.unsaid_language().language(
+                language, None if profile == DEFAULT_PROFILE else profile
+            ),
             profile=profile,
             env=parse_env(env or {}),
             files=parse_files(contents),

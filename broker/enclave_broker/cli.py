@@ -15,6 +15,7 @@ import msgspec
 import uvloop
 
 from enclave_protocol import Limits, ProtocolError, __version__, parse_limits
+from enclave_protocol.languages import DEFAULT_LANGUAGE, LANGUAGES
 
 from .access.files import SECRET_VARIABLES
 from .access.options import access_options
@@ -26,6 +27,8 @@ from .tools.sources.options import load_sources, source_options
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from enclave_protocol.languages import Language
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -62,6 +65,12 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     metavar="NAME=VALUE",
     help="What a limit is for sessions that do not set it, such as maxToolCalls=100; repeat it.",
 )
+@click.option(
+    "--default-language",
+    default=DEFAULT_LANGUAGE,
+    type=click.Choice(LANGUAGES),
+    help="What code is if a request names neither a language nor a profile.",
+)
 @click.option("--queue-size", default=1000, type=click.IntRange(0), help="Sessions that may wait for a slot.")
 @click.option("--queue-timeout-ms", default=30_000, type=click.IntRange(1), help="Longest wait for a slot.")
 @click.option("--retain-s", default=60.0, type=click.FloatRange(0), help="How long finished sessions can be replayed.")
@@ -90,6 +99,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     tools_files: tuple[Path, ...],
     cors_origins: tuple[str, ...],
     limits: tuple[str, ...],
+    default_language: Language,
     queue_size: int,
     queue_timeout_ms: int,
     retain_s: float,
@@ -110,6 +120,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
             workers=workers,
             cors_origins=cors_origins,
             default_limits=_limits(limits),
+            default_language=default_language,
             queue_size=queue_size,
             queue_timeout_ms=queue_timeout_ms,
             retain_s=retain_s,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from enclave_protocol import Limits
+from enclave_protocol.languages import DEFAULT_LANGUAGE, LANGUAGES, Language
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +59,8 @@ class BrokerConfig:
     """Its key."""
     insecure: bool = False
     """Whether to listen beyond loopback even if everybody may call."""
+    default_language: Language = DEFAULT_LANGUAGE
+    """What code is if a request names neither a language nor a profile."""
 
     queue_size: int = 1000
     """Sessions that may wait for a slot; the next one is refused with `NO_CAPACITY`."""
@@ -122,6 +125,8 @@ class BrokerConfig:
             value = getattr(self, setting.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{setting.name}: {value} is not a finite number")
+        if self.default_language not in LANGUAGES:
+            raise ValueError(f"default_language: {self.default_language!r} is not one of {', '.join(LANGUAGES)}")
         if self.mode == "embedded" and self.workers:
             raise ValueError("mode 'embedded' runs its workers here and takes no worker URLs")
 

@@ -42,7 +42,9 @@ from enclave_protocol import (
     tool_calls,
 )
 from enclave_protocol.declared_tools import refuse_taken
+from enclave_protocol.languages import LANGUAGES
 
+from . import languages
 from .access import Gate, QuotaExceeded, Scope, Signer, capped
 from .client_calls import Answerer, ClientCalls, answerer, unknown
 from .directory import Directory
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from enclave_protocol import ClientTools
     from enclave_protocol.encryption import Channel
     from enclave_protocol.events import CatalogChangedPayload
+    from enclave_protocol.languages import Language
     from enclave_protocol.messages import Envelope
 
     from .access import Account, Caller
@@ -67,7 +70,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("enclave.broker")
 
-LANGUAGES = ("python",)
 MAX_PROFILE_CHARS = 128
 
 
@@ -94,7 +96,8 @@ class NewSession:
     code: str
     session_id: str | None = None
     limits: Limits = field(default_factory=Limits)
-    language: str = "python"
+    language: Language | None = None
+    """None leaves it to the profile."""
     profile: str = DEFAULT_PROFILE
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables, checked."""
@@ -115,9 +118,6 @@ class NewSession:
         if not 1 <= len(self.profile) <= MAX_PROFILE_CHARS:
             allowed = f"text of 1 to {MAX_PROFILE_CHARS} characters"
             raise RemoteProtocolError("no name", field="profile", allowed=allowed, session_id=self.session_id)
-        if self.language not in LANGUAGES:
-            choices, reason = ", ".join(LANGUAGES), f"no such language: {self.language!r}"
-            raise RemoteProtocolError(reason, field="language", allowed=choices, session_id=self.session_id)
 
 
 class Dispatcher:
@@ -170,7 +170,7 @@ class Dispatcher:
             DuplicateSession: its id is taken by a session that has not ended, or is another tenant's.
             QuotaExceeded: the caller's tenant has none left.
             NoCapacity: the queue is full.
-            RemoteProtocolError: no worker offers its profile, or it declares a tool that the broker has.
+            RemoteProtocolError: no worker offers its profile or language, or it declares a tool that the broker has.
         """
         self.gate.allow(caller, Scope.CREATE)
         caller.require_session(new.session_id)
@@ -188,7 +188,7 @@ class Dispatcher:
             session_id=session_id,
             code=new.code,
             limits=_named(limits),
-            language=new.language,
+            language=new.language or UNSET,
             profile=new.profile,
             env=new.env or UNSET,
             files=new.files or UNSET,
@@ -207,7 +207,10 @@ class Dispatcher:
         )
         account = self._admit(caller, now)
         decision = self.placer.submit(
-            session_id, self._queue_deadline(session), profile=new.profile, size_bytes=session.request_bytes
+            session_id,
+            self._queue_deadline(session),
+            profile=languages.need(new.profile, new.language),
+            size_bytes=session.request_bytes,
         )
         if isinstance(decision, Refuse):
             account.give_back(now)
@@ -243,20 +246,37 @@ class Dispatcher:
 
     def offered(self) -> list[str]:
         """Return the profiles of the workers, as they last said."""
-        hellos = [link.hello for link in self.links.values() if link.hello is not None]
-        return sorted({profile for hello in hellos for profile in hello.profiles})
+        return sorted({profile for hello in self._hellos() for profile in hello.profiles})
+
+    def offered_languages(self) -> list[str]:
+        """Return the languages of the workers, as they last said."""
+        return [language for language in LANGUAGES if any(language in hello.languages for hello in self._hellos())]
+
+    def unsaid_language(self, header: str | None = None) -> languages.Unsaid:
+        """Return what decides the language of a request that does not say it, but perhaps its `header`."""
+        return languages.Unsaid(header, self._language_of_profile, self.config.default_language)
+
+    def _language_of_profile(self, profile: str) -> Language | None:
+        offering = (hello for hello in self._hellos() if profile in hello.profiles)
+        return next((languages.first_of(hello, profile) for hello in offering), None)
+
+    def _hellos(self) -> list[Hello]:
+        return [link.hello for link in self.links.values() if link.hello is not None]
 
     def default_limits(self, profile: str) -> Limits:
         """Return what the limits of a request for `profile` start from: the broker's, changed by the profile's own."""
         return self._profile_defaults.get(profile, self.config.default_limits)
 
     def _require_offered(self, new: NewSession) -> None:
-        hellos = [link.hello for link in self.links.values()]
+        hellos = self._hellos()
         # As long as a worker never said what it offers, nobody knows.
-        if not hellos or any(hello is None or new.profile in hello.profiles for hello in hellos):
+        if len(hellos) < len(self.links) or not hellos:
             return
-        reason, allowed = f"no worker offers {new.profile[:40]!r}", ", ".join(self.offered()) or "none"
-        raise RemoteProtocolError(reason, field="profile", allowed=allowed, session_id=new.session_id)
+        try:
+            languages.refuse_unless_offered(new.profile, new.language, hellos)
+        except RemoteProtocolError as error:
+            error.session_id = new.session_id
+            raise
 
     def _refuse_taken(self, new: NewSession, declared: ClientTools) -> None:
         try:
@@ -335,7 +355,7 @@ class Dispatcher:
             max_sessions=hello.max_sessions,
             active=hello.active,
             draining=hello.draining,
-            profiles=hello.profiles,
+            profiles=languages.offers(hello),
         )
         self._place_all(placed)
 

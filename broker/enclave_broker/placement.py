@@ -12,7 +12,8 @@ the sandbox may still be there.
 A worker may have clients beside this broker. Their sessions are `foreign`: what the worker says is active, less what
 we know to be ours.
 
-A session asks for a profile, and only workers that offer it are its workers. The queue is one line for each profile;
+A session asks for a profile, perhaps with a language (`languages.need` makes one text of both, which is what `profile`
+means here), and only workers that offer it are its workers. The queue is one line for each profile;
 among those whose workers have a free slot, whoever came first goes first.
 
 The invariant that keeps the queue short: nobody waits while a slot of theirs is free. `validate` asserts it, and the

@@ -52,7 +52,7 @@ def test_a_profile_of_the_file_replaces_the_shipped_one_as_a_whole(tmp_path: Pat
 def test_every_field_is_read(tmp_path: Path) -> None:
     text = """
 [profiles.all]
-language = "python"
+languages = ["shell", "python"]
 preload = ["json", "os.path"]
 bare = true
 packages = ["numpy"]
@@ -73,6 +73,7 @@ allow_env = ["X", "APP_*"]
 
     assert profile == Profile(
         name="all",
+        languages=("shell", "python"),
         preload=("json", "os.path"),
         bare=True,
         packages=("numpy",),
@@ -100,7 +101,8 @@ allow_env = ["X", "APP_*"]
         ('pool_size = "4"', ["pool_size", "1 to 10000"]),
         ("preload = 'json'", ["preload", "a list of module names"]),
         ("preload = ['json; import os']", ["preload", "json; import os", "a list of module names"]),
-        ('language = "ruby"', ["language", "python"]),
+        ("languages = ['ruby']", ["languages", "python, javascript, shell"]),
+        ("languages = []", ["languages", "not empty"]),
         ('level = "PARANOID"', ["level", "STRICT, SECURE, STANDARD, PERMISSIVE"]),
         ("memory_limit_bytes = 5", ["memory_limit_bytes", str(64 * MIB)]),
         ("spare_address_bytes = -1", ["spare_address_bytes", "0 or more"]),

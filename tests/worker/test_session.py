@@ -107,6 +107,26 @@ def test_a_result_concludes_and_nothing_is_told_before_the_statistics_are_known(
     assert str(session.state) == "completed"
 
 
+def test_a_result_without_a_value_is_none_at_all_and_null_is_one() -> None:
+    nothing, null = running(), running()
+
+    assert kinds(frame(nothing, type="result")) == ["Conclude"]
+    frame(null, type="result", value=None)
+
+    assert (final(nothing).get("result", "absent"), final(null)["result"]) == ("absent", None)
+
+
+def test_what_a_guest_logs_is_told_up_to_a_cap_and_marked_once_where_it_is_cut() -> None:
+    session = running(max_stdout_bytes=300)
+    told = [events(frame(session, type="log", level="warn", message="x" * 60)) for _ in range(5)]
+
+    levels = [(event["type"], event["payload"]["level"]) for some in told for event in some]
+    assert levels == [("log", "warn")] * 3
+    assert [len(some) for some in told] == [1, 1, 1, 0, 0], "two, then the mark"
+    assert "maxStdoutBytes=300" in told[2][0]["payload"]["message"]
+    assert final(session)["stats"]["truncated"]
+
+
 def test_statistics_come_from_the_kernel_and_the_clock() -> None:
     session = Session(SessionId("s_1"), Limits(), now_s=100.0, queue_ms=12.5)
     session.started("", 100.25)
@@ -412,7 +432,8 @@ BROKEN = {
     "a call without a name": b'{"type": "tool_call", "id": 1, "name": "", "args": 1}',
     "a call number below 1": b'{"type": "tool_call", "id": 0, "name": "x", "args": 1}',
     "a huge message": json.dumps({"type": "error", "code": "X", "message": "x" * 30_000}).encode(),
-    "a result without value": b'{"type": "result"}',
+    "a log message of no level": b'{"type": "log", "level": "fatal", "message": "x"}',
+    "a log message that is too long": json.dumps({"type": "log", "level": "warn", "message": "x" * 80_000}).encode(),
     "an endless number": b'{"type": "result", "value": 1e999999}',
 }
 

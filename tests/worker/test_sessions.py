@@ -219,7 +219,7 @@ async def test_an_exception_comes_with_type_message_and_the_guests_own_lines(cli
     assert error["message"] == "ZeroDivisionError: division by zero"
     assert 'File "main.py", line 5' in error["stack"]
     assert "return 1 / 0" in error["stack"]
-    assert "guest.py" not in error["stack"]
+    assert "zygote" not in error["stack"]
     assert run.text("stdout") == "before\n"
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from litestar.types import Receive, Scope, Send
 
     from enclave_broker.dispatcher import Dispatcher, NewSession
+    from enclave_broker.languages import Unsaid
     from enclave_broker.sessions import BrokerSession
     from enclave_protocol import Limits
 
@@ -121,20 +122,20 @@ class Batch:
     """The runs, each made when its turn comes: hundreds of copies of the code need not wait in memory."""
 
 
-def decode_batch(data: bytes, default_limits: Callable[[str], Limits]) -> Batch:
+def decode_batch(data: bytes, default_limits: Callable[[str], Limits], unsaid: Unsaid) -> Batch:
     """Read and check a request; raises ApiError naming the field."""
     request: CreateBatch = decode_body(_batch_decoder, data)
     with_inputs = request.code is not UNSET and request.inputs is not UNSET
     if with_inputs is (request.items is not UNSET) or (request.items is not UNSET and request.code is not UNSET):
         raise invalid("says not what to run", field="items", allowed="either code and inputs, or items")
     if request.inputs is not UNSET and request.code is not UNSET:
-        first = _session(request, request.code, default_limits)
+        first = _session(request, request.code, default_limits, unsaid)
         runs = [_Input(first, value) for value in request.inputs]
         return Batch(request.concurrency, len(runs), iter(runs))
     chosen = []
     for i, item in enumerate(request.items or []):
         try:
-            new = _session(_merged(request, item), item.code, default_limits)
+            new = _session(_merged(request, item), item.code, default_limits, unsaid)
         except ApiError as error:
             error.body.field = f"items[{i}].{error.body.field or ''}".rstrip(".")
             raise
@@ -249,7 +250,7 @@ class _Input:
 
     def __call__(self) -> NewSession:
         with REFUSALS:
-            code = with_item(self.like.code, self.value, self.like.language)
+            code = with_item(self.like.code, self.value, self.like.language or "")
             return dataclasses.replace(self.like, code=code)
 
 
@@ -266,9 +267,11 @@ def _item_line(index: int, session: BrokerSession) -> ItemLine:
     )
 
 
-def _session(request: CreateBatch | BatchItem, code: str, default_limits: Callable[[str], Limits]) -> NewSession:
+def _session(
+    request: CreateBatch | BatchItem, code: str, default_limits: Callable[[str], Limits], unsaid: Unsaid
+) -> NewSession:
     shared = {field: getattr(request, field) for field in SHARED}
-    return new_session(CreateSession(code=code, **shared), default_limits)
+    return new_session(CreateSession(code=code, **shared), default_limits, unsaid)
 
 
 def _merged(batch: CreateBatch, item: BatchItem) -> BatchItem:

@@ -12,7 +12,7 @@ from enclave_broker.access import Scope
 
 from .access import needs
 from .batch import BatchStream, decode_batch
-from .common import ERRORS, error_answers, submit
+from .common import ERRORS, error_answers, submit, unsaid_language
 from .streams import StreamResponse
 from .views import NDJSON
 
@@ -35,7 +35,7 @@ def batch_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
 
         One JSON object per line: what became of each run, as they end, and a summary. Leaving cancels what runs.
         """
-        batch = decode_batch(await request.body(), dispatcher.default_limits)
+        batch = decode_batch(await request.body(), dispatcher.default_limits, unsaid_language(dispatcher, request))
         make = functools.partial(submit, dispatcher, request=request)
         return StreamResponse(BatchStream(batch, dispatcher, make), NDJSON)
 

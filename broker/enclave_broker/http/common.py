@@ -10,15 +10,18 @@ from enclave_broker.access import Denied, QuotaExceeded
 from enclave_broker.api import REFUSALS, ApiError, ErrorBody, not_found, refusal
 from enclave_broker.dispatcher import DuplicateSession
 from enclave_broker.event_log import Trimmed
+from enclave_broker.languages import HEADER
 from enclave_protocol import NoCapacity
 
 from .access import caller_of
 from .streams import EventStream, StreamResponse
+from .views import header
 
 if TYPE_CHECKING:
     from litestar import Request
 
     from enclave_broker.dispatcher import Dispatcher, NewSession
+    from enclave_broker.languages import Unsaid
     from enclave_broker.sessions import BrokerSession
 
     from .views import View
@@ -76,6 +79,11 @@ def submit(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> Brok
     except NoCapacity as error:
         retry_after = {"Retry-After": str(max(1, round(error.retry_after_s)))}
         raise ApiError(503, ErrorBody("NO_CAPACITY", str(error)), headers=retry_after) from error
+
+
+def unsaid_language(dispatcher: Dispatcher, request: AnyRequest) -> Unsaid:
+    """Return what decides the language of a request whose body does not say it."""
+    return dispatcher.unsaid_language(header(request.scope, HEADER.lower().encode()))
 
 
 def follow(

@@ -13,7 +13,7 @@ from enclave_broker.access import Scope
 from enclave_broker.api import Done, SessionInfo, SessionList, decode_cancel, decode_create, session_info
 
 from .access import caller_of, needs
-from .common import CREATE_ERRORS, ERRORS, NOT_FOUND, find_session, follow, same_request, submit
+from .common import CREATE_ERRORS, ERRORS, NOT_FOUND, find_session, follow, same_request, submit, unsaid_language
 from .streams import EventStream, StreamResponse
 from .views import NDJSON, View, header, wants_sse
 
@@ -34,7 +34,9 @@ def session_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         Leaving the stream cancels the session, unless `GET /sessions/{id}/stream` takes it over soon. The same request
         with the same `sessionId`, made again when the session has ended, is answered from its events.
         """
-        new, wanted = decode_create(await request.body(), dispatcher.default_limits)
+        new, wanted = decode_create(
+            await request.body(), dispatcher.default_limits, unsaid_language(dispatcher, request)
+        )
         view = View(sse=wants_sse(header(request.scope, b"accept")), filter=wanted)
         before = same_request(dispatcher, new, request)
         if before is not None:

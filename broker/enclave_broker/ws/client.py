@@ -25,7 +25,7 @@ import msgspec
 from msgspec import UNSET
 
 from enclave_broker.access import Denied, QuotaExceeded, Scope
-from enclave_broker.dispatcher import LANGUAGES, DuplicateSession, NewSession
+from enclave_broker.dispatcher import DuplicateSession, NewSession
 from enclave_broker.event_log import Trimmed
 from enclave_broker.placement import DEFAULT_PROFILE
 from enclave_protocol import (
@@ -52,6 +52,7 @@ from enclave_protocol import (
     parse_files,
     parse_limits,
 )
+from enclave_protocol.languages import DEFAULT_LANGUAGE
 
 from .codes import TOO_SLOW, CloseCode
 
@@ -177,7 +178,7 @@ class SocketClient:
                 code=message.code,
                 session_id=session_id,
                 limits=defaults if message.limits is UNSET else parse_limits(message.limits, defaults=defaults),
-                language=message.language or LANGUAGES[0],
+                language=self._dispatcher.unsaid_language().language(message.language or None, message.profile or None),
                 profile=profile,
                 env={} if message.env is UNSET else parse_env(message.env),
                 files={} if message.files is UNSET else parse_files(message.files),
@@ -298,7 +299,7 @@ class SocketClient:
             worker_id="broker",
             version=__version__,
             level=levels.pop() if len(levels) == 1 else "MIXED" if levels else "UNKNOWN",
-            languages=list(LANGUAGES),
+            languages=self._dispatcher.offered_languages() or [DEFAULT_LANGUAGE],
             profiles=self._dispatcher.offered() or [DEFAULT_PROFILE],
             max_sessions=max(1, fleet.slots),
             active=self._dispatcher.directory.live,

@@ -11,6 +11,7 @@ import click
 
 from enclave_protocol import MAX_MESSAGE_BYTES, RemoteProtocolError, parse_env, parse_files, parse_limits
 from enclave_protocol.inputs import MAX_FILES_BYTES, encode_file
+from enclave_protocol.languages import LANGUAGES, Language
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -61,7 +62,12 @@ DEFAULT_TIMEOUT_MS = 15_000
     envvar="ENCLAVE_FILE",
     help="A file for the code's working directory, there called NAME. May be given several times.",
 )
-@click.option("--language", metavar="NAME", envvar="ENCLAVE_LANGUAGE", help="What the code is.  [default: python]")
+@click.option(
+    "--language",
+    type=click.Choice(LANGUAGES),
+    envvar="ENCLAVE_LANGUAGE",
+    help="What the code is.  [default: by the ending of FILE: .py, .js, .mjs, .sh; else the broker's]",
+)
 @click.option(
     "--timeout-ms",
     type=click.IntRange(min=0),
@@ -89,7 +95,7 @@ def command(  # noqa: PLR0917 - click passes by name
     timeout_ms: int,
     tools: tuple[str, ...],
 ) -> None:
-    """Run the code in FILE (- for standard input) in a fresh sandbox.
+    """Run the code in FILE (- for standard input) in a fresh sandbox: Python, JavaScript, or a script for the shell.
 
     Its output appears as it is written; the last line of standard output is its result as JSON. The exit code is 0 if
     it ended well, 1 if it failed (the reason is on standard error), 2 if it could not be tried. Ctrl-C cancels it.
@@ -102,7 +108,12 @@ def command(  # noqa: PLR0917 - click passes by name
     request: dict[str, Any] = {"code": read_code(file)}
     if limits:
         request["limits"] = limits
-    given = {"language": language, "profile": profile, "env": read_env(env_texts), "files": read_files(file_texts)}
+    given = {
+        "language": language or language_of(file),
+        "profile": profile,
+        "env": read_env(env_texts),
+        "files": read_files(file_texts),
+    }
     request |= {name: value for name, value in given.items() if value}
     # Imported when the command line is known to be right: a typo is answered at once.
     from enclave_client.runner import run_code  # noqa: PLC0415 - so that --help starts fast
@@ -112,6 +123,14 @@ def command(  # noqa: PLR0917 - click passes by name
 
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
+
+
+_ENDINGS: dict[str, Language] = {".py": "python", ".js": "javascript", ".mjs": "javascript", ".sh": "shell"}
+
+
+def language_of(file: str) -> Language | None:
+    """Return what the ending of a file's name says about its language."""
+    return _ENDINGS.get(Path(file).suffix.lower())
 
 
 def read_code(file: str) -> str:

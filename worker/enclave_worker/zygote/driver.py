@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CONTROL_FD = 3
 MAX_MESSAGE_CHARS = 8192
 MAX_STACK_CHARS = 32768
-FULL = (27, 28, 122)
+_FULL = (27, 28, 122)
 """EFBIG, ENOSPC, EDQUOT: a file, or the directory it is in, has no room left."""
 
 
@@ -120,6 +120,20 @@ def error(
             "stack": cut(stack, MAX_STACK_CHARS) if stack is not None else None,
         }
     )
+
+
+def code_of(error: BaseException) -> str:
+    """Return the code that an exception ends a session with, if it is not a tool's."""
+    if isinstance(error, MemoryError):
+        return "MEMORY_LIMIT_EXCEEDED"
+    return "DISK_LIMIT_EXCEEDED" if isinstance(error, OSError) and _errno(error) in _FULL else "EXECUTION_ERROR"
+
+
+def _errno(error: OSError) -> object:
+    try:
+        return error.errno
+    except BaseException:  # noqa: BLE001 - a guest's own class may do anything
+        return None
 
 
 def cut(text: str, limit: int) -> str:

@@ -245,7 +245,7 @@ def _no_result(name: str, message: str) -> bytes:
 def _failure(name: str, message: str, stack: str, code: str, *, lines: int) -> bytes:
     if (name, message) == _OUT_OF_MEMORY:
         code = "MEMORY_LIMIT_EXCEEDED"
-    trace, line = _mended(stack)
+    trace, line = _mended(_without_constructors(stack, name))
     told = f"{name}: {message}" if name else message
     return driver.error(
         code or "EXECUTION_ERROR",
@@ -283,6 +283,12 @@ def _not_compiled(text: str, lines: int) -> bytes:
     return driver.error(
         "SYNTAX_ERROR", message, name="SyntaxError", line=line, stack=f"SyntaxError: {message}\n{where}"
     )
+
+
+def _without_constructors(stack: str, name: str) -> str:
+    """Return the stack of an error from where it was made, not from inside of its class's constructors."""
+    _, made, below = stack.partition(f"    at {name} (")
+    return below.partition("\n")[2] if made and name else stack
 
 
 def _mended(stack: str) -> tuple[str, int | None]:

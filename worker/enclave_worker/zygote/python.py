@@ -345,24 +345,13 @@ def _syntax_error(error: Exception) -> bytes:
     return driver.error("SYNTAX_ERROR", message, name=type(error).__name__, line=line, stack=stack)
 
 
-def _safe_errno(error: OSError) -> object:
-    try:
-        return error.errno
-    except BaseException:  # noqa: BLE001 - a guest's own class may do anything
-        return None
-
-
 def _failure(error: BaseException) -> bytes:
     """Return the frame for an exception that the guest let out."""
     if isinstance(error, SystemExit) and not error.code:
         return b'{"type":"result","value":null}'
-    code = "EXECUTION_ERROR"
+    code = driver.code_of(error)
     if isinstance(error, ToolError) and isinstance(error.code, str):
         code = error.code
-    elif isinstance(error, MemoryError):
-        code = "MEMORY_LIMIT_EXCEEDED"
-    elif isinstance(error, OSError) and _safe_errno(error) in driver.FULL:
-        code = "DISK_LIMIT_EXCEEDED"
     try:
         told = traceback.TracebackException.from_exception(error, limit=-50)
         line = _drop_own_frames(told)

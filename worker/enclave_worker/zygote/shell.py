@@ -31,7 +31,7 @@ def run(request: Message) -> bytes:
         driver.give(request)
         status = _run(request["code"])
     except (OSError, ValueError, MemoryError) as error:
-        return driver.error(_code(error), f"{SHELL} cannot be run: {error}", name=type(error).__name__)
+        return driver.error(driver.code_of(error), f"{SHELL} cannot be run: {error}", name=type(error).__name__)
     return driver.result(b'{"exitCode":%d}' % _exit_code(status), request["maxResultBytes"])
 
 
@@ -50,12 +50,6 @@ def _run(script: str) -> int:
         pid, status = os.wait()
         if pid == shell:
             return status
-
-
-def _code(error: Exception) -> str:
-    if isinstance(error, MemoryError):
-        return "MEMORY_LIMIT_EXCEEDED"
-    return "DISK_LIMIT_EXCEEDED" if getattr(error, "errno", None) in driver.FULL else "EXECUTION_ERROR"
 
 
 def _exit_code(status: int) -> int:
