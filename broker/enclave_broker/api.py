@@ -231,7 +231,9 @@ def decode_cancel(body: bytes) -> str:
 
 
 def decode_create(
-    data: bytes, default_limits: Callable[[str], Limits], unsaid: Unsaid = Unsaid()  # noqa: B008 - frozen
+    data: bytes,
+    default_limits: Callable[[str], Limits],
+    unsaid: Unsaid = Unsaid(),  # noqa: B008 - frozen
 ) -> tuple[NewSession, EventFilter | None]:
     """Read and check a request for a session; returns it, and which of its events the client wants.
 

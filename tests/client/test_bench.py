@@ -29,6 +29,7 @@ FIGURES = {
     "one_at_a_time_p99",
     "after_a_pause_p50",
     "after_a_pause_p99",
+    "javascript_p50",
     "in_flight_rate",
     "in_flight_cpu",
     "tool_call_p50",

@@ -47,7 +47,9 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_profile_has_a_zygote_for_each_kind_of_its_languages_and_no_other(
-    languages: tuple[Language, ...], bare: bool, kinds: tuple[Kind, ...]  # noqa: FBT001 - a parameter of the test
+    languages: tuple[Language, ...],
+    bare: bool,
+    kinds: tuple[Kind, ...],
 ) -> None:
     assert offers.kinds(Profile(name="p", languages=languages, bare=bare)) == kinds
 
@@ -85,7 +87,13 @@ async def test_hello_says_which_languages_each_profile_has_and_each_runs(tmp_pat
         assert client.hello["languages"] == ["javascript", "shell"]
         assert client.hello["profileLanguages"] == {"js": ["javascript", "shell"]}
         for more, expected in (({}, 3), ({"language": "shell"}, {"exitCode": 127})):
-            request = {"type": "execute", "sessionId": "s_1", "code": "return [1, 2].length + 1", "profile": "js", **more}
+            request = {
+                "type": "execute",
+                "sessionId": "s_1",
+                "code": "return [1, 2].length + 1",
+                "profile": "js",
+                **more,
+            }
             await client.send(request)
             run = await client.finish("s_1")
             assert (run.final.get("result") == expected) or "exitCode" in run.final["result"]
@@ -94,7 +102,9 @@ async def test_hello_says_which_languages_each_profile_has_and_each_runs(tmp_pat
         assert (refusal["payload"]["field"], refusal["payload"]["allowed"]) == ("language", "javascript, shell")
 
 
-async def test_a_worker_without_the_engine_serves_the_other_languages(no_engine: None, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_worker_without_the_engine_serves_the_other_languages(
+    no_engine: None, caplog: pytest.LogCaptureFixture
+) -> None:
     del no_engine
     async with running(pool_size=1) as worker, client_of(worker.url) as client:
         assert client.hello["languages"] == ["python", "shell"]

@@ -114,9 +114,11 @@ class Load:
             self.failures.append(reason)
 
 
-def create_body(code: str, *, session_id: str = "", max_tool_calls: int = 0) -> bytes:
+def create_body(code: str, *, language: str = "", session_id: str = "", max_tool_calls: int = 0) -> bytes:
     """Return the body of `POST /sessions`."""
     body: dict[str, Any] = {"code": code}
+    if language:
+        body["language"] = language
     if session_id:
         body["sessionId"] = session_id
     if max_tool_calls:

@@ -11,7 +11,7 @@ from websockets.exceptions import WebSocketException
 
 from enclave_client.fleet import Fleet, FleetSpec, running_fleet
 
-from . import footprint, phases, streaming
+from . import footprint, languages, phases, streaming
 from .crowd import CLIENTS, CLIENTS_A_ROUND, crowd
 from .load import MAX_FAILURES_KEPT, MIXED, Load
 from .neighbours import neighbours
@@ -68,6 +68,7 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
     try:
         add(await phases.latency(load, plan))
         add(await phases.latency(load, plan, think_s=phases.THINK_S))
+        add(await languages.javascript(load, plan))
         add(await phases.throughput(load, fleet, plan))
         own_tools = await phases.tool_calls(load, plan)
         add(own_tools)

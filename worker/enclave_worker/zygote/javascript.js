@@ -129,9 +129,10 @@
   };
 
   const fail = (error, what) => {
-    host("room"); // it may have run out of memory: now there is some for what follows
+    const wasFull = host("room"); // it may have run out of memory: now there is some for what follows
     let told;
     try {
+      if (error === null && wasFull) return host("lost"); // what the engine throws without room for an Error
       told = describe(error);
     } catch {
       told = {name: "", message: "an error that cannot be looked at", stack: "", code: ""};
