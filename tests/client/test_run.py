@@ -263,8 +263,31 @@ async def test_code_may_come_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "language"),
+    [
+        ("a.py", [], "python"),
+        ("a.JS", [], "javascript"),
+        ("a.mjs", [], "javascript"),
+        ("a.sh", [], "shell"),
+        ("a.txt", [], None),
+        ("a.py", ["--language", "shell"], "shell"),
+    ],
+)
+async def test_the_ending_of_a_files_name_says_its_language_unless_an_option_does(
+    tmp_path: Path, name: str, arguments: list[str], language: str | None
+) -> None:
+    file = tmp_path / name
+    file.write_text("1")
+    async with FakeBroker(says(OK)).serving() as broker:
+        await run(str(file), "--broker", broker.url, *arguments)
+
+    assert broker.requests[0].get("language") == language
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
+        (["-", "--language", "cobol"], b"", "'cobol' is not one of"),
         (["-"], b"ok\xff", "not UTF-8 text: byte 0xff at offset 2"),
         (["-", "--limits", "maxTools=1"], b"", "limits.maxTools: unknown limit"),
         (["-", "--limits", "maxToolCalls=many"], b"", "limits.maxToolCalls"),
