@@ -1,6 +1,6 @@
-"""The demo: a broker and two workers on this machine, and what they do with six pieces of code.
+"""The demo: a broker and two workers on this machine, and what they do with seven pieces of code.
 
-Starts the same programs as `enclave up`, sends `samples/*.py` by the client library, prints every event
+Starts the same programs as `enclave up`, sends `samples/*` by the client library, prints every event
 as it comes and which worker it came from, and checks that each sample ended as it should. Exits with 0 if all did.
 """
 
@@ -42,11 +42,13 @@ class Sample:
     title: str
     ends_well: Callable[[FinalPayload], bool]
     limits: dict[str, int] = dataclasses.field(default_factory=dict)
+    language: str = "python"
 
     @property
     def code(self) -> str:
         """Its source."""
-        return (HERE / "samples" / f"{self.name}.py").read_text(encoding="utf-8")
+        ending = {"python": "py", "javascript": "js"}[self.language]
+        return (HERE / "samples" / f"{self.name}.{ending}").read_text(encoding="utf-8")
 
 
 def result(final: FinalPayload) -> Any:
@@ -70,6 +72,12 @@ SAMPLES = (
         name="tools",
         title="the code calls the application's tools, three of them at once",
         ends_well=lambda final: result(final).get("authorized") is True and result(final).get("paid_cents") == 335,
+    ),
+    Sample(
+        name="javascript",
+        title="so does code in JavaScript",
+        language="javascript",
+        ends_well=lambda final: result(final).get("total_cents") == 335,
     ),
     Sample(
         name="exception",
@@ -144,7 +152,7 @@ async def run(client: AsyncClient, sample: Sample, on_event: Callable[[AnyEvent,
     """Run a sample to its end; return whether it ended as it should, and the worker that ran it."""
     started = time.monotonic()
     final = None
-    async with client.stream(sample.code, limits=sample.limits) as session:
+    async with client.stream(sample.code, language=sample.language, limits=sample.limits) as session:
         async for event in session:
             on_event(event, time.monotonic() - started)
             if isinstance(event, ev.Final):

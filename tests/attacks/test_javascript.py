@@ -290,7 +290,8 @@ def test_a_code_that_no_tool_gave_is_not_passed_on(attack: Attacker, code: str) 
     ],
 )
 def test_a_stack_that_is_made_up_is_only_text(attack: Attacker, stack: str) -> None:
-    outcome = attack(f"const e = new Error('m'); Object.defineProperty(e, 'stack', {{value: {stack}}}); throw e")
+    made_up = f"const e = new Error('m'); Object.defineProperty(e, 'stack', {{value: {stack}}})"
+    outcome = attack(f"{made_up}; console.error(e); throw e")
 
     assert (outcome.code, outcome.final["error"]["message"]) == ("EXECUTION_ERROR", "Error: m")
     assert len(outcome.final["error"]["stack"]) < 40_000

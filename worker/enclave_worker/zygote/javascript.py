@@ -53,7 +53,7 @@ _SOURCE = "<input>:"
 _OUT_OF_MEMORY = ("InternalError", "out of memory")
 
 with open(os.path.join(os.path.dirname(__file__), "javascript.js")) as _file:  # while the host's files are there
-    _PRELUDE = "\n" * _FIRST_LINE + _file.read()
+    _PRELUDE = _file.read()
 
 
 class Guest:
@@ -65,7 +65,7 @@ class Guest:
         self._error = _quickjs.JSException
         self._context = _quickjs.Context()
         self._context.add_callable("host", self._host)
-        self._ask = self._context.eval(_PRELUDE)
+        self._ask = self._context.eval("\n" * _FIRST_LINE + _PRELUDE)
         self._worker: driver.Worker | None = None
         self._outcome: bytes | None = None
         self._lines = 0
@@ -76,7 +76,7 @@ class Guest:
         self._deeds: dict[str, Callable[..., object]] = {
             "out": self._out,
             "log": self._log,
-            "stack": lambda text: _mended(frames.decode(text.encode()))[0],
+            "stack": lambda text: _mended(_text(text))[0],
             "call": self._call,
             "timer": self._set_timer,
             "clear": lambda number: self._timers.pop(number, None),
@@ -166,13 +166,13 @@ class Guest:
             os._exit(70)
 
     def _out(self, text: str) -> None:
-        data = frames.decode(_whole(text).encode()).encode() + b"\n"
+        data = _text(text).encode() + b"\n"
         while data:
             data = data[os.write(1, data) :]
 
     def _log(self, level: str, text: str) -> None:
         assert self._worker is not None, "set by `run`"
-        message = driver.cut(frames.decode(_whole(text).encode()), MAX_LOG_CHARS)
+        message = driver.cut(_text(text), MAX_LOG_CHARS)
         self._worker.send(frames.encode({"type": "log", "level": level, "message": message}))
 
     def _call(self, number: int, name: str, args: str) -> None:
@@ -196,7 +196,7 @@ class Guest:
             self._outcome = driver.result(_whole(text).encode(), self._max_result_bytes)
 
     def _failed(self, what: str, *told: str) -> None:
-        name, message, stack, code = (frames.decode(_whole(text).encode()) for text in told)
+        name, message, stack, code = map(_text, told)
         if what == "result" and (name, message) != _OUT_OF_MEMORY:
             self._outcome = _no_result(name, message)
         else:
@@ -314,6 +314,12 @@ def _mended(stack: str) -> tuple[str, int | None]:
         column = max(1, column - _HEAD_CHARS) if row == 1 else column
         kept.append(f"{before}{FILENAME}:{row}:{column}" + (")" if place.endswith(")") else ""))
     return "".join(f"{frame}\n" for frame in kept), first
+
+
+def _text(json: str) -> str:
+    """Return the string that is JSON text."""
+    text: str = frames.decode(_whole(json).encode())
+    return text
 
 
 def _number(text: str) -> int:
