@@ -278,10 +278,11 @@ async def test_the_ending_of_a_files_name_says_its_language_unless_an_option_doe
 ) -> None:
     file = tmp_path / name
     file.write_text("1")
-    async with FakeBroker(says(OK)).serving() as broker:
+    async with FakeSocketBroker(ok) as broker:
         await run(str(file), "--broker", broker.url, *arguments)
+        [request] = await broker.wait_received("execute")
 
-    assert broker.requests[0].get("language") == language
+    assert request.get("language") == language
 
 
 @pytest.mark.parametrize(
