@@ -126,21 +126,35 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             return
         self._stash = memoryview(data)  # nothing is read before the last one is parsed
         self._parse()
-
-    def _parse(self) -> None:
-        while self._stash and not self.read_paused and not self._failed:
-            piece, self._stash = self._stash[:SLICE_BYTES], self._stash[SLICE_BYTES:]
-            super().data_received(bytes(piece))
+        if self._stash and not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
 
     async def receive(self) -> ASGIReceiveEvent:
         """Return the next message, and read on once it was the last one."""
         message = await self.queue.get()
-        if self.read_paused and self.queue.empty():
-            self.read_paused = False
-            self._parse()
-            if not self.read_paused and not self.transport.is_closing():
-                self.transport.resume_reading()
+        self._read_on()
         return message
+
+    def _read_on(self) -> None:
+        if not self.read_paused or not self.queue.empty():
+            return
+        self.read_paused = False
+        self._parse()
+        if self._stash:
+            self.read_paused = True
+        elif not self.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _parse(self) -> None:
+        # What a client sends before it was answered waits: the frames' parser has nothing to answer with until then.
+        while self._stash and not self.read_paused and not self._failed and not self._unanswered_handshake:
+            piece, self._stash = self._stash[:SLICE_BYTES], self._stash[SLICE_BYTES:]
+            super().data_received(bytes(piece))
+
+    @property
+    def _unanswered_handshake(self) -> bool:
+        return self.handshake_initiated and not self.handshake_complete
 
     def handle_cont(self, event: Frame) -> None:
         """Take a further fragment of a message."""
@@ -173,9 +187,10 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         if self._failed:  # what came behind, in the same piece
             return
         self._failed = True
+        self._stash = memoryview(b"")
         close = self.conn.close_sent
         if close is None:
-            raise AssertionError("failed without a close frame: only an open connection parses frames")
+            raise AssertionError("failed without a close frame: frames are parsed only on an open connection")
         self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
@@ -196,13 +211,15 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
     async def send(self, message: ASGISendEvent) -> None:
         """Send a message. A close waits for nobody: whom it is about may be the one that does not read."""
-        closes = message["type"] == "websocket.close"
-        if closes:
+        kind = message["type"]
+        if kind == "websocket.close":
             self.writable.set()
         await super().send(message)
-        if closes:
+        if kind == "websocket.accept":
+            self._read_on()
+        elif kind == "websocket.close":
             self._parse()
-        elif message["type"] == "websocket.http.response.body":
+        elif kind == "websocket.http.response.body":
             self.handshake_complete = True  # by a refusal; uvicorn would log that there was none
 
     def handle_ping(self) -> None:

@@ -61,11 +61,16 @@ def frame(opcode: int, data: bytes = b"", *, fin: bool = True) -> bytes:
 class RawClient:
     """The bytes of one connection."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self.head = head
+        self.head = ""
         """The answer to the handshake."""
+
+    async def answer(self) -> None:
+        """Wait for the answer to the handshake."""
+        async with asyncio.timeout(20):
+            self.head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
 
     async def send(self, *frames: bytes) -> None:
         """Send as much as is taken; the broker may have closed already."""
@@ -98,10 +103,15 @@ class RawClient:
                     pass
 
 
+def raw_client(running: Fleet, *headers: str) -> contextlib.AbstractAsyncContextManager[RawClient]:
+    """Ask a fleet's broker for a WebSocket, with further headers; nothing of the answer is taken for granted."""
+    return raw_client_of(running.broker.host, running.broker.port, *headers)
+
+
 @contextlib.asynccontextmanager
-async def raw_client(running: Fleet, *headers: str) -> AsyncIterator[RawClient]:
-    """Ask for a WebSocket, with further headers; nothing of the answer is taken for granted."""
-    reader, writer = await asyncio.open_connection(running.broker.host, running.broker.port, limit=1 << 20)
+async def raw_client_of(host: str, port: int, *headers: str, answered: bool = True) -> AsyncIterator[RawClient]:
+    """Ask for a WebSocket; `answered`: wait for the answer's head."""
+    reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)
     request = [
         "GET /ws HTTP/1.1",
         "Host: broker",
@@ -112,10 +122,11 @@ async def raw_client(running: Fleet, *headers: str) -> AsyncIterator[RawClient]:
         *headers,
     ]
     writer.write("\r\n".join([*request, "", ""]).encode())
+    client = RawClient(reader, writer)
     try:
-        async with asyncio.timeout(20):
-            head = await reader.readuntil(b"\r\n\r\n")
-        yield RawClient(reader, writer, head.decode())
+        if answered:
+            await client.answer()
+        yield client
     finally:
         writer.transport.abort()
         with contextlib.suppress(ConnectionError):

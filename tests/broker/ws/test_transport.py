@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import json
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from enclave_broker import BrokerConfig
+from enclave_broker.server import Server, server_config
 from enclave_broker.ws.transport import MAX_FRAGMENTS, SLICE_BYTES, SocketProtocol, is_gone
 from enclave_protocol import MAX_MESSAGE_BYTES
 from tests.broker.conftest import Fleet, fleet
-from tests.broker.ws.sockets import BINARY, CONT, PING, PONG, TEXT, client_of, frame, raw_client
+from tests.broker.ws.sockets import BINARY, CLOSE, CONT, PING, PONG, TEXT, client_of, frame, raw_client, raw_client_of
 from tests.fakes import FakeSession, FakeWorker, waits_for_cancel
 
 if TYPE_CHECKING:
@@ -69,6 +72,50 @@ async def test_what_can_not_be_a_message_closes_the_socket_and_the_client_sees_w
         async with client_of(running) as other:  # nothing but the socket was touched
             await other.send("attach", sessionId="s_1")
             assert (await other.next())["seq"] == 1
+
+
+async def echoes_late(asked: asyncio.Event, answering: asyncio.Event, receive: Any, send: Any) -> None:
+    """Serve one socket: accept it when told to, and send its first message back."""
+    await receive()
+    asked.set()
+    await answering.wait()
+    await send({"type": "websocket.accept"})
+    message = await receive()
+    if message["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+        await receive()
+
+
+@pytest.mark.parametrize(
+    ("early", "answer"),
+    [
+        (frame(TEXT, b"early"), (TEXT, b"early")),
+        (frame(PING, b"p") + frame(TEXT, b"early") * 5000, (PONG, b"p")),
+        (frame(RESERVED), (CLOSE, b"\x03\xeainvalid opcode")),
+    ],
+)
+async def test_what_comes_before_the_handshake_was_answered_waits_for_that(
+    early: bytes, answer: tuple[int, bytes]
+) -> None:
+    asked, answering = asyncio.Event(), asyncio.Event()
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await echoes_late(asked, answering, receive, send)
+
+    server = Server(server_config(app, BrokerConfig()))
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(server.serve(sockets=[listener]))
+        await server.wait_started()
+        async with raw_client_of(*listener.getsockname(), answered=False) as client:
+            await asked.wait()
+            await client.send(early)
+            while not protocol().read_paused:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0)
+            answering.set()
+            await client.answer()
+            assert await client.next() == answer
+        server.should_exit = True
 
 
 async def test_empty_fragments_take_no_memory_and_no_place() -> None:
