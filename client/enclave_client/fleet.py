@@ -31,7 +31,8 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 STABLE_S = 60.0
 MAX_WORKERS = 64
-SECRET_PREFIX = "ENCLAVE_SECRET_"  # noqa: S105 - what the names of secrets begin with
+BROKERS_OWN = ("ENCLAVE_SECRET_", "ENCLAVE_TOKEN_SECRETS", "ENCLAVE_KEYS")
+"""How variables begin that are for the broker alone."""
 
 # Said, not left to the default: ENCLAVE_HOST in our environment must not open a loopback fleet to the world, nor have
 # ENCLAVE_TLS_CERT it speak TLS, which whoever asks these programs whether they are ready does not.
@@ -94,8 +95,8 @@ def worker_arguments(spec: FleetSpec, name: str, port: int) -> list[str]:
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return our environment as workers get it: the secrets of tools are the broker's alone."""
-    return {name: value for name, value in environ.items() if not name.startswith(SECRET_PREFIX)}
+    """Return our environment as workers get it: the secrets of tools, keys and what signs tokens are the broker's."""
+    return {name: value for name, value in environ.items() if not name.startswith(BROKERS_OWN)}
 
 
 def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:

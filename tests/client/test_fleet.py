@@ -12,6 +12,7 @@ from enclave_client.fleet import (
     broker_arguments,
     restart_delay_s,
     worker_arguments,
+    worker_environment,
 )
 
 if TYPE_CHECKING:
@@ -71,3 +72,9 @@ async def test_readiness_is_asked_on_the_port_a_program_listens_on() -> None:
         assert await ask_ready(url) == READY
     assert asked == [b"GET /readyz HTTP/1.1\r\n"] * 2
     assert (await ask_ready(url)).startswith("no answer: ConnectionRefusedError")
+
+
+def test_workers_are_given_no_secret_of_the_brokers() -> None:
+    theirs = {"ENCLAVE_WORKER_TOKEN": "w", "ENCLAVE_LEVEL": "BEST", "PATH": "/bin"}
+    brokers = {"ENCLAVE_SECRET_API": "s", "ENCLAVE_TOKEN_SECRETS": "t", "ENCLAVE_KEYS": "k", "ENCLAVE_KEYS_FILE": "f"}
+    assert worker_environment(theirs | brokers) == theirs

@@ -142,8 +142,6 @@ class SocketClient:
                 self._handle(decode_client_message(_text(data)))
             except RemoteProtocolError as error:
                 self._reject(error)
-            except Denied as error:
-                self._reject(RemoteProtocolError(f"{error.code}: {error}"))
             while len(self._replies) > MAX_REPLIES:
                 self._replies_fit.clear()
                 await self._replies_fit.wait()
@@ -154,12 +152,12 @@ class SocketClient:
         elif isinstance(message, Attach):
             self._attach(message)
         elif isinstance(message, Cancel):
-            self._dispatcher.gate.allow(self._caller, Scope.CONTROL)
+            self._allow(Scope.CONTROL, message.session_id)
             self._dispatcher.cancel(self._own(message.session_id), message.reason or "")
         elif isinstance(message, Ping):
             self._reply(encode(self._pong(message)))
         else:
-            self._dispatcher.gate.allow(self._caller, Scope.CONTROL)
+            self._allow(Scope.CONTROL, message.session_id)
             self._dispatcher.answer_call(self._own(message.session_id), message)
 
     def _execute(self, message: Execute) -> None:
@@ -195,7 +193,7 @@ class SocketClient:
             self._refuse_for_now(session_id, Code.QUOTA_EXCEEDED, str(error))
             return
         except Denied as error:
-            raise RemoteProtocolError(f"{error.code}: {error}", session_id=session_id) from error
+            raise _rejection(error, session_id) from error
         except RemoteProtocolError as error:
             error.session_id = session_id
             raise
@@ -203,7 +201,7 @@ class SocketClient:
 
     def _attach(self, message: Attach) -> None:
         session_id = message.session_id
-        self._dispatcher.gate.allow(self._caller, Scope.READ)
+        self._allow(Scope.READ, session_id)
         session = self._dispatcher.find(session_id, self._caller)
         if session is None:
             allowed = "a session that is live or retained"
@@ -220,6 +218,12 @@ class SocketClient:
             raise _NotKept(*refused, session)
         self._dispatcher.metrics.resumes.inc()
         self._subscribe(session, message.from_seq)
+
+    def _allow(self, scope: Scope, session_id: str) -> None:
+        try:
+            self._dispatcher.gate.allow(self._caller, scope)
+        except Denied as error:
+            raise _rejection(error, session_id) from error
 
     def _full(self) -> str:
         """Say why this socket can't take another session; empty if it can."""
@@ -309,6 +313,10 @@ class SocketClient:
         fleet = self._dispatcher.placer.statistics()
         active = self._dispatcher.directory.live
         return Pong(timestamp=ping.timestamp, active=active, max_sessions=fleet.slots)
+
+
+def _rejection(error: Denied, session_id: str) -> RemoteProtocolError:
+    return RemoteProtocolError(f"{error.code}: {error}", session_id=session_id)
 
 
 def _text(data: object) -> str:
