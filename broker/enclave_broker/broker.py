@@ -139,7 +139,7 @@ class Broker:
         """
         if self._main is not None:
             raise RuntimeError("the broker was started before")
-        listener = _listen(self.config.host, self.config.port)
+        listener = listen(self.config.host, self.config.port)
         self._port = listener.getsockname()[1]
         try:
             for runtime in self._runtimes:
@@ -347,12 +347,17 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; raises PortInUse, or another OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             reason = f"port {port} on {host} is in use: stop what listens there, or choose another with --port"
             raise PortInUse(reason) from error
         raise
+    # Inherited by what it accepts. asyncio's own loop forgets it for a listener made this way, and every answer on a
+    # connection that is used again would wait 40 ms for the client's delayed acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
