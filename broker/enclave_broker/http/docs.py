@@ -9,6 +9,8 @@ import msgspec
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 
 from enclave_broker.api import AnswerCall, CancelSession, CreateSession
+from enclave_protocol.encryption import ClientHello
+from enclave_protocol.filters import FilterConfig
 
 from .access_routes import CreateToken
 from .batch import CreateBatch
@@ -24,6 +26,9 @@ BODIES = {
     ("/tokens", "post"): CreateToken,
 }
 """Requests that are decoded from their bytes in one pass, which Litestar therefore can't see."""
+
+INNER = {("CreateSession", "filter"): FilterConfig, ("EncryptionRequest", "clientHello"): ClientHello}
+"""Fields of them that are decoded by themselves, because what is wrong there has a code of its own."""
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
@@ -68,6 +73,10 @@ def with_bodies(openapi_schema: dict[str, Any]) -> dict[str, Any]:
     for (path, method), schema in zip(BODIES, schemas, strict=True):
         content = {"application/json": {"schema": schema}}
         paths[path][method] = paths[path][method] | {"requestBody": {"content": content}}
+    for (name, field), kind in INNER.items():
+        (schema,), inner = msgspec.json.schema_components([kind], ref_template="#/components/schemas/{name}")
+        components |= inner
+        components[name]["properties"][field] = schema
     known = openapi_schema.get("components", {})
     merged = known | {"schemas": known.get("schemas", {}) | components}
     return openapi_schema | {"paths": paths, "components": merged}

@@ -11,7 +11,6 @@ itself. One that others reach trusts none, except its own.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ import msgspec
 from litestar.enums import HttpMethod, ScopeType
 
 from enclave_broker.api import ErrorBody
+from enclave_protocol.credentials import is_loopback
 
 from .views import header
 
@@ -57,6 +57,7 @@ class Origins:
         self._any = ANY in given
         self._loopback = LOOPBACK in given or (not given and self._on_loopback)
         self._named = frozenset(given) - {ANY, LOOPBACK}
+        self._hosts = frozenset(origin.partition("://")[2] for origin in self._named)
 
     def allows(self, origin: str, host: str) -> bool:
         """Say whether a page from `origin` may ask something of the broker that it calls `host`."""
@@ -65,8 +66,17 @@ class Origins:
         authority = origin.partition("://")[2]
         if self._loopback and is_loopback(_hostname(authority)):
             return True
-        # Its own pages. On loopback only by a name of loopback: a stranger's name may be made to lead here.
-        return bool(authority) and authority == host and (not self._on_loopback or is_loopback(_hostname(host)))
+        return bool(authority) and authority == host and self.is_called(host)  # a page of its own
+
+    def is_called(self, host: str) -> bool:
+        """Say whether the broker may have pages of its own under this name.
+
+        Not on loopback under any but loopback's names, and those that were allowed: whoever owns another name can make
+        it lead to loopback, and a page that came under that name would then be the broker's own to a browser.
+        """
+        if self._any or not self._on_loopback:
+            return True
+        return is_loopback(_hostname(host)) or host.lower() in self._hosts
 
     def response_headers(self, origin: str) -> Headers:
         """Return what an answer to a page that may says to its browser."""
@@ -98,10 +108,14 @@ class OriginGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        origin = header(scope, b"origin")
+        origin, host = header(scope, b"origin"), header(scope, b"host") or ""
         if origin is None:
-            await self._app(scope, receive, send)
-        elif not self._origins.allows(origin, header(scope, b"host") or ""):
+            # Of what pages of its own GET, a browser says only that.
+            if header(scope, b"sec-fetch-site") == "same-origin" and not self._origins.is_called(host):
+                await _refuse(f"http://{host}", scope, send)
+            else:
+                await self._app(scope, receive, send)
+        elif not self._origins.allows(origin, host):
             await _refuse(origin, scope, send)
         elif _asks_first(scope):
             await _answer(send, 204, self._origins.preflight_headers(origin), b"")
@@ -126,16 +140,6 @@ def check_origin(origin: str) -> str:
     if not _ORIGIN.fullmatch(origin):
         raise ValueError(f"origin {origin!r}: is not {ORIGIN_FORM} (no path, no slash at its end)")
     return origin.lower()
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host's name or address is this machine's own."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _asks_first(scope: Scope) -> bool:

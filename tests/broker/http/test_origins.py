@@ -117,6 +117,22 @@ async def test_a_page_that_may_not_is_refused_and_nothing_runs() -> None:
         assert (await running.http.post("/sessions", json={"code": "1"})).status_code == 200
 
 
+async def test_a_name_that_a_stranger_made_lead_to_loopback_has_no_pages_here() -> None:
+    async with fleet() as running:
+        strange = {"host": "evil.example.com:3000", "sec-fetch-site": "same-origin"}
+        refused = await running.http.get("/sessions", headers=strange)
+        assert (refused.status_code, refused.json()["code"]) == (403, "ORIGIN_NOT_ALLOWED")
+        for fine in (
+            {"sec-fetch-site": "same-origin"},  # of this host
+            {"host": "proxy.example.com"},  # a program, perhaps through a proxy
+            {"host": "proxy.example.com", "sec-fetch-site": "none"},  # somebody typed it
+        ):
+            assert (await running.http.get("/sessions", headers=fine)).status_code == 200
+    async with fleet(cors_origins=[APP]) as running:
+        named = {"host": "app.example.com", "sec-fetch-site": "same-origin"}
+        assert (await running.http.get("/sessions", headers=named)).status_code == 200
+
+
 async def test_a_page_that_may_not_gets_no_websocket_either() -> None:
     async with fleet(FakeWorker()) as running:
         url = running.broker.url.replace("http", "ws") + "/ws"
