@@ -290,6 +290,47 @@ def test_an_event_of_an_unknown_type_counts_and_arrives() -> None:
     assert len(engine.receive(event(2))) == 1
 
 
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**64) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+ODD_FRAMES = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": ANYTHING
+        | st.sampled_from(["hello", "error", "pong", "final", "tool_call", "tool_result_applied", "stdout", "enc"]),
+        "sessionId": st.just("s_1") | ANYTHING,
+        "seq": st.integers(1, 3) | ANYTHING,
+        "payload": ANYTHING
+        | st.fixed_dictionaries(
+            {},
+            optional={
+                "callId": ANYTHING | st.just("c_1"),
+                "toolName": ANYTHING | st.just("search"),
+                "args": ANYTHING,
+                "message": ANYTHING | st.just(""),
+                "field": ANYTHING | st.just("sessionId"),
+            },
+        ),
+    },
+)
+
+
+@settings(deadline=None)
+@given(st.lists(ODD_FRAMES, max_size=5))
+def test_whatever_a_broker_says_is_taken_or_refused(frames: list[dict[str, Any]]) -> None:
+    engine = started(tools=("search",))
+    for frame in frames:
+        try:
+            engine.receive(json.dumps(frame).encode())
+        except RemoteProtocolError:
+            engine.disconnected()
+            engine.connected()
+    engine.fail(BrokerUnavailable("the end"))
+    assert engine.live == 0
+
+
 class Model:
     """A broker as pure as the engine: every session says three things, calls a tool in between, and ends."""
 
