@@ -115,20 +115,27 @@ class Connection:
 
     def flush(self) -> None:
         """Have the engine's frames sent, connecting first if need be. Never blocks."""
-        if self._task is None:
+        if self._task is None and not self._leaving:
             self._task = asyncio.create_task(self._keep(), name="enclave-connection")
         self._wish.set()
         self._more.set()
 
     async def wait_room(self) -> None:
-        """Wait until not too much waits to be sent. What waits when a connection is lost does not count."""
-        while self._engine.outgoing_bytes > MAX_OUTGOING_BYTES:
+        """Wait until not too much waits to be sent. What waits when a connection is lost does not count.
+
+        Raises:
+            BrokerUnavailable: nothing is sent any more.
+        """
+        while self._engine.outgoing_bytes > MAX_OUTGOING_BYTES and not self._leaving:
             self._room.clear()
             await self._room.wait()
+        if self._leaving:
+            raise BrokerUnavailable(_CLOSED)
 
     def leave(self) -> None:
         """Replace the connection no more: when it ends, every session ends with it."""
         self._leaving = True
+        self._room.set()
 
     async def close(self) -> None:
         """Close the connection. What the engine still has to say is not sent."""

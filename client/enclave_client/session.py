@@ -182,7 +182,13 @@ class AsyncSession:
 
     async def _start(self, request: Request) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._overdue)
-        await self._wiring.connection.wait_room()
+        try:
+            async with asyncio.timeout_at(self._timer.when()):
+                await self._wiring.connection.wait_room()
+        except TimeoutError:
+            self._overdue()
+        if self._lost is not None:
+            raise self._lost
         if self._from_seq is None:
             self._wiring.engine.start(self.session_id, request.execute, request.tools)
         else:
@@ -300,7 +306,12 @@ class AsyncSession:
         context = self._context.copy()
         task = asyncio.get_running_loop().create_task(self._answer(call, context), context=context.copy())
         self._calls[call.call_id] = task
-        task.add_done_callback(lambda _: self._calls.pop(call.call_id, None))
+        task.add_done_callback(lambda _: self._called_back(call.call_id, task))
+
+    def _called_back(self, call_id: str, task: asyncio.Task[None]) -> None:
+        self._calls.pop(call_id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("session %s: call %s was not answered: %s", self.session_id, call_id, error)
 
     async def _answer(self, call: ToolCallPayload, context: contextvars.Context) -> None:
         result = await self._wiring.runner.run(

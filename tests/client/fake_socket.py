@@ -106,6 +106,8 @@ class FakeSocketBroker:
         self._scripts: set[asyncio.Task[None]] = set()
         self.rejects = ""
         """A field that no request has right."""
+        self.reads = True
+        """Whether it takes messages off the connections that it accepts from now on."""
         self.deaf: set[str] = set()
         """Types of messages that get lost on their way here."""
 
@@ -181,6 +183,9 @@ class FakeSocketBroker:
         try:
             if self.hello is not None:
                 await connection.send(json.dumps(self.hello))
+            if not self.reads:
+                connection.transport.pause_reading()
+                await connection.wait_closed()
             async for text in connection:
                 message = json.loads(text)
                 if message["type"] not in self.deaf:

@@ -209,6 +209,39 @@ async def test_waiting_ends_although_the_broker_never_answers() -> None:
             await client.run("", wait_s=0.05)
 
 
+@contextlib.asynccontextmanager
+async def stuck(script: Script) -> AsyncIterator[tuple[AsyncClient, FakeSocketBroker]]:
+    """A client with a connection that takes nothing."""
+    async with client_of(script) as (client, broker):
+        broker.reads = False
+        with pytest.raises(SessionTimeout):
+            await client.run("", wait_s=0.05)
+        yield client, broker
+        broker.cut()
+
+
+async def test_a_broker_that_takes_nothing_is_not_waited_for_nor_are_requests_piled_up() -> None:
+    async with stuck(says_hello) as (client, _):
+        code = "#" * 1_000_000
+        ends = await asyncio.gather(*(client.run(code, wait_s=0.1) for _ in range(40)), return_exceptions=True)
+        assert {type(end) for end in ends} == {SessionTimeout}
+        assert client._wiring is not None
+        assert client._wiring.engine.outgoing_bytes < connection.MAX_OUTGOING_BYTES + 2_000_000
+
+
+async def test_closing_ends_sessions_that_could_not_be_asked_for_yet() -> None:
+    async with stuck(says_hello) as (client, broker):
+        code = "#" * 1_000_000
+        runs = [asyncio.create_task(client.run(code)) for _ in range(40)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(client.close())
+        await asyncio.sleep(0)
+        broker.cut()
+        await closing
+        ends = await asyncio.gather(*runs, return_exceptions=True)
+        assert all(isinstance(end, BrokerUnavailable) for end in ends)
+
+
 # Tools
 
 
