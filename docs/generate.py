@@ -27,6 +27,7 @@ import enclave_worker.cli
 from enclave_broker.access import Quotas, Scope
 from enclave_broker.tools.audit import AuditLine
 from enclave_broker.tools.tool import ToolPolicy
+from enclave_broker.tools.sources import tools_file
 from enclave_protocol import AnyEvent, Code, Limits, State
 from enclave_protocol.limits import ALIASES
 from enclave_protocol.session import TRANSITIONS
@@ -346,11 +347,46 @@ def quotas() -> str:
     return _table(("quota", "what counts"), ((f"`{name}`", described[name]) for name in names))
 
 
+def openapi_fields() -> str:
+    """Every field of `[openapi.NAME]`."""
+    return _tools_file_fields(tools_file.OpenApiTable)
+
+
+def endpoint_fields() -> str:
+    """Every field of `[http.NAME]`."""
+    return _tools_file_fields(tools_file.EndpointTable)
+
+
+def mcp_fields() -> str:
+    """Every field of `[mcpServers.NAME]`."""
+    return _tools_file_fields(tools_file.McpTable)
+
+
+def mcp_extra_fields() -> str:
+    """Every field of `[mcpServers.NAME.enclave]`."""
+    return _tools_file_fields(tools_file.McpExtras)
+
+
+def auth_fields() -> str:
+    """Every field of `auth`."""
+    return _tools_file_fields(tools_file.AuthTable)
+
+
+def _tools_file_fields(kind: type[msgspec.Struct]) -> str:
+    described: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        described |= _described(cls) if cls.__module__ == tools_file.__name__ else {}
+    rows = [(f"`{field.encode_name}`", described.get(field.name, "")) for field in msgspec.structs.fields(kind)]
+    return _table(("field", "meaning"), rows)
+
+
 _FUNCTIONS = (
     *(states, events, limits, outcomes),
     *(launch_steps, prepare_steps, enclose_steps, rlimits, syscalls, allowed_syscalls, argument_rules, levels),
     *(options, worker_metrics, broker_metrics, scopes, quotas, profile_fields, shipped_profiles),
     *(tool_policy, audit_line),
+    *(options, worker_metrics, broker_metrics, profile_fields, shipped_profiles),
+    *(openapi_fields, endpoint_fields, mcp_fields, mcp_extra_fields, auth_fields),
 )
 PARTS: dict[str, Callable[[], str]] = {function.__name__: function for function in _FUNCTIONS}
 

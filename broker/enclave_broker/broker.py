@@ -107,6 +107,7 @@ class Broker:
             raise ValueError(_EXPOSED.format(host=config.host))
         self.dispatcher = Dispatcher(config, tools, self.metrics, gate, secrets=secrets, approve=approve)
         self.sources = SourceKeeper(list(sources), tools)
+        self.sources.count_in(self.metrics.tool_sources)
         self._runtimes = runtimes
         self._started: list[Runtime] = []  # to be stopped, the last first
         self._socket: socket.socket | None = None

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from enclave_protocol.languages import Language
 
+MAX_TOOLS_SAID = 12
+"""Names of tools in the line that says that the broker listens."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -162,6 +164,12 @@ def _limits(settings: tuple[str, ...]) -> Limits:
         raise ValueError(f"--limit: {error}") from error
 
 
+def _names(tools: list[str]) -> str:
+    """Return a line's worth of names."""
+    more = len(tools) - MAX_TOOLS_SAID
+    return (", ".join(tools[:MAX_TOOLS_SAID]) or "none") + (f" and {more} more" if more > 0 else "")
+
+
 async def _serve(broker: Broker) -> None:
     loop = asyncio.get_running_loop()
     asked_to_stop = asyncio.Event()
@@ -171,7 +179,7 @@ async def _serve(broker: Broker) -> None:
     await broker.start()
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no later collection needs to walk it
-    names = ", ".join(broker.tools.names()) or "none"
+    names = _names(broker.tools.names())
     click.echo(f"enclave-broker listening on {broker.url} (workers: {len(broker.config.workers)}, tools: {names})")
     stopping = asyncio.ensure_future(asked_to_stop.wait())
     failing = asyncio.ensure_future(broker.wait_stopped())

@@ -82,6 +82,7 @@ class Metrics:
             ["tenant", "quota"],
             registry=registry,
         )
+        self.tool_sources = Gauge("enclave_tool_sources", "Sources of tools", ["state"], registry=registry)
         build = Gauge("enclave_build_info", "1; the version is the label", ["version"], registry=registry)
         build.labels(__version__).set(1)
 

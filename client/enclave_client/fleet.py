@@ -70,6 +70,8 @@ class FleetSpec:
     """A file of profiles for the workers."""
     tools: tuple[str, ...] = ()
     """Modules with tools for the broker."""
+    tools_files: tuple[str, ...] = ()
+    """Files that say where more tools come from."""
     broker_options: tuple[str, ...] = ()
     """Further options of the broker's command."""
 
@@ -106,6 +108,8 @@ def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:
         arguments += ["--worker", url]
     for module in spec.tools:
         arguments += ["--tools", module]
+    for file in spec.tools_files:
+        arguments += ["--tools-file", file]
     return [*arguments, *spec.broker_options]
 
 

@@ -36,7 +36,8 @@ def run_code(
     *,
     broker: str | None,
     raw_events: bool,
-    tools: tuple[str, ...],
+    tools: tuple[str, ...] = (),
+    tools_files: tuple[str, ...] = (),
     profiles: tuple[str, ...] = (),
 ) -> int:
     """Run a request and print what comes; returns the exit code.
@@ -46,11 +47,14 @@ def run_code(
         broker: its address; None starts a fleet of one worker for this run alone.
         raw_events: print the event lines byte for byte instead of what they mean.
         tools: modules with tools for the private fleet's broker.
+        tools_files: files that say where more tools come from.
         profiles: what the private fleet's worker offers; its default if empty.
     """
     out, err = sys.stdout.buffer, sys.stderr.buffer
     printer: Printer = RawPrinter(out, err) if raw_events else EventPrinter(out, err)
-    fleet = None if broker else FleetSpec(workers=1, pool_size=1, tools=tools, profiles=profiles)
+    fleet = (
+        None if broker else FleetSpec(workers=1, pool_size=1, tools=tools, tools_files=tools_files, profiles=profiles)
+    )
     try:
         return asyncio.run(_run(request, broker or "", fleet, printer))
     except BrokenPipeError:

@@ -78,9 +78,8 @@ def test_a_script_ends_well(block: Block, tmp_path: Path) -> None:
 def run(command: list[str], directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command where `.venv/bin` is what it is for a reader, and nothing else is configured."""
     programs = directory / ".venv" / "bin"
-    programs.parent.mkdir(exist_ok=True)
     if not programs.exists():
-        programs.symlink_to(Path(sys.executable).parent)
+        programs.parent.symlink_to(Path(sys.executable).parent.parent)  # the whole of it, as a Python there wants
     env = {name: value for name, value in os.environ.items() if not name.startswith("ENCLAVE_")}
     env |= environment
     env["PATH"] = f"{programs}:{env['PATH']}"

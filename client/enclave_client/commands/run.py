@@ -83,6 +83,14 @@ DEFAULT_TIMEOUT_MS = 15_000
     envvar="ENCLAVE_TOOLS",
     help="A Python module with tools, for the private fleet. May be given several times.",
 )
+@click.option(
+    "--tools-file",
+    "tools_files",
+    multiple=True,
+    metavar="FILE",
+    envvar="ENCLAVE_TOOLS_FILE",
+    help="A file of OpenAPI documents, HTTP endpoints and MCP servers, for the private fleet. Repeat it.",
+)
 def command(  # noqa: PLR0917 - click passes by name
     file: str,
     broker: str | None,
@@ -94,6 +102,7 @@ def command(  # noqa: PLR0917 - click passes by name
     language: str | None,
     timeout_ms: int,
     tools: tuple[str, ...],
+    tools_files: tuple[str, ...],
 ) -> None:
     """Run the code in FILE (- for standard input) in a fresh sandbox: Python, JavaScript, or a script for the shell.
 
@@ -102,8 +111,11 @@ def command(  # noqa: PLR0917 - click passes by name
     """
     if broker and not broker.startswith(("http://", "https://")):
         raise click.UsageError(f"--broker {broker}: give an address such as http://127.0.0.1:3000")
-    if broker and tools and click.get_current_context().get_parameter_source("tools") is _COMMAND_LINE:
-        raise click.UsageError("--tools belongs to the broker: give it to `enclave up` or `enclave-broker` instead")
+    for parameter, option in (("tools", "--tools"), ("tools_files", "--tools-file")) if broker else ():
+        if click.get_current_context().get_parameter_source(parameter) is _COMMAND_LINE:
+            raise click.UsageError(
+                f"{option} belongs to the broker: give it to `enclave up` or `enclave-broker` instead"
+            )
     limits = read_limits(limit_texts, timeout_ms)
     request: dict[str, Any] = {"code": read_code(file)}
     if limits:
@@ -119,7 +131,8 @@ def command(  # noqa: PLR0917 - click passes by name
     from enclave_client.runner import run_code  # noqa: PLC0415 - so that --help starts fast
 
     profiles = (profile,) if profile else ()
-    sys.exit(run_code(request, broker=broker, raw_events=events, tools=() if broker else tools, profiles=profiles))
+    code = run_code(request, broker=broker, raw_events=events, tools=tools, tools_files=tools_files, profiles=profiles)
+    sys.exit(code)
 
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE

@@ -66,6 +66,14 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     envvar="ENCLAVE_TOOLS",
     help="A Python module with tools for the code to call. May be given several times.",
 )
+@click.option(
+    "--tools-file",
+    "tools_files",
+    multiple=True,
+    metavar="FILE",
+    envvar="ENCLAVE_TOOLS_FILE",
+    help="A file of OpenAPI documents, HTTP endpoints and MCP servers with more tools. Repeat it.",
+)
 def command(  # noqa: PLR0917 - click passes by name
     workers: int,
     port: int,
@@ -74,6 +82,7 @@ def command(  # noqa: PLR0917 - click passes by name
     profiles_file: str,
     level: str,
     tools: tuple[str, ...],
+    tools_files: tuple[str, ...],
 ) -> None:
     """Start a whole fleet on this machine.
 
@@ -88,6 +97,7 @@ def command(  # noqa: PLR0917 - click passes by name
         profiles_file=profiles_file,
         level=level,
         tools=tools,
+        tools_files=tools_files,
     )
     try:
         asyncio.run(serve(spec))

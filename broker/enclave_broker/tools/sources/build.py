@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .endpoints import make_operation
 from .templates import Template
-from .tools_file import ToolsFileError
+from .tools_file import ToolsFileError, parse_tools_file
 
 if TYPE_CHECKING:
     from enclave_broker.tools.secrets import Secrets
@@ -34,6 +35,10 @@ class Sources:
             if name in self._http:
                 raise ToolsFileError(f"two endpoints are called {name!r}: [http.{name}] stands in two files")
             self._http[name] = endpoint
+
+    def add_tables(self, tables: dict[str, Any]) -> None:
+        """Add what a file would hold, from a program; raises ToolsFileError."""
+        self.add_file(parse_tools_file(tables, "tables", Path()))
 
     def add_openapi(self, name: str, table: OpenApiTable) -> None:
         """Add a document; raises ToolsFileError if the name is taken."""

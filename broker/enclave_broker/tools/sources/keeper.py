@@ -12,6 +12,8 @@ from .watched import WatchedSource
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from prometheus_client import Gauge
+
     from enclave_broker.tools.registry import ToolRegistry
     from enclave_broker.tools.tool import ToolSource
 
@@ -41,6 +43,11 @@ class SourceKeeper:
     @property
     def _watched(self) -> list[WatchedSource]:
         return [source for source in self.sources if isinstance(source, WatchedSource)]
+
+    def count_in(self, gauge: Gauge) -> None:
+        """Have a gauge say how many sources are in which state, whenever it is asked."""
+        gauge.labels("well").set_function(lambda: len(self.sources) - len(self.unwell))
+        gauge.labels("unwell").set_function(lambda: len(self.unwell))
 
     async def run(self) -> None:
         """Run every source until cancelled; a fault in one touches neither the others nor the broker."""

@@ -76,6 +76,7 @@ class AuthTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """How requests say who asks."""
 
     type: Literal["bearer", "api-key", "basic"]
+    """`bearer` and `basic` are the header `Authorization`, `api-key` is what the fields below say."""
     secret: str
     """Name of the secret: the token, the key or the password."""
     username: str = ""
@@ -135,6 +136,7 @@ class EndpointTable(_HttpTable, frozen=True, kw_only=True, forbid_unknown_fields
     url: str
     """Its address, with arguments in braces."""
     method: str = "GET"
+    """Or `POST`, `PUT`, `PATCH`, `DELETE`, `HEAD`."""
     description: str = ""
     """What it does, for people and models."""
     input: dict[str, Any] | None = None
@@ -149,12 +151,15 @@ class McpTable(msgspec.Struct, frozen=True, kw_only=True):
     url: str = ""
     """where to dial (streamable HTTP)."""
     args: tuple[str, ...] = ()
+    """Of the command, as they are: other users of the host can read them, so secrets belong in `env`."""
     env: dict[str, str] = {}
     """Its environment, beside PATH, HOME and the like; `${NAME}` stands for a secret."""
     headers: dict[str, str] = {}
     """Of every request to `url`; the same."""
     cwd: str | None = None
+    """Where the command runs. Default: where the broker does."""
     disabled: bool = False
+    """Whether to leave it out."""
     enclave: McpExtras = msgspec.field(default_factory=lambda: McpExtras())  # noqa: PLW0108 - defined below
     """What only Enclave reads."""
 

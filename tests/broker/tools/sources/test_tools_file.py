@@ -110,6 +110,14 @@ def test_a_file_that_cannot_be_read_or_is_neither_form_is_told(tmp_path: Path) -
         read_tools_file(tmp_path / "bad")
 
 
+def test_a_program_gives_the_tables_of_a_file_as_they_are() -> None:
+    sources = Sources()
+    sources.add_tables({"http": {"w": {"url": "https://x.example", "headers": {"A": "${KEY}"}}}})
+    assert sources.secrets() == {"KEY"}
+    with pytest.raises(ToolsFileError, match="unknown table 'htp'"):
+        sources.add_tables({"htp": {}})
+
+
 def test_an_endpoint_that_makes_no_sense_is_told_when_its_source_is_made() -> None:
     sources = Sources()
     sources.add_file(parsed({"http": {"w": {"url": "https://{host}/"}}}))
