@@ -26,8 +26,8 @@ import enclave_client.cli
 import enclave_worker.cli
 from enclave_broker.access import Quotas, Scope
 from enclave_broker.tools.audit import AuditLine
-from enclave_broker.tools.tool import ToolPolicy
 from enclave_broker.tools.sources import tools_file
+from enclave_broker.tools.tool import ToolPolicy
 from enclave_protocol import AnyEvent, Code, Limits, State
 from enclave_protocol.limits import ALIASES
 from enclave_protocol.session import TRANSITIONS
@@ -385,7 +385,6 @@ _FUNCTIONS = (
     *(launch_steps, prepare_steps, enclose_steps, rlimits, syscalls, allowed_syscalls, argument_rules, levels),
     *(options, worker_metrics, broker_metrics, scopes, quotas, profile_fields, shipped_profiles),
     *(tool_policy, audit_line),
-    *(options, worker_metrics, broker_metrics, profile_fields, shipped_profiles),
     *(openapi_fields, endpoint_fields, mcp_fields, mcp_extra_fields, auth_fields),
 )
 PARTS: dict[str, Callable[[], str]] = {function.__name__: function for function in _FUNCTIONS}
