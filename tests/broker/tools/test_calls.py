@@ -11,12 +11,14 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from enclave_broker import ApprovalRequest, create_broker, tool
-from enclave_protocol import Final
+from enclave_protocol import Final, Limits
 from tests.broker.conftest import fleet
 from tests.fakes import FakeSession, FakeWorker
 
 if TYPE_CHECKING:
     import pytest
+
+    from tests.broker.conftest import Fleet
 
 
 def add(a: int, b: int = 1) -> int:
@@ -112,46 +114,71 @@ async def test_tools_that_never_return_do_not_hold_up_the_end_of_a_session_or_of
         release.set()
 
 
-async def test_a_tool_that_ignores_its_time_limit_holds_up_no_other_call() -> None:
-    release, let_go = threading.Event(), asyncio.Event()
+async def call_until_late(session: FakeSession, running: Fleet, name: str, began: asyncio.Event) -> dict[str, Any]:
+    """Call a tool, let its time be over as soon as it has begun, and return the answer."""
+    call_id = f"c_{name}"
+    calls = running.broker.dispatcher.tool_calls
+    await session.event("tool_call", {"callId": call_id, "toolName": name, "args": {}})
+    await began.wait()
+    (late,) = [each for each in calls._running[session.session_id] if each.call.call_id == call_id]
+    calls._time_over(late, 5)
+    return await session.results.get()
 
-    @tool(timeout_ms=5)
+
+async def test_a_tool_that_ignores_its_time_limit_holds_up_no_other_call() -> None:
+    release, let_go, one_began, other_began = threading.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
     def stuck() -> None:
+        loop.call_soon_threadsafe(one_began.set)
         release.wait()
 
-    @tool(timeout_ms=5)
     async def waits() -> None:
+        other_began.set()
         await stubborn(let_go)
 
     async def calls_all(session: FakeSession) -> None:
-        results = [await session.call(name, {}, call_id=f"c_{name}") for name in ("stuck", "waits", "add")]
-        await session.final(results)
-
-    async with fleet(FakeWorker(calls_all), tools=[stuck, waits], tool_threads=1) as running:
-        running.broker.tools.register("add", lambda: 7)  # needs a thread, and the only one is stuck
-        results: Any = await result_through(running)
-        stuck_result, waits_result, add_result = results
-        assert [each["error"]["code"] for each in (stuck_result, waits_result)] == ["TOOL_TIMEOUT"] * 2
-        assert stuck_result["error"]["message"] == "stuck took over 5 ms"
-        assert add_result["value"] == 7
+        results = [
+            await call_until_late(session, running, "stuck", one_began),
+            await call_until_late(session, running, "waits", other_began),
+            await session.call("seven", {}, call_id="c_3"),
+        ]
         assert running.metric("enclave_tool_calls_given_up") == 2
         assert running.metric("enclave_tool_threads", state="abandoned") == 1
         release.set()
         let_go.set()
         await running.wait_until(lambda: running.metric("enclave_tool_calls_given_up") == 0)
+        # Nothing more came for the first two: the next result is this call's.
+        results.append(await session.call("seven", {}, call_id="c_4"))
+        await session.final(results)
+
+    # `seven` needs a thread, and the only one is stuck.
+    async with fleet(FakeWorker(calls_all), tools=[stuck, waits, seven], tool_threads=1) as running:
+        results: Any = await result_through(running)
+    assert [each["callId"] for each in results] == ["c_stuck", "c_waits", "c_3", "c_4"]
+    assert [each["error"]["code"] for each in results[:2]] == ["TOOL_TIMEOUT"] * 2
+    assert results[0]["error"]["message"] == "stuck took over 5 ms"
+    assert [each["value"] for each in results[2:]] == [7, 7]
+
+
+def seven() -> int:
+    return 7
 
 
 async def test_a_tool_at_its_cap_makes_others_wait_and_their_time_runs() -> None:
-    let_go, count = asyncio.Event(), 0
+    let_go, began, count = asyncio.Event(), asyncio.Event(), 0
 
-    @tool(max_concurrency=1, timeout_ms=20)
+    @tool(max_concurrency=1)
     async def one_at_a_time() -> None:
         nonlocal count
         count += 1
+        began.set()
         await stubborn(let_go)
 
     async def calls_two(session: FakeSession) -> None:
-        await session.final([await session.call("one_at_a_time", {}, call_id=f"c_{i}") for i in range(2)])
+        first = await call_until_late(session, running, "one_at_a_time", began)
+        running.broker.dispatcher.directory.get(session.session_id).limits = Limits(tool_timeout_ms=5)  # type: ignore[union-attr]
+        await session.final([first, await session.call("one_at_a_time", {}, call_id="c_2")])
 
     async with fleet(FakeWorker(calls_two), tools=[one_at_a_time]) as running:
         results: Any = await result_through(running)
@@ -168,13 +195,30 @@ async def test_an_approval_that_never_comes_is_given_up_with_the_call() -> None:
         await asyncio.Event().wait()
         raise AssertionError("never")
 
-    @tool(needs_approval=True, timeout_ms=20)
+    @tool(needs_approval=True)
     def pay() -> None:
         raise AssertionError("never")
 
-    async with fleet(FakeWorker(calling("pay", {})), tools=[pay], approve=approve) as running:
+    async def calls(session: FakeSession) -> None:
+        await session.final(await call_until_late(session, running, "pay", asked))
+
+    async with fleet(FakeWorker(calls), tools=[pay], approve=approve) as running:
         assert (await result_through(running))["error"]["code"] == "TOOL_TIMEOUT"
-        assert asked.is_set()
+        await running.wait_until(lambda: running.broker.dispatcher.tool_calls.running == 0)
+
+
+async def test_the_smallest_time_limit_holds() -> None:
+    @tool(timeout_ms=6)
+    async def waits() -> None:
+        await asyncio.Event().wait()
+
+    for limits, over in (
+        ({"toolTimeoutMs": 5}, "over 5 ms"),
+        ({"perToolDeadlineMs": 7}, "over 6 ms"),
+        ({}, "over 6 ms"),
+    ):
+        async with fleet(FakeWorker(calling("waits", {})), tools=[waits]) as running:
+            assert (await result_through(running, limits=limits))["error"]["message"] == f"waits took {over}"
 
 
 async def test_stored_results_are_gone_with_their_session() -> None:

@@ -160,7 +160,7 @@ async def test_no_secret_leaves_by_a_result_an_error_or_a_code() -> None:
         return {context.secrets["KEY"]: [f"Bearer {context.secrets['KEY']}"]}
 
     def raises(context: ToolContext) -> None:
-        raise OwnError("x" * 9_995 + context.secrets["KEY"])  # the end of what is passed on falls into it
+        raise OwnError("x" * 9_985 + context.secrets["KEY"])  # the end of what is passed on falls into it
 
     with running(secrets={"KEY": KEY}) as runner:
         assert outcome(await runner.run(new_call(echoes, secrets=("KEY",)))) == {
@@ -168,7 +168,7 @@ async def test_no_secret_leaves_by_a_result_an_error_or_a_code() -> None:
         }
         code, message = outcome(await runner.run(new_call(raises, secrets=("KEY",))))
         assert code == "[secret:KEY]"
-        assert KEY[:3] not in message
+        assert message.endswith("x[secr")
 
 
 async def test_a_tools_traceback_is_logged_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
