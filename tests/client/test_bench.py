@@ -65,7 +65,10 @@ async def test_a_tiny_run_measures_everything_and_finds_no_failure_and_no_leak(t
     # The kernel shows the memory of sandboxes to root only.
     unseen = set() if os.geteuid() == 0 else {"warm_sandbox_pss"}
     assert {figure["name"] for figure in told["figures"]} == FIGURES - unseen
-    assert all(figure["value"] > 0 and figure["unit"] for figure in told["figures"])
+    assert all(figure["unit"] for figure in told["figures"])
+    # Memory may well not grow, and what grew in one test may be used in the next.
+    unmeasured = [figure["name"] for figure in told["figures"] if figure["value"] <= 0]
+    assert [name for name in unmeasured if not name.endswith(("_growth", "_memory"))] == []
     assert (told["failed"], told["failures"], told["leaks"]) == (0, [], {})
     assert told["settings"] == {"rounds": 1, "sessions": 20, "workers": 1}
     assert {"kernel", "cpu", "cores", "python"} <= told["machine"].keys()
