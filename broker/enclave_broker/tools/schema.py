@@ -7,6 +7,8 @@ with all others.
 
 from __future__ import annotations
 
+import functools
+import re
 import reprlib
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,10 @@ from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
+from enclave_protocol.regexes import PatternError, compile_regex
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 PATTERN_TIMEOUT_S = 0.05
 """Longest that one pattern may take on one text; past it, the text counts as not matching."""
@@ -49,10 +53,10 @@ class ArgumentSchema:
         self.document: dict[str, Any] = {"type": "object", **document}
         dialect = jsonschema.validators.validator_for(self.document, default=jsonschema.Draft202012Validator)
         plain = _without_dialect(self.document)
-        try:
-            dialect.check_schema(plain)
-        except jsonschema.SchemaError as error:
-            raise ValueError(f"its input schema is none: {_words(error)}") from error
+        # Not by `check_schema`, which also asks Python's engine about patterns.
+        error = next(iter(dialect(dialect.META_SCHEMA).iter_errors(plain)), None)
+        if error is not None:
+            raise ValueError(f"its input schema is none: {_words(error)}")
         _require_references(plain)
         _require_bounded(plain)
         bounded = jsonschema.validators.extend(dialect, _BOUNDED)  # type: ignore[no-untyped-call]
@@ -84,7 +88,7 @@ class ArgumentSchema:
         raise ValueError("takes an object with a name for each argument")
 
 
-def _words(error: jsonschema.ValidationError | jsonschema.SchemaError) -> str:
+def _words(error: jsonschema.ValidationError) -> str:
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
     # Made here, for the library's own words quote all of what was given.
     got, wanted = _quote.repr(error.instance), error.validator_value
@@ -102,11 +106,39 @@ def _words(error: jsonschema.ValidationError | jsonschema.SchemaError) -> str:
 # Keywords whose usual meaning can cost more than the arguments are long
 
 
-def _matches(pattern: str, text: str) -> bool:
+@functools.lru_cache(maxsize=1000)
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Compile a pattern as JavaScript means it, once; raises ValueError.
+
+    RE2 takes time that is linear in the text, whatever the pattern; what it can't do, such as looking around, runs on
+    an engine that backtracks, for a limited time.
+    """
     try:
-        return regex.search(pattern, text, timeout=PATTERN_TIMEOUT_S) is not None
-    except TimeoutError:
-        return False
+        return compile_regex(pattern, ignore_case=False).found_in
+    except PatternError:
+        pass
+    try:
+        backtracking = regex.compile(
+            _DOLLAR.sub(lambda part: r"\Z" if part[0] == "$" else part[0], pattern), regex.ASCII
+        )
+    except regex.error as error:
+        raise ValueError(f"its input schema has a pattern that is none: {_quote.repr(pattern)}: {error}") from error
+
+    def found_in(text: str) -> bool:
+        try:
+            return backtracking.search(text, timeout=PATTERN_TIMEOUT_S) is not None
+        except TimeoutError:
+            return False
+
+    return found_in
+
+
+# Python's `$` also matches before a line break at the end, which JavaScript's does not.
+_DOLLAR = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
+
+
+def _matches(pattern: str, text: str) -> bool:
+    return _matcher(pattern)(text)
 
 
 def _pattern(validator: Any, pattern: str, instance: object, _schema: object) -> Iterator[jsonschema.ValidationError]:
@@ -201,16 +233,9 @@ def _require_bounded(schema: object) -> None:
         patterns = [value] if key == "pattern" else value if key == "patternProperties" else []
         for pattern in patterns:
             if isinstance(pattern, str):
-                _require_pattern(pattern)
+                _matcher(pattern)
         if key not in _DATA:
             _require_bounded(value)
-
-
-def _require_pattern(pattern: str) -> None:
-    try:
-        regex.compile(pattern)
-    except regex.error as error:
-        raise ValueError(f"its input schema has a pattern that is none: {_quote.repr(pattern)}: {error}") from error
 
 
 def _references(schema: object) -> Iterable[str]:

@@ -261,4 +261,4 @@ async def test_what_is_large_is_checked_and_cleaned_beside_the_loop() -> None:
         large = new_call(lambda value: value, {"value": value}, max_bytes=1_000_000)
         large.size_bytes = len(json.dumps(value))
         assert outcome(await runner.run(large)) == ["x" * 100_000, "[secret:KEY]"]
-        assert runner._own_threads.statistics().idle > 0
+        assert runner._own_threads._count > 0
