@@ -77,6 +77,7 @@ def logs(done: ExecutionResult) -> list[tuple[str, str]]:
         ("return typeof fetch + typeof require + typeof process", "undefined" * 3),
         ("#!/usr/bin/env node\nreturn 1 // no newline at the end", 1),
         ("return '\\ud83d' + 'ä\\0\\\\ud83d'", "\ufffdä\0\\ud83d"),
+        ("return JSON.rawJSON('\"\\\\uD83D\"')", "\ufffd"),
     ],
 )
 def test_code_is_the_body_of_an_async_function_and_returns_json(

@@ -328,12 +328,12 @@ def _number(text: str) -> int:
 
 def _whole(text: str) -> str:
     """Return JSON text with U+FFFD in the place of each half of a character."""
-    if "\\ud" not in text:
+    if "\\ud" not in text and "\\uD" not in text:  # the latter is never stringify's, but may be rawJSON's
         return text
     # Between pairs of backslashes none is escaped.
     return "\\\\".join(map(_without_halves, text.split("\\\\")))
 
 
 def _without_halves(text: str) -> str:
-    first, *others = text.split("\\ud")
+    first, *others = text.replace("\\uD", "\\ud").split("\\ud")
     return first + "".join("\ufffd" + other[3:] for other in others)
