@@ -418,7 +418,7 @@ class Dispatcher:
     def catalog_changed(self, change: CatalogChange) -> None:
         """Tell every live session which tools came and went."""
         news = news_of(change)
-        for session in self._routes.values():
+        for session in list(self._routes.values()):  # a link that breaks takes its sessions out
             self._tell(session, news)
 
     def _tell(self, session: BrokerSession, news: CatalogChangedPayload) -> None:

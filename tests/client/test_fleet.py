@@ -27,6 +27,11 @@ def test_restarts_come_ever_later_up_to_half_a_minute() -> None:
     assert delays[-1] == 30.0
 
 
+def test_a_broker_gets_every_file_of_tools() -> None:
+    arguments = " ".join(broker_arguments(FleetSpec(tools_files=("a.json", "b.toml")), []))
+    assert "--tools-file a.json --tools-file b.toml" in arguments
+
+
 def test_a_worker_gets_only_the_options_that_were_given() -> None:
     always = [*ON_LOOPBACK, "--tls-ca", "", "--port", "3001", "--worker-id", "worker-1", "--level", "BEST"]
 

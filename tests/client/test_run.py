@@ -295,6 +295,7 @@ async def test_the_ending_of_a_files_name_says_its_language_unless_an_option_doe
         (["-", "--limits", "maxToolCalls"], b"", "write NAME=VALUE"),
         (["-", "--broker", "localhost:3000"], b"", "give an address such as"),
         (["-", "--broker", "http://127.0.0.1:1", "--tools", "mine"], b"", "--tools belongs to the broker"),
+        (["-", "--broker", "http://127.0.0.1:1", "--tools-file", "f"], b"", "--tools-file belongs to the broker"),
         (["no-such-file"], b"", "does not exist"),
         (["/dev/zero"], b"", "/dev/zero is too large: more than 16777216 bytes"),
         (["."], b"", "is a directory"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 from litestar import Response, get
@@ -38,8 +39,8 @@ def catalog_routes(broker: Broker) -> list[HTTPRouteHandler]:
         _require_service(broker.tools, service)
         return describe(broker.tools, unwell=broker.sources.unwell, service=service)
 
-    @get("/code/stubs", sync_to_thread=True, media_type="text/plain", responses=_ERRORS, opt=needs(Scope.READ))
-    def write_stubs(
+    @get("/code/stubs", media_type="text/plain", responses=_ERRORS, opt=needs(Scope.READ))
+    async def write_stubs(
         language: Annotated[
             str, QueryParameter(name="language", description="Of the stubs: `python` or `typescript`.")
         ] = "python",
@@ -50,7 +51,9 @@ def catalog_routes(broker: Broker) -> list[HTTPRouteHandler]:
             raise invalid(f"no stubs in {language[:40]!r}", field="language", allowed=", ".join(_WRITERS))
         _require_service(broker.tools, service)
         tools = [tool for tool in broker.tools.tools() if service in {None, tool.service}]
-        return Response(_WRITERS[language](tools, broker.tools.version), media_type=_MEDIA_TYPES[language])
+        # Of thousands of tools it takes a while.
+        text = await asyncio.to_thread(_WRITERS[language], tools, broker.tools.version)
+        return Response(text, media_type=_MEDIA_TYPES[language])
 
     return [list_actions, write_stubs]
 

@@ -153,9 +153,10 @@ class _BoundedTransport(httpx2.AsyncBaseTransport):
         self._inner = inner
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        # Packed bodies could be of any size once unpacked.
+        # Packed bodies could be of any size once unpacked; one that comes unasked is left packed, and makes no sense.
         request.headers["accept-encoding"] = "identity"
         response = await self._inner.handle_async_request(request)
+        response.headers.pop("content-encoding", None)
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             response.stream = _BoundedStream(response.stream)
         return response

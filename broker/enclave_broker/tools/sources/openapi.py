@@ -66,7 +66,7 @@ class OpenApiSource(WatchedSource):
     """The operations of one document. Owns the connections of their calls."""
 
     def __init__(self, settings: OpenApiSettings) -> None:
-        super().__init__(settings.name, spec_url=settings.document if _is_url(settings.document) else "")
+        super().__init__(settings.name, spec_url=_shown(settings.document))
         self._settings = settings
         self._caller = HttpCaller()
         self._hash = ""
@@ -157,7 +157,7 @@ class OpenApiSource(WatchedSource):
             include=settings.include,
             exclude=settings.exclude,
             base_url=settings.base_url,
-            document_url=self.spec_url,
+            document_url=settings.document if _is_url(settings.document) else "",
             reserved_headers=RESERVED_HEADERS | credentials.header_names,
             reserved_query=frozenset(credentials.query),
         )
@@ -185,6 +185,11 @@ class OpenApiSource(WatchedSource):
 
 def _is_url(document: str) -> bool:
     return urlsplit(document).scheme in {"http", "https"}
+
+
+def _shown(document: str) -> str:
+    """Return what everybody may know of where a document is: no path of ours, and no query, which may be a key."""
+    return document.partition("#")[0].partition("?")[0] if _is_url(document) else ""
 
 
 def _read_file(path: Path) -> bytes:

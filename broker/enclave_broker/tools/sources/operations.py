@@ -20,7 +20,8 @@ from .schemas import SchemaCopier
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
+METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "query")
+"""Not `trace`: its answer is the request, with the credentials in it."""
 MAX_OPERATIONS = 2000
 """Most operations of one document that become tools."""
 MAX_NAME_CHARS = 128
@@ -33,6 +34,13 @@ RESERVED_HEADERS = frozenset(
     }
 )
 """Headers that no guest may set: they frame the request, or carry the broker's credentials."""
+
+_STYLES = {
+    "path": {"simple"},
+    "query": {"form", "spaceDelimited", "pipeDelimited", "deepObject"},
+    "header": {"simple"},
+    "cookie": {"form", "cookie"},
+}
 
 Where = Literal["path", "query", "header", "cookie"]
 BodyKind = Literal["json", "form", "multipart", "text", "binary"]
@@ -242,6 +250,8 @@ class _Reader:
         else:
             schema = described.get("schema", {})
         style = described.get("style") or ("form" if where in {"query", "cookie"} else "simple")
+        if style not in _STYLES[where]:
+            raise DocumentError(f"parameter {name!r}: the style {style!r} is not understood")
         required = described.get("required") is True or where == "path"
         return Parameter(
             argument=self._argument(name, where, schema, described.get("description"), required=required),
@@ -263,7 +273,8 @@ class _Reader:
             schema = BINARY_SCHEMA if kind == "binary" else schema
         required = described.get("required") is True
         argument = self._argument("body", "body", schema, described.get("description"), required=required)
-        return Body(argument=argument, media_type=media_type, kind=kind, required=required)
+        sent_as = _CONCRETE.get(kind, media_type) if "*" in media_type else media_type
+        return Body(argument=argument, media_type=sent_as, kind=kind, required=required)
 
     def _argument(self, name: str, where: str, schema: Any, description: object, *, required: bool) -> str:
         argument = name if name not in self._properties else f"{name}_{where}"
@@ -312,6 +323,14 @@ def _best_media_type(content: dict[str, Any]) -> tuple[str, BodyKind]:
     kinds = [(media_type, _kind(media_type)) for media_type in content]
     order: tuple[BodyKind, ...] = ("json", "form", "multipart", "text", "binary")
     return min(kinds, key=lambda pair: order.index(pair[1]))
+
+
+_CONCRETE: dict[BodyKind, str] = {
+    "json": "application/json",
+    "text": "text/plain",
+    "binary": "application/octet-stream",
+}
+"""What is sent where a document leaves the type open."""
 
 
 def _kind(media_type: str) -> BodyKind:

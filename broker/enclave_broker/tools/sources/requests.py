@@ -123,19 +123,20 @@ def _text(value: Any) -> str:
 
 
 def _path_text(parameter: Parameter, value: Any) -> str:
-    if parameter.as_json:
-        text = _text(value)
+    if parameter.as_json or not isinstance(value, list | dict):
+        texts = [_text(value)]
     elif isinstance(value, list):
-        text = ",".join(_text(item) for item in value)
-    elif isinstance(value, dict):
-        joint = "=" if parameter.explode else ","
-        text = ",".join(f"{name}{joint}{_text(item)}" for name, item in value.items())
+        texts = [_text(item) for item in value]
     else:
-        text = _text(value)
+        texts = [text for name, item in value.items() for text in (name, _text(item))]
     # A server may undo the encoding before it looks at the path, and `..` would then be another operation's.
-    if any(part in _NEEDS_A_PLACE for part in text.replace("\\", "/").split("/")):
-        raise BadArgument(f"{parameter.argument}: {text[:100]!r} can't be a part of a path")
-    return quote(text, safe="")
+    whole = ",".join(texts)
+    if any(part in _NEEDS_A_PLACE for part in whole.replace("\\", "/").split("/")):
+        raise BadArgument(f"{parameter.argument}: {whole[:100]!r} can't be a part of a path")
+    quoted = [quote(text, safe="") for text in texts]
+    if isinstance(value, dict) and parameter.explode and not parameter.as_json:
+        quoted = [f"{name}={text}" for name, text in zip(quoted[::2], quoted[1::2], strict=True)]
+    return ",".join(quoted)
 
 
 def _header_text(parameter: Parameter, value: Any) -> str:

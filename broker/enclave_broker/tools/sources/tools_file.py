@@ -251,8 +251,11 @@ def _check(table: _HttpTable | McpTable) -> None:
     """Refuse what the types let through; raises ValueError naming the field."""
     if isinstance(table, _HttpTable):
         table.credentials()
-    if isinstance(table, OpenApiTable) and table.base_url:
-        _require_url("base_url", table.base_url)
+    if isinstance(table, OpenApiTable):
+        if table.base_url:
+            _require_url("base_url", table.base_url)
+        if "://" in table.document:
+            _require_url("document", table.document)
     if isinstance(table, McpTable):
         if bool(table.command) == bool(table.url):
             raise ValueError("command: a server has either `command` or `url`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import sys
 import time
@@ -16,7 +17,7 @@ from enclave_broker.tools import CatalogChange, Secrets, ToolContext, ToolFailur
 from enclave_broker.tools.sources.mcp_source import McpSettings, McpSource
 from enclave_broker.tools.sources.policies import Policies
 from enclave_broker.tools.sources.templates import Template
-from tests.broker.tools.sources.http_server import serving
+from tests.broker.tools.sources.http_server import Answer, Asked, http_server, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -154,6 +155,32 @@ async def test_a_server_over_http_is_served_goes_and_comes_back() -> None:
         await server.enter_async_context(serving(again, port=int(url.rpartition(":")[2])))
         await watch.ready()
         assert await watch.call("add", a=3) == {"result": 4}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_an_answer_that_is_packed_unasked_is_not_unpacked(packed: Any) -> None:
+    def answer(asked: Asked) -> Answer:
+        assert asked.header("accept-encoding") == "identity"
+        message = json.loads(asked.body or b"{}")
+        if "id" not in message:
+            return Answer(b"", 202 if asked.method == "POST" else 405)
+        info = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}}
+        info["serverInfo"] = {"name": "x", "version": "1"}
+        results = {"initialize": info, "tools/list": {"tools": []}}
+        said: dict[str, Any] = {"jsonrpc": "2.0", "id": message["id"]}
+        if message["method"] in results:
+            said["result"] = results[message["method"]]
+        else:
+            said["error"] = {"code": -32601, "message": "no such method"}
+        data = json.dumps(said).encode()
+        return Answer(gzip.compress(data), headers={"content-encoding": "gzip"}) if packed else Answer(data)
+
+    async with http_server() as server:
+        server.routes["/mcp"] = answer
+        async with watching(url=f"{server.url}/mcp") as watch:
+            async with asyncio.timeout(20):
+                await watch.source.looked.wait()
+            assert watch.source.connected is not packed
 
 
 async def test_an_older_server_is_spoken_to_and_followed_too() -> None:

@@ -202,6 +202,19 @@ async def test_a_document_in_a_file_is_read_and_looked_at_again(tmp_path: Path) 
         assert watch.registry.names() == ["pets_b"]
 
 
+async def test_a_key_in_the_documents_address_is_not_told() -> None:
+    async with http_server() as server:
+        server.routes[SPEC] = lambda _: Answer(document("a"))
+        address = f"{server.url}{SPEC}?key=k"
+        source = OpenApiSource(
+            OpenApiSettings(name="x", document=address, credentials=NO_CREDENTIALS, policies=Policies())
+        )
+        assert await source.changed()
+        await source.close()
+    assert server.asked[0].query == "key=k"
+    assert source.spec_url == server.url + SPEC
+
+
 async def test_a_source_that_is_not_polled_is_read_once() -> None:
     async with watching(lambda _: Answer(document("a")), poll_interval_s=0) as watch:
         await watch.next_change()

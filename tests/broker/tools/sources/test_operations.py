@@ -175,6 +175,20 @@ def test_of_several_forms_of_a_body_the_plainest_is_used(content: Any, kind: str
     assert body.kind == kind
 
 
+@pytest.mark.parametrize(
+    ("media_type", "sent_as"),
+    [("*/*", "application/json"), ("text/*", "text/plain"), ("image/*", "application/octet-stream"), ("a/b", "a/b")],
+)
+def test_a_type_that_the_document_leaves_open_is_sent_as_one_that_exists(media_type: str, sent_as: str) -> None:
+    body = only({"requestBody": {"content": {media_type: {}}}}, method="post").body
+    assert body is not None
+    assert body.media_type == sent_as
+
+
+def test_an_operation_that_gives_the_request_back_with_its_credentials_is_no_tool() -> None:
+    assert found({"/a": {"trace": {"operationId": "echo"}}}) == ([], [])
+
+
 def test_what_cannot_be_offered_is_left_out_and_told_and_costs_nothing_else() -> None:
     operations, problems = found(
         {
@@ -182,6 +196,7 @@ def test_what_cannot_be_offered_is_left_out_and_told_and_costs_nothing_else() ->
             "/file": {"get": {"parameters": [{"$ref": "file:///etc/passwd"}]}},
             "/{id}": {"get": {}},
             "/weird": {"get": {"parameters": [{"name": "x", "in": "moon"}]}},
+            "/matrix/{m}": {"get": {"parameters": [{"name": "m", "in": "path", "style": "matrix"}]}},
             "/broken": {"get": {"parameters": [5]}},
             "/list": {"get": {"parameters": {"a": 1}}},
             "/gone": {"$ref": "#/nowhere"},
@@ -192,7 +207,7 @@ def test_what_cannot_be_offered_is_left_out_and_told_and_costs_nothing_else() ->
     assert [operation.name for operation in operations] == ["pets_good"]
     assert {problem.what for problem in problems} == {
         "/gone",
-        *(f"GET {path}" for path in ("/file", "/{id}", "/weird", "/broken", "/list", "relative")),
+        *(f"GET {path}" for path in ("/file", "/{id}", "/weird", "/matrix/{m}", "/broken", "/list", "relative")),
     }
     assert all(problem.reason for problem in problems)
 

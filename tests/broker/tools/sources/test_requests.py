@@ -65,9 +65,9 @@ def test_a_query_says_a_value_in_the_style_that_the_document_wants(
     [
         ("a b/c?d#e", {}, "/p/a%20b%2Fc%3Fd%23e"),
         (5, {}, "/p/5"),
-        (["x", 1], {}, "/p/x%2C1"),
-        ({"k": 1}, {}, "/p/k%2C1"),
-        ({"k": 1}, {"explode": True}, "/p/k%3D1"),
+        (["x,y", 1], {}, "/p/x%2Cy,1"),
+        ({"k": 1, "l": 2}, {}, "/p/k,1,l,2"),
+        ({"k": 1, "l": "="}, {"explode": True}, "/p/k=1,l=%3D"),
         ("{a}", {}, "/p/%7Ba%7D"),
     ],
 )

@@ -81,6 +81,8 @@ def test_the_mcp_servers_file_of_other_programs_is_taken_as_it_is(tmp_path: Path
         ({"openapi": {"p": {"document": "x", "timeout_ms": 0}}}, r"\[openapi.p\], timeout_ms: Expected `int` >= 1"),
         ({"openapi": {"p": {"document": "x", "base_url": "x"}}}, "base_url: 'x' is no http"),
         ({"openapi": {"p": {"document": "x", "base_url": "http://a:b@c"}}}, "has a password in it"),
+        ({"openapi": {"p": {"document": "https://a:b@c/d"}}}, "document: .* has a password in it"),
+        ({"openapi": {"p": {"document": "ftp://c/d"}}}, "document: .* is no http"),
         ({"openapi": {"p": {"document": "x", "auth": {"type": "digest", "secret": "S"}}}}, "auth.type: Invalid enum"),
         ({"openapi": {"p": {"document": "x", "auth": {"type": "bearer"}}}}, "auth.secret: missing"),
         ({"openapi": {"p": {"document": "x", "auth": {"type": "bearer", "secret": "a b"}}}}, "auth.secret: "),
