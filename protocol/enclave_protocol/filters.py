@@ -27,8 +27,9 @@ MAX_FILTER_BYTES = 64 * 1024
 MAX_RULES = 32
 MAX_PATTERNS = 32
 """Patterns of all rules together,"""
-MAX_SIZE = 1000
-"""and the instructions of all those that are expressions or globs. The slowest event takes about 30 ms at that size."""
+MAX_SIZE = 500
+"""and the instructions of all those that are expressions or globs; an ordinary one takes 10 to 100. The slowest event
+takes some 15 ms at that size."""
 MAX_TEXT_CHARS = 10_000
 """Longer texts match no expression and no glob. As JavaScript counts: UTF-16 units."""
 
