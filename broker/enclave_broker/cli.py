@@ -121,7 +121,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
             port=port,
             workers=workers,
             cors_origins=cors_origins,
-            default_limits=_limits(limits),
+            default_limits=read_limits(limits),
             default_language=default_language,
             queue_size=queue_size,
             queue_timeout_ms=queue_timeout_ms,
@@ -149,7 +149,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
         raise click.ClickException(f"can't listen on {host} port {port}: {error.strerror or error}") from error
 
 
-def _limits(settings: tuple[str, ...]) -> Limits:
+def read_limits(settings: tuple[str, ...]) -> Limits:
     """Read `NAME=VALUE` pairs; raises ValueError."""
     given = {}
     for setting in settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MIB = 1024 * 1024
+
+ANY_ORIGIN = "*"
+LOOPBACK_ORIGINS = "loopback"
+ORIGIN_FORM = "an origin such as https://app.example.com, `loopback`, or `*`"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +127,8 @@ class BrokerConfig:
             check_worker_url(url)
             if (self.worker_tls_ca or self.worker_tls_cert) and urlsplit(url).scheme == "ws":
                 raise ValueError(f"worker URL {url!r}: is not encrypted, but worker_tls_… is given: write wss://")
+        for origin in self.cors_origins:
+            check_origin(origin)
         for setting in fields(self):
             value = getattr(self, setting.name)
             if isinstance(value, float) and not math.isfinite(value):
@@ -146,3 +154,12 @@ def check_worker_url(url: str) -> str:
     if not parts.hostname or port == 0:
         raise ValueError(f"worker URL {url!r}: needs a host, and a port from 1 to 65535 if any")
     return url
+
+
+def check_origin(origin: str) -> str:
+    """Return an origin in the form that browsers send; raises ValueError."""
+    if origin in {ANY_ORIGIN, LOOPBACK_ORIGINS}:
+        return origin
+    if not _ORIGIN.fullmatch(origin):
+        raise ValueError(f"origin {origin!r}: is not {ORIGIN_FORM} (no path, no slash at its end)")
+    return origin.lower()

@@ -11,7 +11,6 @@ itself. One that others reach trusts none, except its own.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ import msgspec
 from litestar.enums import HttpMethod, ScopeType
 
 from enclave_broker.api import ErrorBody
+from enclave_broker.config import ANY_ORIGIN, LOOPBACK_ORIGINS, check_origin
 from enclave_protocol.credentials import is_loopback
 
 from .views import header
@@ -28,16 +28,12 @@ if TYPE_CHECKING:
 
     from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-ANY = "*"
-LOOPBACK = "loopback"
-ORIGIN_FORM = "an origin such as https://app.example.com, `loopback`, or `*`"
 MAX_AGE_S = 86_400
 METHODS = "GET, POST, DELETE, OPTIONS"
 REQUEST_HEADERS = "Content-Type, Accept, Authorization, Last-Event-ID, X-Enclave-Language"
 RESPONSE_HEADERS = "X-Session-ID, Retry-After, X-Enclave-Server-Hello, X-Enclave-Replayed"
 
 Headers = list[tuple[bytes, bytes]]
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", re.IGNORECASE)
 
 
 class Origins:
@@ -54,9 +50,9 @@ class Origins:
     def __init__(self, allowed: Iterable[str], host: str) -> None:
         given = [check_origin(origin) for origin in allowed]
         self._on_loopback = is_loopback(host)
-        self._any = ANY in given
-        self._loopback = LOOPBACK in given or (not given and self._on_loopback)
-        self._named = frozenset(given) - {ANY, LOOPBACK}
+        self._any = ANY_ORIGIN in given
+        self._loopback = LOOPBACK_ORIGINS in given or (not given and self._on_loopback)
+        self._named = frozenset(given) - {ANY_ORIGIN, LOOPBACK_ORIGINS}
         self._hosts = frozenset(origin.partition("://")[2] for origin in self._named)
 
     def allows(self, origin: str, host: str) -> bool:
@@ -80,7 +76,7 @@ class Origins:
 
     def response_headers(self, origin: str) -> Headers:
         """Return what an answer to a page that may says to its browser."""
-        shown = ANY if self._any else origin
+        shown = ANY_ORIGIN if self._any else origin
         return [
             (b"access-control-allow-origin", shown.encode("latin-1")),
             (b"access-control-expose-headers", RESPONSE_HEADERS.encode()),
@@ -131,15 +127,6 @@ class OriginGate:
             await send(message)
 
         return tell
-
-
-def check_origin(origin: str) -> str:
-    """Return an origin in the form that browsers send; raises ValueError."""
-    if origin in {ANY, LOOPBACK}:
-        return origin
-    if not _ORIGIN.fullmatch(origin):
-        raise ValueError(f"origin {origin!r}: is not {ORIGIN_FORM} (no path, no slash at its end)")
-    return origin.lower()
 
 
 def _asks_first(scope: Scope) -> bool:

@@ -6,7 +6,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from enclave_broker.http.origins import Origins, check_origin
+from enclave_broker import BrokerConfig
+from enclave_broker.http.origins import Origins
 from tests.broker.conftest import fleet
 from tests.fakes import FakeWorker
 
@@ -54,7 +55,7 @@ def test_a_page_may_if_it_is_named_or_the_brokers_own(
 @pytest.mark.parametrize("origin", ["app.example.com", f"{APP}/", f"{APP}/page", "https://*.example.com", "", "null"])
 def test_what_is_no_origin_is_refused_when_the_broker_starts(origin: str) -> None:
     with pytest.raises(ValueError, match=r"https://app\.example\.com"):
-        check_origin(origin)
+        BrokerConfig(cors_origins=[origin])
 
 
 async def test_a_browser_that_asks_first_is_told_what_it_may() -> None:
