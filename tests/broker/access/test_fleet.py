@@ -252,7 +252,13 @@ async def test_a_broker_in_a_program_that_logs_everything_logs_no_credential(
     caplog.set_level(logging.DEBUG)
     for name in ("uvicorn", "websockets", "litestar"):
         caplog.set_level(logging.DEBUG, logger=name)
-    async with two_tenants(tmp_path, FakeWorker()) as (tenants, acme, _):
+    shared = secrets.token_urlsafe(32)
+    (tmp_path / "worker.token").write_text(shared)
+    async with two_tenants(tmp_path, FakeWorker(), worker_token_file=str(tmp_path / "worker.token")) as (
+        tenants,
+        acme,
+        _,
+    ):
         token = (await acme.post("/tokens", json={})).json()["token"]
         url = tenants.broker.url.replace("http", "ws") + "/ws"
         protocols: Any = ["enclave.v2", f"enclave.bearer.{token}"]
@@ -263,6 +269,8 @@ async def test_a_broker_in_a_program_that_logs_everything_logs_no_credential(
         assert any("client" in line for line in ours)
         for secret in (token, tenants.file.keys["acme"]):
             assert not any(secret in line for line in ours)
+        # The fake worker's own library logs what it was sent, and so it was sent.
+        assert {record.name for record in caplog.records if shared in record.getMessage()} == {"websockets.server"}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "worker.example", ""])
