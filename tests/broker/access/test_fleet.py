@@ -27,6 +27,7 @@ import enclave_worker.cli
 from enclave_broker import create_broker
 from enclave_broker.channels import WebSocketDial
 from enclave_broker.tls import worker_context
+from enclave_worker.channels import ChannelClosed, create_websocket_channel
 from enclave_worker.config import RuntimeConfig
 from enclave_worker.door import AccessError, open_door
 from tests.broker.access.tenants import KeysFile, final, two_tenants
@@ -126,6 +127,14 @@ async def test_a_worker_takes_who_shows_its_token_and_a_certificate_of_its_autho
     await transport.close()
 
 
+async def test_a_channel_of_the_library_can_show_both_too(trust: Trust, worker: Program) -> None:
+    tls = worker_context(trust.ours.file, *trust.broker)
+    async with create_websocket_channel(worker.url, token=trust.token, tls=tls) as channel:
+        assert json.loads(await channel.recv())["type"] == "hello"
+    with pytest.raises(ChannelClosed, match="401"):
+        await create_websocket_channel(worker.url, tls=tls, reconnect=False).connect()
+
+
 async def test_a_worker_refuses_everybody_else_and_both_sides_say_why(trust: Trust, worker: Program) -> None:
     ours, wrong = trust.ours.file, secrets.token_urlsafe(32)
     for token, ca, certificate, said in [
@@ -142,7 +151,7 @@ async def test_a_worker_refuses_everybody_else_and_both_sides_say_why(trust: Tru
         assert said in re.sub(r"[-_]", " ", str(caught.value)).lower(), (token, certificate)
         assert "Bearer" not in str(caught.value)
     logged = worker.err.read_text()
-    assert "another token than ours" in logged
+    assert "--worker-token-file" in logged
     assert logged.count("refused a connection") == 1, "a knocker fills the log"
     context = ssl.create_default_context(cafile=ours)
     async with httpx.AsyncClient(verify=context, base_url=worker.url.replace("wss", "https")[: -len("/ws")]) as probe:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import random
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, WebSocketException
@@ -17,6 +17,7 @@ from enclave_protocol import MAX_MESSAGE_BYTES
 from .base import TRANSITIONS, Buffer, Channel, ChannelClosed, ChannelState, ChannelTrigger
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Mapping
 
     Callback = Callable[..., Awaitable[object] | object]
@@ -25,6 +26,8 @@ CLOSE_TIMEOUT_S = 5.0
 """Longest wait of `close` for what was sent to leave, and then for the other end's goodbye."""
 
 logger = logging.getLogger("enclave_worker.channels")
+_wire_log = logging.getLogger("enclave_worker.channels.websockets")
+_wire_log.setLevel(logging.WARNING)  # below it the library logs the headers, and with them the token
 
 
 def backoff_s(attempt: int, *, first_s: float, longest_s: float, jitter: float) -> float:
@@ -51,8 +54,12 @@ class WebSocketChannel(Channel):
         max_attempts: int,
         connect_timeout_s: float,
         callbacks: Mapping[str, Callback | None],
+        token: str,
+        tls: ssl.SSLContext | None,
     ) -> None:
         self._url = url
+        self._headers = {"Authorization": f"Bearer {token}"} if token else None
+        self._tls: dict[str, Any] = {} if tls is None else {"ssl": tls}
         self._delays_s = delays_s
         self._max_attempts = max_attempts
         self._connect_timeout_s = connect_timeout_s
@@ -162,6 +169,9 @@ class WebSocketChannel(Channel):
                 open_timeout=self._connect_timeout_s,
                 close_timeout=CLOSE_TIMEOUT_S,
                 max_size=MAX_MESSAGE_BYTES,
+                additional_headers=self._headers,
+                logger=_wire_log,
+                **self._tls,
             )
         except (OSError, WebSocketException) as error:
             await self._call("error", error)
@@ -230,6 +240,8 @@ def create_websocket_channel(
     max_reconnect_delay_s: float = 30.0,
     max_attempts: int = 5,
     connect_timeout_s: float = 10.0,
+    token: str = "",
+    tls: ssl.SSLContext | None = None,
     on_open: Callback | None = None,
     on_close: Callback | None = None,
     on_error: Callback | None = None,
@@ -247,6 +259,8 @@ def create_websocket_channel(
         max_reconnect_delay_s: what the wait never exceeds.
         max_attempts: new attempts in a row, counted from 0 again once one succeeds. After them: disconnected.
         connect_timeout_s: longest time for one attempt.
+        token: the secret that a worker wants; empty sends none.
+        tls: how a `wss://` URL's certificate is checked, and what is shown to it; the system's authorities if None.
         on_open: called without arguments at each connection, the first and every later one.
         on_close: called with the WebSocket's closing code (1006: broken) and reason when a connection has ended.
         on_error: called with the exception when an attempt failed or a connection broke.
@@ -264,5 +278,7 @@ def create_websocket_channel(
         delays_s=(reconnect_delay_s, max_reconnect_delay_s),
         max_attempts=max_attempts if reconnect else 0,
         connect_timeout_s=connect_timeout_s,
+        token=token,
+        tls=tls,
         callbacks={"open": on_open, "close": on_close, "error": on_error, "message": on_message},
     )
