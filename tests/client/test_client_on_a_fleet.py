@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -193,6 +194,23 @@ async def test_a_map_runs_each_input_in_a_sandbox_of_its_own(client: AsyncClient
     assert [results[n].value for n in range(40) if n != 7] == [n * 2 for n in range(40) if n != 7]
     assert results[7].error is not None
     assert results[7].error.line == 2
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [("javascript", "console.log(JSON.stringify(item)); return item"), ("shell", "printf '%s\\n' \"$item\"")],
+)
+async def test_a_map_gives_its_item_to_every_language(client: AsyncClient, language: str, code: str) -> None:
+    item = {"text": 'it\'s "quoted" $HOME `x` \\ \n', "n": [1, None, True]}
+    [done] = [done async for done in client.map(code, [item], language=language)]
+    assert done.result.error is None
+    assert json.loads(done.result.stdout) == item
+
+
+async def test_code_in_javascript_has_local_functions_too(client: AsyncClient) -> None:
+    code = "try { await callTool('price', {thing: 1}) } catch (e) { return [e.code, await callTool('price', 'pear')] }"
+    result = await client.run(code, language="javascript", tools={"price": len})
+    assert result.unwrap() == ["VALIDATION_ERROR", 4]
 
 
 async def test_blocking_calls_do_the_same(url: str) -> None:
