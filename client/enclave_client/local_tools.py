@@ -13,7 +13,7 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class Tool:
     """Longest wait for an answer. The session's `tool_timeout_s` holds too."""
 
 
-Tools = Iterable[Function | Tool] | Mapping[str, Function | Tool]
+Tools = Sequence[Function | Tool] | Mapping[str, Function | Tool]
 
 
 @dataclass(frozen=True, slots=True)

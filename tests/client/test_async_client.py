@@ -270,8 +270,7 @@ def parse(text: str) -> int:
 
 async def test_tools_are_declared_with_what_their_functions_say() -> None:
     async with client_of(says_hello) as (client, broker):
-        tools: Any = {"find": search, "parse": Tool(parse, description="Read.", timeout_s=1.5)}
-        await client.run("", tools=tools)
+        await client.run("", tools={"find": search, "parse": Tool(parse, description="Read.", timeout_s=1.5)})
         [request] = await broker.wait_received("execute")
 
     find, other = request["tools"]
