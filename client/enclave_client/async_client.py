@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from enclave_protocol import events as ev
 
-from .connection import Connection, Settings, socket_url
-from .engine import Engine, Greeted
+from .connection import Settings, socket_url
 from .errors import SessionFailed
 from .local_tools import ToolRunner
 from .mapping import DEFAULT_CONCURRENCY, Fan, mapped
 from .request import RunOptions, SessionOptions, make_attachment, make_request, require_known
-from .session import AsyncSession, Wiring
+from .session import AsyncSession
+from .wiring import Wiring
 
 if TYPE_CHECKING:
     import ssl as tls
     from collections.abc import AsyncIterable, AsyncIterator, Iterable
     from types import TracebackType
 
-    from .engine import Action
     from .mapping import MapItem
     from .request import Request
     from .results import Result
@@ -30,12 +29,12 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:3000"
 DEFAULT_WAIT_S = 600.0
 DEFAULT_BUFFER_BYTES = 32 * 1024 * 1024
-CLOSE_GRACE_S = 2.0
-"""How long `close` waits for the ends of sessions that it cancels."""
+SESSIONS_PER_CONNECTION = 200
+"""When so many run on every connection, another one is made: a broker takes 256 on each."""
 
 
 class AsyncClient:
-    """One broker. All sessions share one connection, which is made when the first one needs it.
+    """One broker. Up to 200 sessions share a connection; the first is made when a session needs it.
 
     Use it as `async with AsyncClient(...) as enclave:`, or call `close`. Any number of tasks of one event loop may use
     it at once.
@@ -78,7 +77,8 @@ class AsyncClient:
         self._wait_s = wait_s
         self._tool_threads = tool_threads
         self._buffer_bytes = buffer_bytes
-        self._wiring: Wiring | None = None
+        self._wirings: list[Wiring] = []
+        self._runner: ToolRunner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
@@ -174,19 +174,11 @@ class AsyncClient:
     async def close(self) -> None:
         """End the sessions that still run, and the connection. Safe to call again."""
         self._closed = True
-        wiring, self._wiring = self._wiring, None
-        if wiring is None:
-            return
-        wiring.connection.leave()
-        sessions = list(wiring.sessions.values())
-        for session in sessions:
-            session.cancel("the client was closed")
-        if wiring.engine.online:
-            await wait_ended(sessions, CLOSE_GRACE_S)
-        await wiring.connection.close()
+        wirings, self._wirings = self._wirings, []
+        await asyncio.gather(*(wiring.close() for wiring in wirings))
 
     async def __aenter__(self) -> Self:
-        self._wired()
+        self._require_open()
         return self
 
     async def __aexit__(
@@ -195,26 +187,28 @@ class AsyncClient:
         await self.close()
 
     def _session(self, request: Request, *, from_seq: int | None = None) -> AsyncSession:
-        return AsyncSession(self._wired(), request, from_seq=from_seq)
+        self._require_open()
+        return AsyncSession(self._wire, request, from_seq=from_seq)
 
-    def _wired(self) -> Wiring:
+    def _wire(self) -> Wiring:
+        """Return a connection with room for one more session, made if need be."""
+        self._require_open()
+        if self._runner is None:
+            self._runner = ToolRunner(self._tool_threads)
+        for wiring in self._wirings:
+            if wiring.engine.live < SESSIONS_PER_CONNECTION:
+                return wiring
+        self._wirings.append(Wiring(self._settings, self._runner, self._buffer_bytes))
+        return self._wirings[-1]
+
+    def _require_open(self) -> None:
         loop = asyncio.get_running_loop()
         if self._closed:
             raise RuntimeError("this client was closed")
-        if self._wiring is None:
+        if self._loop is None:
             self._loop = loop
-            sessions: dict[str, AsyncSession] = {}
-            engine = Engine()
-            connection = Connection(self._settings, engine, lambda action: self._act(action, wiring))
-            wiring = Wiring(engine, connection, ToolRunner(self._tool_threads), sessions, self._buffer_bytes)
-            self._wiring = wiring
-        elif loop is not self._loop:
+        if loop is not self._loop:
             raise RuntimeError("this client belongs to another event loop: make one for each, or use Client")
-        return self._wiring
-
-    def _act(self, action: Action, wiring: Wiring) -> None:
-        if not isinstance(action, Greeted) and (session := wiring.sessions.get(action.session_id)) is not None:
-            session.act(action)
 
 
 def handlers_of(event: ev.AnyEvent, options: RunOptions) -> list[tuple[Any, Any]]:
@@ -225,13 +219,3 @@ def handlers_of(event: ev.AnyEvent, options: RunOptions) -> list[tuple[Any, Any]
     elif isinstance(event, ev.Stderr):
         found.append((options.get("on_stderr"), event.payload.chunk))
     return [(handler, what) for handler, what in found if handler is not None]
-
-
-async def wait_ended(sessions: list[AsyncSession], timeout_s: float) -> None:
-    """Wait until the sessions have ended, but not longer than this."""
-    waits = [asyncio.ensure_future(session.wait_over()) for session in sessions]
-    if waits:
-        _, late = await asyncio.wait(waits, timeout=timeout_s)
-        for wait in late:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)

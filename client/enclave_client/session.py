@@ -26,16 +26,16 @@ from .errors import SessionLost, SessionTimeout
 from .results import ResultBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from types import TracebackType
 
     from enclave_protocol.events import ToolCallPayload
 
-    from .connection import Connection
-    from .engine import Action, Engine
-    from .local_tools import LocalTool, ToolRunner
+    from .engine import Action
+    from .local_tools import LocalTool
     from .request import Request
     from .results import Result
+    from .wiring import Wiring
 
 log = logging.getLogger("enclave.client")
 
@@ -48,16 +48,6 @@ TOOLS_GRACE_S = 1.0
 _TYPES = frozenset(str(kind.__struct_config__.tag) for kind in typing.get_args(AnyEvent))
 
 
-class Wiring(typing.NamedTuple):
-    """What sessions of one client share."""
-
-    engine: Engine
-    connection: Connection
-    runner: ToolRunner
-    sessions: dict[str, AsyncSession]
-    buffer_bytes: int
-
-
 class AsyncSession:
     """One session. Use it as `async with client.stream(...) as session: async for event in session: ...`.
 
@@ -65,9 +55,10 @@ class AsyncSession:
         session_id: its id.
     """
 
-    def __init__(self, wiring: Wiring, request: Request, *, from_seq: int | None = None) -> None:
+    def __init__(self, wire: Callable[[], Wiring], request: Request, *, from_seq: int | None = None) -> None:
         self.session_id = request.session_id
-        self._wiring = wiring
+        self._wire = wire
+        self._wired: Wiring | None = None
         self._request: Request | None = request
         self._tools: Mapping[str, LocalTool] = request.tools
         self._wait_s = request.wait_s
@@ -101,8 +92,9 @@ class AsyncSession:
 
         Asking again, or after the end, changes nothing.
         """
-        self._wiring.engine.cancel(self.session_id, reason)
-        self._wiring.connection.flush()
+        if self._wired is not None:
+            self._wired.engine.cancel(self.session_id, reason)
+            self._wired.connection.flush()
 
     async def wait(self) -> Result:
         """Read what is left of the events, and return the result. Cancelled, it may be called again.
@@ -149,6 +141,7 @@ class AsyncSession:
         request, self._request = self._request, None
         if request is None:
             raise RuntimeError("a session is entered once: call stream() again for another one")
+        self._wired = self._wire()
         try:
             await self._start(request)
             await self._first()
@@ -179,6 +172,12 @@ class AsyncSession:
             task.cancel()
         elif isinstance(action, Lost):
             self._lose(action.error)
+
+    @property
+    def _wiring(self) -> Wiring:
+        if self._wired is None:
+            raise AssertionError("asked of a session that was not entered")
+        return self._wired
 
     async def _start(self, request: Request) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._overdue)

@@ -225,8 +225,8 @@ async def test_a_broker_that_takes_nothing_is_not_waited_for_nor_are_requests_pi
         code = "#" * 1_000_000
         ends = await asyncio.gather(*(client.run(code, wait_s=0.1) for _ in range(40)), return_exceptions=True)
         assert {type(end) for end in ends} == {SessionTimeout}
-        assert client._wiring is not None
-        assert client._wiring.engine.outgoing_bytes < connection.MAX_OUTGOING_BYTES + 2_000_000
+        [wiring] = client._wirings
+        assert wiring.engine.outgoing_bytes < connection.MAX_OUTGOING_BYTES + 2_000_000
 
 
 async def test_closing_ends_sessions_that_could_not_be_asked_for_yet() -> None:
@@ -597,6 +597,22 @@ async def test_many_sessions_share_one_connection() -> None:
     assert [result.value for result in results] == [str(n) for n in range(50)]
 
 
+async def test_more_sessions_than_a_connection_takes_are_given_another() -> None:
+    async def script(told: Told) -> None:
+        if len(told.broker.sessions) == 450:
+            everybody.set()
+        await everybody.wait()
+        await told.final()
+
+    everybody = asyncio.Event()
+    async with client_of(script) as (client, broker):
+        results = await asyncio.gather(*(client.run("") for _ in range(450)))
+        assert all(result.ok for result in results)
+        assert len(broker.handshakes) == 3
+        await client.run("")
+        assert len(broker.handshakes) == 3
+
+
 async def test_a_reader_that_is_too_slow_loses_its_session_and_no_other() -> None:
     full = asyncio.Event()
 
@@ -719,8 +735,8 @@ def test_a_client_belongs_to_one_event_loop() -> None:
         await asyncio.sleep(0)
 
     async def end() -> None:
-        assert client._wiring is not None
-        await client._wiring.connection.close()
+        for wiring in client._wirings:
+            await wiring.close()
 
     async def use_and_end() -> None:
         await use()
