@@ -139,3 +139,14 @@ def test_a_pattern_means_what_it_means_in_javascript(looking: str) -> None:
     assert fits(r"a\d", "a1")
     assert fits(r"(?<name>a)", "a")
     assert not fits(r"a\d", "a\u0663")  # a digit, but not to JavaScript
+
+
+def test_a_definition_is_held_against_the_dialect_of_each_schema_that_has_it() -> None:
+    sound = {"type": "integer", "exclusiveMinimum": 1}
+    new = {"properties": {"n": {"$ref": "#/$defs/n"}}, "$defs": {"n": sound}}
+    for _ in range(2):
+        assert ArgumentSchema(new).accept({"n": 2}) == {"n": 2}
+        with pytest.raises(ValueError, match="its input schema is none: exclusiveMinimum"):
+            ArgumentSchema({"$schema": "http://json-schema.org/draft-04/schema#", **new})
+        with pytest.raises(ValueError, match="its input schema is none: type"):
+            ArgumentSchema({**new, "$defs": {"n": sound, "other": {"type": "moon"}}})

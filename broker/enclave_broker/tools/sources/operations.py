@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urljoin, urlsplit
 
 from .document import DocumentError, References
-from .schemas import SchemaCopier
+from .schemas import SchemaCopier, Used
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -131,6 +131,7 @@ def find_operations(document: dict[str, Any], chosen: Selection) -> tuple[list[O
     problems: list[Problem] = []
     names: set[str] = set()
     references = References(document)
+    copier = SchemaCopier(references)
     for method, path, item, raw in _raw_operations(document, references, problems):
         what = f"{method.upper()} {path}"
         if not _is_chosen(raw.get("operationId"), what, chosen):
@@ -140,7 +141,7 @@ def find_operations(document: dict[str, Any], chosen: Selection) -> tuple[list[O
             break
         try:
             name = _tool_name(chosen.source, raw.get("operationId"), method, path, names)
-            operation = _Reader(document, references, chosen).read(name, method, path, item, raw)
+            operation = _Reader(document, references, copier, chosen).read(name, method, path, item, raw)
         except (DocumentError, TypeError, KeyError, AttributeError) as error:
             reason = str(error) if isinstance(error, DocumentError) else f"not OpenAPI: {error!r}"
             problems.append(Problem(what, reason[:500]))
@@ -201,11 +202,14 @@ def safe_name(text: str) -> str:
 class _Reader:
     """Reads one operation."""
 
-    def __init__(self, document: dict[str, Any], references: References, chosen: Selection) -> None:
+    def __init__(
+        self, document: dict[str, Any], references: References, copier: SchemaCopier, chosen: Selection
+    ) -> None:
         self._document = document
         self._references = references
         self._chosen = chosen
-        self._copier = SchemaCopier(references)
+        self._copier = copier
+        self._used: Used = {}
         self._properties: dict[str, Any] = {}
         self._required: list[str] = []
 
@@ -280,7 +284,7 @@ class _Reader:
         argument = name if name not in self._properties else f"{name}_{where}"
         if argument in self._properties:
             raise DocumentError(f"two arguments would be called {argument!r}")
-        copied = self._copier.copy(schema)
+        copied = self._copier.copy(schema, self._used)
         if isinstance(description, str) and description and isinstance(copied, dict) and "description" not in copied:
             copied["description"] = description[:MAX_DESCRIPTION_CHARS]
         self._properties[argument] = copied
@@ -292,8 +296,8 @@ class _Reader:
         schema: dict[str, Any] = {"type": "object", "properties": self._properties, "additionalProperties": False}
         if self._required:
             schema["required"] = self._required
-        if self._copier.definitions:
-            schema["$defs"] = self._copier.definitions
+        if self._used:
+            schema["$defs"] = self._copier.definitions(self._used)
         return schema
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from enclave_broker.tools.tool import Tool
 
 MAX_DEPTH = 12
 """Deepest nesting of types that is written down; what is deeper is anything."""
@@ -33,22 +38,44 @@ class TypeNames:
 
 
 class Definitions:
-    """The `$defs` of all tools. What is the same in two tools of one service is written down once.
+    """The `$defs` of all tools, so that what is the same in several tools of a service is written down once.
+
+    Tools of one service whose definitions do not contradict each other share all of them: what one leaves open (`{}`),
+    another may say. One that contradicts those before it has its own.
 
     Args:
+        tools: all that are written.
         names: where the types' names come from.
     """
 
-    def __init__(self, names: TypeNames) -> None:
+    def __init__(self, tools: Iterable[Tool], names: TypeNames) -> None:
         self._names = names
+        self._shared: dict[str, dict[str, Any]] = {}
+        self._views: dict[str, dict[str, Any]] = {}
         self._known: dict[str, str] = {}
+        for tool in tools:
+            given = tool.input_schema.get("$defs")
+            own: dict[str, Any] = given if isinstance(given, dict) else {}
+            shared = self._shared.setdefault(tool.service, {})
+            fits = all(not shared.get(name) or not schema or shared[name] == schema for name, schema in own.items())
+            if fits:
+                shared |= {name: schema for name, schema in own.items() if schema or name not in shared}
+            self._views[tool.name] = shared if fits else own
 
-    def name_of(self, service: str, definitions: dict[str, Any], name: str) -> tuple[str, bool]:
+    def find(self, tool: Tool, reference: object) -> tuple[str, Any]:
+        """Return the name and the schema that a tool's reference leads to; a schema of anything if it leads nowhere."""
+        name = definition_name(reference)
+        schema = None if name is None else self._views[tool.name].get(name)
+        return ("", {}) if name is None or not isinstance(schema, dict) else (name, schema)
+
+    def name_of(self, tool: Tool, name: str) -> tuple[str, bool]:
         """Return what a definition is called, and whether it has to be written because nobody has asked before."""
-        meant = json.dumps([service, name, _reachable(definitions, name)], sort_keys=True)
+        view = self._views[tool.name]
+        own = "" if view is self._shared[tool.service] else json.dumps(_reachable(view, name), sort_keys=True)
+        meant = json.dumps([tool.service, name, own])
         new = meant not in self._known
         if new:
-            self._known[meant] = self._names.make(service, name)
+            self._known[meant] = self._names.make(tool.service, name)
         return self._known[meant], new
 
 

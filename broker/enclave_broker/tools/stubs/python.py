@@ -10,7 +10,7 @@ import keyword
 import re
 from typing import TYPE_CHECKING, Any
 
-from .names import MAX_DEPTH, Definitions, TypeNames, definition_name, lines_of, one_line
+from .names import MAX_DEPTH, Definitions, TypeNames, lines_of, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,7 +44,8 @@ _SIMPLE = {
 def python_stubs(tools: Iterable[Tool], version: str) -> str:
     """Return the tools as a Python module."""
     names = TypeNames(_RESERVED)
-    definitions = Definitions(names)
+    tools = list(tools)
+    definitions = Definitions(tools, names)
     types: list[str] = []
     calls: list[tuple[str, str, str]] = []
     for tool in tools:
@@ -74,8 +75,6 @@ class _Writer:
         self._tool = tool
         self._names = names
         self._shared = shared
-        definitions = tool.input_schema.get("$defs")
-        self._definitions: dict[str, Any] = definitions if isinstance(definitions, dict) else {}
 
     def arguments(self) -> str:
         """Return the type of the whole, having written it."""
@@ -91,7 +90,7 @@ class _Writer:
         if not isinstance(schema, dict) or depth > MAX_DEPTH:
             return "Any"
         if "$ref" in schema:
-            return self._defined(definition_name(schema["$ref"]), depth)
+            return self._defined(schema["$ref"], depth)
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(values, list):
             return _literal(values)
@@ -115,12 +114,12 @@ class _Writer:
             return f"dict[str, {self._type(schema['additionalProperties'], f'{hint} value', depth + 1)}]"
         return _SIMPLE.get(kind, "Any") if isinstance(kind, str) else "Any"
 
-    def _defined(self, name: str | None, depth: int) -> str:
-        if name is None or name not in self._definitions:
+    def _defined(self, reference: object, depth: int) -> str:
+        name, schema = self._shared.find(self._tool, reference)
+        if not schema:
             return "Any"
-        given, new = self._shared.name_of(self._tool.service, self._definitions, name)
+        given, new = self._shared.name_of(self._tool, name)
         if new:
-            schema = self._definitions[name]
             properties = schema.get("properties") if isinstance(schema, dict) else None
             if isinstance(properties, dict) and properties and schema.get("type", "object") == "object":
                 self._write_object(given, schema, depth)

@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from .names import MAX_DEPTH, Definitions, TypeNames, definition_name, lines_of, one_line
+from .names import MAX_DEPTH, Definitions, TypeNames, lines_of, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +33,8 @@ _PLAIN = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
 def typescript_stubs(tools: Iterable[Tool], version: str) -> str:
     """Return the tools as a TypeScript declaration file."""
     names = TypeNames(_RESERVED)
-    definitions = Definitions(names)
+    tools = list(tools)
+    definitions = Definitions(tools, names)
     types: list[str] = []
     calls: list[str] = []
     for tool in tools:
@@ -57,8 +58,6 @@ class _Writer:
         self._tool = tool
         self._names = names
         self._shared = shared
-        definitions = tool.input_schema.get("$defs")
-        self._definitions: dict[str, Any] = definitions if isinstance(definitions, dict) else {}
 
     def arguments(self) -> str:
         """Return the parameter for the whole, having written its type."""
@@ -73,7 +72,7 @@ class _Writer:
         if not isinstance(schema, dict) or depth > MAX_DEPTH:
             return "unknown"
         if "$ref" in schema:
-            return self._defined(definition_name(schema["$ref"]), depth)
+            return self._defined(schema["$ref"], depth)
         if "const" in schema:
             return _literal([schema["const"]])
         if isinstance(schema.get("enum"), list):
@@ -97,12 +96,12 @@ class _Writer:
             return f"Record<string, {self._type(schema['additionalProperties'], depth + 1)}>"
         return _SIMPLE.get(kind, "unknown") if isinstance(kind, str) else "unknown"
 
-    def _defined(self, name: str | None, depth: int) -> str:
-        if name is None or name not in self._definitions:
+    def _defined(self, reference: object, depth: int) -> str:
+        name, schema = self._shared.find(self._tool, reference)
+        if not schema:
             return "unknown"
-        given, new = self._shared.name_of(self._tool.service, self._definitions, name)
+        given, new = self._shared.name_of(self._tool, name)
         if new:
-            schema = self._definitions[name]
             if isinstance(schema, dict) and isinstance(schema.get("properties"), dict) and schema["properties"]:
                 self.blocks.append(f"interface {given} {self._object(schema, 0)}\n")
             else:

@@ -13,9 +13,10 @@ from enclave_broker.tools.sources.schemas import SchemaCopier
 
 def copied(schema: Any, **schemas: Any) -> dict[str, Any]:
     """Return the schema with its definitions."""
-    copier = SchemaCopier(References({"components": {"schemas": schemas}}))
-    result = copier.copy(schema)
-    full = {**result, "$defs": copier.definitions} if copier.definitions else result
+    copier, used = SchemaCopier(References({"components": {"schemas": schemas}})), dict[str, None]()
+    result = copier.copy(schema, used)
+    definitions = copier.definitions(used)
+    full = {**result, "$defs": definitions} if definitions else result
     Draft202012Validator.check_schema(full)
     return full
 
@@ -42,13 +43,27 @@ def test_schemas_that_refer_to_each_other_cost_no_more_than_they_are_long() -> N
     assert len(schema["$defs"]) == 41
 
 
+def test_a_long_chain_of_references_is_followed_to_its_end() -> None:
+    chain = {f"L{i}": {"properties": {"next": ref(f"L{i + 1}")}} for i in range(90)}
+    assert len(copied(ref("L0"), **chain, L90={"type": "null"})["$defs"]) == 91
+
+
+def test_of_a_document_in_which_everything_hangs_together_a_tool_has_what_is_near_and_the_rest_is_anything() -> None:
+    web = {f"L{i}": {"properties": {f"p{j}": ref(f"L{(i * 7 + j) % 500}") for j in range(9)}} for i in range(500)}
+    schema = copied(ref("L3"), **web)
+    full = [name for name, definition in schema["$defs"].items() if definition]
+    assert len(full) == 100
+    assert full[0] == "L3"
+    assert set(schema["$defs"]["L3"]["properties"]) == {f"p{j}" for j in range(9)}
+
+
 def test_two_schemas_of_one_last_name_stay_two() -> None:
     document = {"a": {"X": {"type": "string"}}, "b": {"X": {"type": "integer"}}}
-    copier = SchemaCopier(References(document))
-    assert copier.copy({"anyOf": [{"$ref": "#/a/X"}, {"$ref": "#/b/X"}]}) == {
+    copier, used = SchemaCopier(References(document)), dict[str, None]()
+    assert copier.copy({"anyOf": [{"$ref": "#/a/X"}, {"$ref": "#/b/X"}]}, used) == {
         "anyOf": [{"$ref": "#/$defs/X"}, {"$ref": "#/$defs/X_2"}]
     }
-    assert copier.definitions == {"X": {"type": "string"}, "X_2": {"type": "integer"}}
+    assert copier.definitions(used) == {"X": {"type": "string"}, "X_2": {"type": "integer"}}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +102,7 @@ def test_properties_that_only_answers_have_are_not_asked_for() -> None:
 @pytest.mark.parametrize("schema", [5, {"anyOf": [7]}, {"$ref": "other.yaml#/X"}])
 def test_what_is_no_schema_is_refused(schema: Any) -> None:
     with pytest.raises(DocumentError):
-        SchemaCopier(References({})).copy(schema)
+        SchemaCopier(References({})).copy(schema, {})
 
 
 def test_a_schema_nested_without_end_is_refused() -> None:
@@ -95,4 +110,4 @@ def test_a_schema_nested_without_end_is_refused() -> None:
     for _ in range(300):
         schema = {"items": schema}
     with pytest.raises(DocumentError, match="nests more than"):
-        SchemaCopier(References({})).copy(schema)
+        SchemaCopier(References({})).copy(schema, {})

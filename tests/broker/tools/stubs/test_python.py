@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -79,16 +81,33 @@ def test_an_argument_that_may_be_left_out_is_marked_so() -> None:
 def test_what_several_tools_refer_to_is_written_once() -> None:
     text = python_stubs(TOOLS, "v1")
     assert text.count("class PetsPet(TypedDict)") == 1
-    other = fake(
-        "x", {"type": "object", "properties": {"p": {"$ref": "#/$defs/Pet"}}, "$defs": DEFINITIONS}, service="b"
-    )
-    changed = {**DEFINITIONS, "Kind": {"enum": ["cow"]}}
-    third = fake("y", {"type": "object", "properties": {"p": {"$ref": "#/$defs/Pet"}}, "$defs": changed})
-    assert (
-        python_stubs([*TOOLS, other, third], "v1").count("Pet(TypedDict)")
-        + python_stubs([*TOOLS, other, third], "v1").count("Pet2(TypedDict)")
-        == 3
-    )
+    refers = {"type": "object", "properties": {"p": {"$ref": "#/$defs/Pet"}}}
+    same = fake("a", {**refers, "$defs": copy.deepcopy(DEFINITIONS)})
+    elsewhere = fake("b", {**refers, "$defs": DEFINITIONS}, service="zoo")
+    contradicts = fake("c", {**refers, "$defs": {**DEFINITIONS, "Kind": {"enum": ["cow"]}}})
+    text = python_stubs([*TOOLS, same, elsewhere, contradicts], "v1")
+    assert re.findall(r"class (\w*Pet\d*)\(TypedDict\)", text) == ["PetsPet", "ZooPet", "PetsPet2"]
+    assert re.findall(r"PetsKind\d*: TypeAlias = (.*)", text)[-1] == '"Literal[\\"cow\\"]"'
+
+
+def test_of_a_type_that_a_schema_leaves_out_nothing_is_said() -> None:
+    schema = {"type": "object", "properties": {"far": {"$ref": "#/$defs/Far"}}, "$defs": {"Far": {}}}
+    text = python_stubs([fake("t", schema)], "v1")
+    assert "    far: NotRequired[Any]\n" in text
+    assert "Far" not in text
+
+
+def test_types_that_tools_of_one_document_share_are_written_once_however_much_of_the_rest_each_has() -> None:
+    near = {"type": "object", "properties": {"far": {"$ref": "#/$defs/Far"}}}
+    far = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    refers = {"near": {"$ref": "#/$defs/Near"}}
+    tools = [
+        fake(f"t{i}", {"type": "object", "properties": refers, "$defs": {"Near": near, "Far": known}})
+        for i, known in enumerate((far, {}))
+    ]
+    text = python_stubs(tools, "v1")
+    assert text.count("class PetsNear(TypedDict)") == 1
+    assert text.count("near: NotRequired[PetsNear]") == 2
 
 
 def test_what_a_document_says_stays_text() -> None:
