@@ -1,22 +1,16 @@
 """`client.map`: one piece of code, many inputs.
 
-The input travels inside the code, as an assignment to `item` in front of it: nothing has to be read, the warm sandboxes
-for code without imports fit, and what runs is what anybody could have written. The assignment stands on the code's own
-first line, so that line numbers in errors are the code's own. Python does not allow that before a `for` or another
-compound statement: there it gets a line to itself, and lines count from it.
+The input travels inside the code, as `enclave_protocol.items` puts it there: as the broker's own batches do.
 """
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import shlex
-import warnings
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+from enclave_protocol import RemoteProtocolError, items
 
 from .errors import RequestRefused
 
@@ -46,39 +40,9 @@ def with_item(code: str, item: Any, language: str | None) -> str:
         RequestRefused: the item is no JSON value, or nobody knows how the language assigns.
     """
     try:
-        text = msgspec.json.encode(item).decode()
-        value = msgspec.json.decode(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RequestRefused(f"inputs: not JSON: {error}", field="inputs", allowed="JSON values") from error
-    match language:
-        case None | "python":
-            return _python(code, value)
-        case "javascript":
-            return f"const item = {text}; {code}"
-        case "shell":
-            return f"item={shlex.quote(text)}; {code}"
-    raise RequestRefused(
-        f"map has no way to give {language!r} its item", field="language", allowed="python, javascript, shell"
-    )
-
-
-def _python(code: str, value: Any) -> str:
-    one_line = f"item = {value!r}; {code}"
-    if _parses(one_line):
-        return one_line
-    two_lines = f"item = {value!r}\n{code}"
-    # What parses neither way has an error of its own, whose line is to be the right one.
-    return two_lines if _parses(two_lines) else one_line
-
-
-def _parses(code: str) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+        return items.with_item(code, item, language or "python")
+    except RemoteProtocolError as error:
+        raise RequestRefused(error.reason, field=error.field, allowed=error.allowed) from error
 
 
 class Fan:
