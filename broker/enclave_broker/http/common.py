@@ -58,12 +58,13 @@ def find_session(dispatcher: Dispatcher, session_id: str, request: AnyRequest) -
 
 
 def same_request(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> BrokerSession | None:
-    """Return the ended session that the same request has made before."""
+    """Return the ended session that the same request has made before, if it has run: if not, it can run now."""
     if not new.fingerprint or new.session_id is None:
         return None
     session = dispatcher.find(new.session_id, caller_of(request))
-    repeated = session is not None and not session.live and session.fingerprint == new.fingerprint
-    return session if repeated else None
+    if session is None or session.live or session.started is None:
+        return None
+    return session if session.fingerprint == new.fingerprint else None
 
 
 def submit(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> BrokerSession:

@@ -148,6 +148,16 @@ async def test_the_same_request_made_again_is_answered_from_the_events_it_had() 
         assert len(running.workers[0].received) == 1
 
 
+async def test_a_request_that_never_got_to_a_worker_runs_when_it_is_made_again() -> None:
+    async with fleet(queue_timeout_ms=1) as running:
+        body = {"code": "1", "sessionId": "s_1"}
+        first = await running.http.post("/sessions", json=body)
+        assert parse(first.text)[-1]["payload"]["error"]["code"] == "NO_CAPACITY"
+        again = await running.http.post("/sessions", json=body)
+        assert "x-enclave-replayed" not in again.headers
+        assert again.text != first.text
+
+
 async def test_a_request_without_an_id_of_its_own_runs_every_time() -> None:
     async with fleet(FakeWorker()) as running:
         for count in (1, 2):
