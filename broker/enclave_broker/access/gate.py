@@ -11,10 +11,12 @@ Without keys there is nobody to tell apart: everybody is `LOCAL`, who may do eve
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from msgspec import UNSET
 
@@ -32,7 +34,11 @@ log = logging.getLogger("enclave.broker.access")
 
 BEARER = "enclave.bearer."
 """How a browser, which can set no headers on a WebSocket, sends its token: as a subprotocol that begins so."""
+IN_URL = b"access_token="
+MAX_FIELDS = 20
 SAME_ORIGIN = "same-origin"
+
+_STREAM = re.compile(r"/sessions/[^/]+/stream")
 
 
 class Gate:
@@ -187,7 +193,8 @@ class Shown:
 def read_shown(scope: Mapping[str, Any]) -> Shown:
     """Return what an ASGI scope shows; raises Denied.
 
-    The credential is that of `Authorization: Bearer …`, or of a WebSocket's subprotocol `enclave.bearer.…`.
+    The credential is that of `Authorization: Bearer …`. Where browsers can set no headers it may come otherwise: as a
+    WebSocket's subprotocol `enclave.bearer.…`; and, if it is a token, in the URL of a session's stream.
     """
     authorizations, origin, site = [], None, None
     for name, value in scope["headers"]:
@@ -199,7 +206,24 @@ def read_shown(scope: Mapping[str, Any]) -> Shown:
             site = value.decode("latin-1")
     protocols = scope.get("subprotocols") or ()
     offered = [name.removeprefix(BEARER) for name in protocols if name.startswith(BEARER)]
-    credentials = authorizations + offered
+    credentials = authorizations + offered + _tokens_in_url(scope)
     if len(credentials) > 1:
         raise unauthenticated("several credentials: send one")
     return Shown(credentials[0] if credentials else None, origin, site)
+
+
+def _tokens_in_url(scope: Mapping[str, Any]) -> list[str]:
+    """Return the tokens in the URL of a session's stream: an `EventSource` can send one in no other way.
+
+    No other route takes one there, and none takes a key, since others may keep URLs: proxies, histories, logs.
+    """
+    query: bytes = scope.get("query_string", b"")
+    if IN_URL not in query or scope["method"] != "GET" or _STREAM.fullmatch(scope["path"]) is None:
+        return []
+    try:
+        found = parse_qs(query.decode("latin-1"), max_num_fields=MAX_FIELDS).get("access_token", [])
+    except ValueError:
+        raise unauthenticated("too many fields in the URL") from None
+    if any(credential.startswith(PREFIX) for credential in found):
+        raise unauthenticated("a key never belongs into a URL: make a token of it, and a new key")
+    return found

@@ -228,6 +228,11 @@ async def test_no_key_token_or_secret_leaves_a_fleet_that_logs_everything(
                     headers = {"Authorization": f"Bearer {credential}"}
                     let_out.append((await acme.get(path, headers=headers)).text)
             assert (await acme.post("/sessions", json={"code": "1"})).status_code == 429
+            del acme.headers["Authorization"]
+            session_id = json.loads(let_out[1].splitlines()[0])["sessionId"]
+            for name in (session_id, "s_x"):
+                let_out.append((await acme.get(f"/sessions/{name}/stream?access_token={token}")).text)
+            assert final(let_out[-2])["ok"] is True
         url = base.replace("https", "wss") + "/ws"
         for protocols in (["enclave.v2", f"enclave.bearer.{token}"], [f"enclave.bearer.{token}"], [f"x.{token}"]):
             with contextlib.suppress(Exception):

@@ -147,6 +147,10 @@ async def test_a_token_does_what_it_is_for_and_nothing_else(tmp_path: Path) -> N
             assert (sent["maxToolCalls"], sent["deadlineMs"]) == (2, 700)
             assert [s["sessionId"] for s in (await page.get("/sessions")).json()["sessions"]] == ["s_1"]
             assert (await page.get("/sessions/s_other")).status_code == 404
+            del page.headers["Authorization"]
+            in_url = await page.get("/sessions/s_1/stream", params={"access_token": told["token"], "fromSeq": "3"})
+            assert final(in_url.text)["ok"] is True
+            page.headers["Authorization"] = f"Bearer {told['token']}"
             another = await page.post("/sessions", json={"code": "1", "sessionId": "s_2"})
             assert (another.status_code, another.json()["code"]) == (403, "FORBIDDEN_SESSION")
             for method, path in (("POST", "/tokens"), ("GET", "/metrics"), ("GET", "/docs")):

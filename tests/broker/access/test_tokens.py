@@ -260,6 +260,36 @@ def test_a_websocket_may_show_its_token_as_a_subprotocol() -> None:
     assert gate.caller(scope).scopes == SESSION_SCOPES
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "query", "known"),
+    [
+        ("GET", "/sessions/s_1/stream", "access_token={token}", True),
+        ("GET", "/sessions/s_1/stream", "fromSeq=3&access_token={token}", True),
+        ("GET", "/sessions/s_1/stream", "access_token={key}", False),
+        ("GET", "/sessions/s_1/stream", "access_token={token}&access_token={token}", False),
+        ("GET", "/sessions/s_1/stream", "access_token={token}" + "&a=1" * 40, False),
+        ("GET", "/sessions/s_1/stream", "access_token=", False),
+        ("GET", "/sessions/s_1/stream", "access_token=%ff%00", False),
+        ("GET", "/sessions/s_1", "access_token={token}", False),
+        ("GET", "/sessions/s_1/stream/x", "access_token={token}", False),
+        ("POST", "/sessions/s_1/stream", "access_token={token}", False),
+        ("POST", "/sessions", "access_token={token}", False),
+    ],
+)
+def test_a_url_may_hold_a_token_where_it_is_a_streams_and_never_a_key(
+    method: str, path: str, query: str, *, known: bool
+) -> None:
+    gate = gate_at(Clock())
+    text = query.format(token=minted(gate), key=KEY)
+    scope = {"type": "http", "method": method, "path": path, "query_string": text.encode(), "headers": []}
+    if known:
+        assert gate.caller(scope).scopes == SESSION_SCOPES
+        both = scope | {"headers": [(b"authorization", f"Bearer {KEY}".encode())]}
+        assert refused(gate, both) == (401, "UNAUTHENTICATED")
+    else:
+        assert refused(gate, scope) == (401, "UNAUTHENTICATED")
+
+
 def test_a_key_gives_only_what_it_has_and_a_token_gives_nothing() -> None:
     gate = gate_at(Clock())
     assert gate.caller(asked(minted(gate, READER))).scopes == {Scope.READ}
