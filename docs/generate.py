@@ -23,6 +23,8 @@ import msgspec
 import enclave_broker.cli
 import enclave_broker.metrics
 import enclave_client.cli
+import enclave_client.limits
+import enclave_client.request
 import enclave_worker.cli
 from enclave_broker.access import Quotas, Scope
 from enclave_broker.tools.audit import AuditLine
@@ -380,12 +382,29 @@ def _tools_file_fields(kind: type[msgspec.Struct]) -> str:
     return _table(("field", "meaning"), rows)
 
 
+def client_options() -> str:
+    """Every option of a session in the client library."""
+    request = enclave_client.request
+    described = _described(request.SessionOptions) | _described(request.RunOptions)
+    names = dict.fromkeys([*request.SessionOptions.__annotations__, *request.RunOptions.__annotations__])
+    return _table(("option", "meaning"), [(f"`{name}`", described[name]) for name in names])
+
+
+def client_limits() -> str:
+    """Every limit in the client library."""
+    described = _described(enclave_client.limits.Limits)
+    return _table(
+        ("limit", "meaning"), [(f"`{f.name}`", described[f.name]) for f in fields(enclave_client.limits.Limits)]
+    )
+
+
 _FUNCTIONS = (
     *(states, events, limits, outcomes),
     *(launch_steps, prepare_steps, enclose_steps, rlimits, syscalls, allowed_syscalls, argument_rules, levels),
     *(options, worker_metrics, broker_metrics, scopes, quotas, profile_fields, shipped_profiles),
     *(tool_policy, audit_line),
     *(openapi_fields, endpoint_fields, mcp_fields, mcp_extra_fields, auth_fields),
+    *(client_options, client_limits),
 )
 PARTS: dict[str, Callable[[], str]] = {function.__name__: function for function in _FUNCTIONS}
 

@@ -164,12 +164,7 @@ class AsyncClient:
         Raises:
             RequestRefused, BrokerUnavailable, SessionTimeout: while iterating, as `run` does; the others are ended.
         """
-        return mapped(self.fan(code, concurrency, options), inputs)
-
-    def fan(self, code: str, concurrency: int, options: SessionOptions) -> Fan:
-        """Return the sessions of a `map`, to be fed by hand; raises RequestRefused."""
-        require_known(options, SessionOptions)
-        return Fan(self.run, code, concurrency, options)
+        return mapped(Fan(self.run, code, concurrency, options), inputs)
 
     async def close(self) -> None:
         """End the sessions that still run, and the connection. Safe to call again."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from enclave_protocol import RemoteProtocolError, items
 
 from .errors import RequestRefused
+from .request import SessionOptions, require_known
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from .request import SessionOptions
     from .results import Result
 
 DEFAULT_CONCURRENCY = 10
@@ -56,11 +56,13 @@ class Fan:
 
     Raises:
         RequestRefused: these make no sense.
+        TypeError: there is no such option.
     """
 
     def __init__(
         self, run: Callable[..., Awaitable[Result]], code: str, concurrency: int, options: SessionOptions
     ) -> None:
+        require_known(options, SessionOptions)
         if concurrency < 1:
             raise RequestRefused(f"concurrency: {concurrency}", field="concurrency", allowed="1 or more")
         if options.get("session_id") is not None:

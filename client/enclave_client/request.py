@@ -43,15 +43,16 @@ class SessionOptions(TypedDict, total=False):
     """What every way to run code takes, by name."""
 
     language: str | None
-    """`python`, `javascript` or `shell`; the profile's if left out."""
+    """`python`, `javascript` or `shell`; the profile's, or else the broker's, if left out."""
     profile: str | None
     """A named environment that the fleet offers."""
     limits: Limits | Mapping[str, Any] | None
-    """Or by their names on the wire, such as `{"maxToolCalls": 5}`."""
+    """What it may use, as `Limits(...)`, or by the wire's names, such as `{"maxToolCalls": 5}`. What is left out is
+    left to the profile and the broker."""
     timeout_s: float | None
-    """Short for `Limits(timeout_s=...)`."""
+    """Short for `limits=Limits(timeout_s=...)`."""
     memory_mb: float | None
-    """Short for `Limits(memory_mb=...)`."""
+    """Short for `limits=Limits(memory_mb=...)`."""
     env: Mapping[str, str] | None
     """Environment variables of the code."""
     files: Mapping[str, str | bytes | Path] | None
@@ -70,8 +71,9 @@ class RunOptions(SessionOptions, total=False):
     """What `run` takes beside."""
 
     on_stdout: Callable[[str], Awaitable[None] | None] | None
-    """Called with each piece of output, as it comes."""
+    """Called with text, as it is written. `run` only, as all that follow."""
     on_stderr: Callable[[str], Awaitable[None] | None] | None
+    """The same, of stderr."""
     on_event: Callable[[AnyEvent], Awaitable[None] | None] | None
     """Called with every event, before the other two."""
     check: bool

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from .async_client import AsyncClient, handlers_of
 from .errors import RequestRefused, SessionFailed
 from .loop_thread import LoopThread, keep_for_ever
-from .mapping import DEFAULT_CONCURRENCY
+from .mapping import DEFAULT_CONCURRENCY, Fan
 from .request import RunOptions, SessionOptions, require_known
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from enclave_protocol import AnyEvent
 
-    from .mapping import Fan, MapItem
+    from .mapping import MapItem
     from .results import Result
     from .session import AsyncSession
 
@@ -100,7 +100,7 @@ class Client:
         **options: Unpack[SessionOptions],
     ) -> Iterator[MapItem]:
         """Run code once for each input, and yield what became of it as it ends: see `AsyncClient.map`."""
-        return self._mapped(self._client.fan(code, concurrency, options), iter(inputs))
+        return self._mapped(Fan(self._client.run, code, concurrency, options), iter(inputs))
 
     def close(self) -> None:
         """End the sessions that still run, the connection and the thread. Safe to call again."""
