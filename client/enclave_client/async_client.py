@@ -50,7 +50,7 @@ class AsyncClient:
         buffer_bytes: events of one session that may wait for their reader before the session is given up.
 
     Raises:
-        ValueError: the address is none.
+        ValueError: the address is none, or does not go with `ssl`.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class AsyncClient:
             connect_timeout_s=connect_timeout_s,
             reconnect_s=reconnect_s,
         )
+        if ssl is not None and not self._settings.url.startswith("wss:"):
+            raise ValueError(f"ssl is for https addresses, not {self.url!r}")
         self._wait_s = wait_s
         self._tool_threads = tool_threads
         self._buffer_bytes = buffer_bytes

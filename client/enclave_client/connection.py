@@ -195,7 +195,7 @@ class Connection:
             async with asyncio.timeout(settings.connect_timeout_s):
                 socket = await connect(
                     settings.url,
-                    ssl=settings.ssl,
+                    ssl=(settings.ssl or True) if settings.url.startswith("wss:") else None,
                     additional_headers=headers,
                     subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]  # a NewType of str
                     compression=None,
