@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from enclave_protocol import events as ev
@@ -41,7 +42,8 @@ class AsyncClient:
 
     Args:
         url: the broker's address; `ENCLAVE_BROKER`, or else `http://127.0.0.1:3000`, if None.
-        api_key: sent with every connection; `ENCLAVE_API_KEY` if None. An empty one is none.
+        api_key: sent with every connection; `ENCLAVE_API_KEY` if None. An empty one is none. White space around it, such
+            as the end of its file's line, is no part of it.
         ssl: for `https`, in place of the system's certificates.
         connect_timeout_s: longest wait for one connection.
         reconnect_s: how long a lost connection is tried to be replaced before its sessions count as lost.
@@ -50,7 +52,7 @@ class AsyncClient:
         buffer_bytes: events of one session that may wait for their reader before the session is given up.
 
     Raises:
-        ValueError: the address is none, or does not go with `ssl`.
+        ValueError: the address or the key is none, or the address does not go with `ssl`.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class AsyncClient:
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     ) -> None:
         self.url = url or os.environ.get("ENCLAVE_BROKER") or DEFAULT_URL
-        key = os.environ.get("ENCLAVE_API_KEY") if api_key is None else api_key
+        key = (os.environ.get("ENCLAVE_API_KEY", "") if api_key is None else api_key).strip()
+        if not re.fullmatch(r"[!-~]*", key):
+            raise ValueError("api_key: has characters in it that no key has")  # without quoting it
         self._settings = Settings(
             url=socket_url(self.url),
             api_key=key or None,

@@ -92,6 +92,14 @@ def pause_s(attempts: int, jitter: float) -> float:
     return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempts, 20)) * (0.7 + 0.6 * jitter))
 
 
+class _Dial(connect):
+    """Follows no redirects: the key is for the address that was given, and for no other."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Take the answer as it is."""
+        return exc
+
+
 class Connection:
     """Keeps the engine connected.
 
@@ -193,7 +201,7 @@ class Connection:
         headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
         try:
             async with asyncio.timeout(settings.connect_timeout_s):
-                socket = await connect(
+                socket = await _Dial(
                     settings.url,
                     ssl=(settings.ssl or True) if settings.url.startswith("wss:") else None,
                     additional_headers=headers,
@@ -289,6 +297,9 @@ def _refused(response: Response) -> EnclaveError:
     except (msgspec.MsgspecError, UnicodeError):
         text = " ".join(body.decode(errors="replace").split())[:200]
         said = _ErrorBody(f"HTTP_{status}", text or response.reason_phrase)
+    elsewhere = response.headers.get("Location")
+    if elsewhere:
+        said.message += f" (it is at {elsewhere[:200]})"
     if status in _TRY_AGAIN:
         return BrokerUnavailable(f"{said.code}: {said.message}")
     return RequestRefused(said.message, code=said.code, field=said.field, allowed=said.allowed)

@@ -236,9 +236,9 @@ class FakeSocketBroker:
         await connection.send(json.dumps({"type": "error", "sessionId": session_id, "payload": payload}))
 
 
-def refusal(status: int, body: bytes, reason: str = "No") -> Response:
+def refusal(status: int, body: bytes, reason: str = "No", **headers: str) -> Response:
     """Return an answer to a handshake."""
-    return Response(status, reason, Headers({"Content-Length": str(len(body))}), body)
+    return Response(status, reason, Headers({"Content-Length": str(len(body)), **headers}), body)
 
 
 async def says_hello(told: Told) -> None:

@@ -663,6 +663,14 @@ async def test_a_refused_key_is_the_callers_error_and_not_tried_again() -> None:
         assert len(broker.handshakes) == 1
 
 
+async def test_a_redirect_is_not_followed_with_the_key() -> None:
+    async with FakeSocketBroker(says_hello) as elsewhere, client_of(says_hello, api_key="ek") as (client, broker):
+        broker.refusal = refusal(307, b"", "Temporary Redirect", Location=f"{elsewhere.url}/ws".replace("http", "ws"))
+        with pytest.raises(RequestRefused, match=f"it is at ws://127.0.0.1:{elsewhere.port}"):
+            await client.run("")
+        assert elsewhere.handshakes == []
+
+
 async def test_a_proxy_that_has_no_broker_is_no_refusal() -> None:
     async with client_of(says_hello) as (client, broker):
         broker.refusal = refusal(502, b"<html>bad gateway</html>", "Bad Gateway")
@@ -695,6 +703,19 @@ async def test_another_protocol_version_is_refused_with_both_named() -> None:
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="address"):
         AsyncClient(url)
+
+
+@pytest.mark.parametrize("key", ["ek_1\r\nX-Evil: 1", "ek 1", "klíč", "ek_\x00"])
+def test_a_key_that_could_not_be_one_is_refused_and_not_quoted(key: str) -> None:
+    with pytest.raises(ValueError, match="api_key") as refused:
+        AsyncClient(api_key=key)
+    assert key not in str(refused.value)
+
+
+async def test_a_key_may_come_with_the_end_of_its_line() -> None:
+    async with client_of(says_hello, api_key=" ek_1\n") as (client, broker):
+        await client.run("")
+        assert broker.handshakes[0].headers["Authorization"] == "Bearer ek_1"
 
 
 # The client's end, and its misuse
