@@ -42,8 +42,8 @@ class AsyncClient:
 
     Args:
         url: the broker's address; `ENCLAVE_BROKER`, or else `http://127.0.0.1:3000`, if None.
-        api_key: sent with every connection; `ENCLAVE_API_KEY` if None. An empty one is none. White space around it, such
-            as the end of its file's line, is no part of it.
+        api_key: sent with every connection; `ENCLAVE_API_KEY` if None. An empty one is none. White space around it
+            is no part of it.
         ssl: for `https`, in place of the system's certificates.
         connect_timeout_s: longest wait for one connection.
         reconnect_s: how long a lost connection is tried to be replaced before its sessions count as lost.
