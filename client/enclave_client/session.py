@@ -92,9 +92,9 @@ class AsyncSession:
 
         Asking again, or after the end, changes nothing.
         """
-        if self._wired is not None:
-            self._wired.engine.cancel(self.session_id, reason)
-            self._wired.connection.flush()
+        if self._under_way:
+            self._wiring.engine.cancel(self.session_id, reason)
+            self._wiring.connection.flush()
 
     async def wait(self) -> Result:
         """Read what is left of the events, and return the result. Cancelled, it may be called again.
@@ -174,6 +174,11 @@ class AsyncSession:
             self._lose(action.error)
 
     @property
+    def _under_way(self) -> bool:
+        """Whether the engine has it: this one, and not another that had the id first."""
+        return self._wired is not None and self._wired.sessions.get(self.session_id) is self
+
+    @property
     def _wiring(self) -> Wiring:
         if self._wired is None:
             raise AssertionError("asked of a session that was not entered")
@@ -203,7 +208,7 @@ class AsyncSession:
 
     async def _leave(self, grace_s: float) -> None:
         """End it if it has not ended. When this returns, nothing of it is left here."""
-        if self._wiring.sessions.get(self.session_id) is self:
+        if self._under_way:
             self.cancel("its reader left")
             self._arm(grace_s if self._wiring.engine.online else 0, self._give_up)
             try:
@@ -228,8 +233,9 @@ class AsyncSession:
         return SessionLost(reason, session_id=self.session_id, last_seq=self._last_seq)
 
     def _abandon(self, reason: str) -> None:
-        self._wiring.engine.abandon(self.session_id, reason)
-        self._wiring.connection.flush()
+        if self._under_way:
+            self._wiring.engine.abandon(self.session_id, reason)
+            self._wiring.connection.flush()
 
     async def _wait_news(self) -> None:
         self._news.clear()
