@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from enclave_protocol import EnclaveError
+from enclave_protocol import EnclaveError, new_session_id
 
 from .async_client import AsyncClient
 from .commands.run import USAGE
@@ -95,17 +95,18 @@ async def _run(request: dict[str, Any], broker: str, fleet: FleetSpec | None, pr
             broker = (await stack.enter_async_context(running_fleet(fleet, lambda _name, _line: None))).url
         patience_s = RECONNECT_S if fleet is None else PRIVATE_RECONNECT_S
         client = await stack.enter_async_context(AsyncClient(broker, reconnect_s=patience_s))
-        return await _stream(client.stream(**request), printer, interrupt)
+        return await _stream(client, request, printer, interrupt)
 
 
-async def _stream(session: AsyncSession, printer: Printer, interrupt: _Interrupt) -> int:
-    interrupt.session = session
+async def _stream(client: AsyncClient, request: dict[str, Any], printer: Printer, interrupt: _Interrupt) -> int:
+    session_id = new_session_id()
     try:
+        session = interrupt.session = client.stream(**request, session_id=session_id)
         async with session:
             async for line in session.lines():
                 printer.line(line)
-    except RequestRefused as error:
-        printer.refused(session.session_id, error.code, str(error))
+    except RequestRefused as error:  # by the library before it asks, or by the broker
+        printer.refused(session_id, error.code, str(error))
         raise
     return printer.finish()
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from enclave_protocol import MAX_CODE_BYTES, decode_event
+from enclave_protocol.events import Final
 from tests.client.fake_socket import FakeSocketBroker, Told, refusal, waits_for_cancel
 
 if TYPE_CHECKING:
@@ -260,6 +262,17 @@ async def test_code_may_come_from_a_file(tmp_path: Path) -> None:
         [request] = await broker.wait_received("execute")
 
     assert request["code"] == "return 7"
+
+
+async def test_event_lines_end_with_a_final_even_for_code_that_is_never_sent() -> None:
+    async with FakeSocketBroker(ok) as broker:
+        status, out, err = await run("-", "--events", "--broker", broker.url, code=b"x" * (MAX_CODE_BYTES + 1))
+
+    [final] = [decode_event(line) for line in out.encode().splitlines()]
+    assert isinstance(final, Final)
+    assert final.payload.error
+    assert (status, final.payload.error.code) == (1, "VALIDATION_ERROR")
+    assert str(MAX_CODE_BYTES) in err
 
 
 @pytest.mark.parametrize(
