@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 SESSIONS = 300
 AT_ONCE = 12
 POOL_SIZE = 2
-"""Of the worker under attack."""
+"""Of the worker under attack,"""
+POOLS = 3
+"""and how many it has for its one profile: bare, full and JavaScript."""
 EVERY_GOOD = 10
 """One of so many sessions is a good one."""
 MOST_GROWTH_BYTES = 8 << 20
@@ -178,11 +180,12 @@ async def _run(target: Target, seeds: range) -> dict[str, dict[str, Any]]:
 
 
 def _at_rest(target: Target) -> Footprint:
-    """What the worker holds once no sandbox is left but those of its two pools that wait for code."""
+    """What the worker holds once no sandbox is left but those of its pools that wait for code."""
     until_s = time.monotonic() + PATIENCE_S
-    rest = {"enclave_pool_live": 2 * POOL_SIZE, "enclave_pool_warm": 2 * POOL_SIZE, "enclave_connections": 0}
-    while any(target.metric(name) != value for name, value in rest.items()) and time.monotonic() < until_s:
-        pass  # asking takes its time
+    full = POOLS * POOL_SIZE
+    rest = {"enclave_pool_live": full, "enclave_pool_warm": full, "enclave_connections": 0}
+    while (now := {name: target.metric(name) for name in rest}) != rest:
+        assert time.monotonic() < until_s, now
     return Footprint.of(target)
 
 
