@@ -63,7 +63,7 @@ async def test_a_worker_greets_with_what_it_is_and_has(client: Client, worker: R
     assert client.hello["type"] == "hello"
     assert client.hello["workerId"] == worker.worker_id
     assert (client.hello["maxSessions"], client.hello["active"], client.hello["draining"]) == (20, 0, False)
-    assert (client.hello["languages"], client.hello["level"]) == (["python"], "SECURE")
+    assert (client.hello["languages"], client.hello["level"]) == (["python", "javascript", "shell"], "SECURE")
 
 
 async def test_a_ping_is_answered_with_its_own_timestamp_and_the_load(client: Client) -> None:
@@ -386,7 +386,7 @@ async def test_hundreds_of_sessions_leave_nothing_in_a_running_worker(client: Cl
 
     async def settled() -> Footprint:
         # Warm sandboxes have descriptors and processes: count when the pool is full, and nothing is on its way.
-        while (worker.get_stats().warm_sandboxes, worker.sessions.pools.live) != (8, 8):  # noqa: ASYNC110 - see below
+        while (worker.get_stats().warm_sandboxes, worker.sessions.pools.live) != (12, 12):  # noqa: ASYNC110 - see below
             await asyncio.sleep(0)  # nothing tells when a pool is full again
         now = Footprint.now()
         # A slot that was ever used keeps its control group and the files by which that is read.
