@@ -113,11 +113,18 @@ def decode_broker_message(data: bytes | str) -> ClientMessage | CatalogNotice:
     try:
         return decode_client_message(data)
     except RemoteProtocolError as error:
-        if error.field != "type" or peek(data).type != "catalog_changed":
+        if error.field != "type" or _type_of(data) != "catalog_changed":
             raise
     notice = _decode(_notice_decoder, data)
     parse_session_id(notice.session_id)
     return notice
+
+
+def _type_of(data: bytes | str) -> str:
+    try:
+        return peek(data).type
+    except RemoteProtocolError:
+        return ""
 
 
 def decode_tool_result(data: bytes, session_id: str) -> ToolResult:
