@@ -43,18 +43,22 @@ def main() -> int:
         return EXIT_NOT_STARTED
     os.close(0)  # the command alone is to see its end
     assert child.stdout is not None, "asked for"
-    whole = _pass_on(child.stdout.fileno(), os.pidfd_open(child.pid), max_line_bytes)
+    try:
+        ended = [os.pidfd_open(child.pid)]
+    except OSError:  # an old kernel, or none of Linux's own: the end of its output has to do
+        ended = []
+    whole = _pass_on(child.stdout.fileno(), ended, max_line_bytes)
     if not whole:
         sys.stderr.write(f"a line of more than {max_line_bytes} bytes\n")
         return EXIT_LINE_TOO_LONG
     return child.wait()
 
 
-def _pass_on(source: int, ended: int, max_line_bytes: int) -> bool:
+def _pass_on(source: int, ended: list[int], max_line_bytes: int) -> bool:
     """Copy lines until the command has ended and all it wrote is copied; False if one was too long."""
     line_bytes = 0
     while True:
-        ready, _, _ = select.select([source, ended], [], [])
+        ready, _, _ = select.select([source, *ended], [], [])
         if source not in ready:
             return True
         data = os.read(source, CHUNK_BYTES)

@@ -50,7 +50,12 @@ class SourceKeeper:
         gauge.labels("unwell").set_function(lambda: len(self.unwell))
 
     async def run(self) -> None:
-        """Run every source until cancelled; a fault in one touches neither the others nor the broker."""
+        """Run every source until cancelled; a fault in one touches neither the others nor the broker.
+
+        Each is in the catalogue from the start, so that one that never answers can be seen there.
+        """
+        for source in self.sources:
+            self._registry.replace_source(source.name, (), spec_url=source.spec_url)
         async with asyncio.TaskGroup() as group:
             for source in self.sources:
                 group.create_task(self._keep(source), name=f"enclave-tools-{source.name}")
