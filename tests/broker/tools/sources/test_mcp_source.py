@@ -122,7 +122,8 @@ async def test_a_modern_servers_tools_can_be_called_and_change_when_it_says_so()
         assert await watch.call("learned") == {"result": "learned"}
 
 
-async def test_a_server_over_http_is_served_goes_and_comes_back() -> None:
+async def test_a_server_over_http_is_served_goes_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enclave_broker.tools.sources.mcp_transports.MAX_MESSAGE_BYTES", 1024 * 1024)
     from tests.broker.tools.sources import mcp_modern  # noqa: PLC0415 - an application can be started only once
 
     tokens: list[bytes] = []
@@ -143,7 +144,7 @@ async def test_a_server_over_http_is_served_goes_and_comes_back() -> None:
         await watch.ready()
         assert await watch.call("add", a=1) == {"result": 2}
         assert set(tokens) == {b"Bearer secret-token"}
-        failed = await watch.failure("talk", megabytes=20)
+        failed = await watch.failure("talk", megabytes=2)
         assert failed.code == "MCP_ERROR", "a result without bounds fails one call"
         assert await watch.call("add", a=2) == {"result": 3}, "and leaves the connection alone"
         await server.aclose()
@@ -224,7 +225,10 @@ async def test_a_server_that_dies_fails_its_calls_at_once_and_is_started_again(
     assert "secret-token" not in caplog.text
 
 
-async def test_a_line_without_end_ends_the_server_and_not_the_broker(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_line_without_end_ends_the_server_and_not_the_broker(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enclave_broker.tools.sources.mcp_transports.MAX_MESSAGE_BYTES", 1024 * 1024)
     async with watching(**legacy()) as watch:
         await watch.ready()
         assert (await watch.failure("echo", flood=1)).code == "TOOL_UNAVAILABLE"
