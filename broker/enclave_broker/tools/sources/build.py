@@ -131,6 +131,8 @@ def _mcp(name: str, table: McpTable, secrets: Secrets) -> WatchedSource:
         env={key: Template(text) for key, text in table.env.items()},
         headers={key: Template(text) for key, text in table.headers.items()},
         cwd=table.cwd,
+        include=table.enclave.include,
+        exclude=table.enclave.exclude,
         connect_timeout_s=table.enclave.connect_timeout_s,
         poll_interval_s=table.enclave.poll_interval_s,
     )

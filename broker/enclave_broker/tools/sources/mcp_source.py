@@ -29,7 +29,7 @@ from enclave_protocol import __version__
 from .health import backoff_s
 from .mcp_results import read_result
 from .mcp_transports import StderrTail, http_transport, process_transport, watched
-from .operations import safe_name
+from .operations import is_chosen, safe_name
 from .watched import WatchedSource
 
 if TYPE_CHECKING:
@@ -67,8 +67,13 @@ class McpSettings:
     env: Mapping[str, Template]
     headers: Mapping[str, Template]
     cwd: str | None = None
+    include: Sequence[str] = ()
+    """Which tools: patterns of the server's own names; empty: all."""
+    exclude: Sequence[str] = ()
+    """The same; wins over `include`."""
     connect_timeout_s: float = 30.0
-    """Longest wait until the server has introduced itself: some are downloaded at their first start."""
+    """Longest wait until the server has introduced itself (some are downloaded at their first start), and for its list
+    of tools later on."""
     poll_interval_s: float = 60.0
     """Time between looks at the list of tools, which also show whether the server is still there."""
     retry_first_s: float = 0.5
@@ -220,7 +225,8 @@ class McpSource(WatchedSource):
                         await self._stirred.wait()
                 if not self._ended.is_set():
                     self._stirred.clear()
-                    await self._take(client, registry)
+                    async with asyncio.timeout(self._settings.connect_timeout_s):  # one that hangs is as good as gone
+                        await self._take(client, registry)
             listening.cancel()
         raise ConnectionError("the server ended the connection")
 
@@ -252,6 +258,8 @@ class McpSource(WatchedSource):
         for _ in range(MAX_PAGES):
             page = await client.list_tools(cursor=cursor)
             for described in page.tools[: MAX_TOOLS - len(tools)]:
+                if not is_chosen([described.name], self._settings.include, self._settings.exclude):
+                    continue
                 try:
                     tools.append(
                         McpTool(self, described, self._settings.policies.named(f"{self.name}_{described.name}"))

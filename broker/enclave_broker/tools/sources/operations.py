@@ -134,13 +134,15 @@ def find_operations(document: dict[str, Any], chosen: Selection) -> tuple[list[O
     copier = SchemaCopier(references)
     for method, path, item, raw in _raw_operations(document, references, problems):
         what = f"{method.upper()} {path}"
-        if not _is_chosen(raw.get("operationId"), what, chosen):
+        operation_id = raw.get("operationId")
+        called = [what, operation_id] if isinstance(operation_id, str) else [what]
+        if not is_chosen(called, chosen.include, chosen.exclude):
             continue
         if len(operations) == MAX_OPERATIONS:
             problems.append(Problem(what, f"there are more than {MAX_OPERATIONS} operations: choose with `include`"))
             break
         try:
-            name = _tool_name(chosen.source, raw.get("operationId"), method, path, names)
+            name = _tool_name(chosen.source, operation_id, method, path, names)
             operation = _Reader(document, references, copier, chosen).read(name, method, path, item, raw)
         except (DocumentError, TypeError, KeyError, AttributeError) as error:
             reason = str(error) if isinstance(error, DocumentError) else f"not OpenAPI: {error!r}"
@@ -168,13 +170,19 @@ def _raw_operations(
                 yield method, path, item, item[method]
 
 
-def _is_chosen(operation_id: object, what: str, chosen: Selection) -> bool:
-    names = [what, operation_id] if isinstance(operation_id, str) else [what]
+def is_chosen(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Return whether something that goes by these names is wanted.
+
+    Args:
+        names: what it is called.
+        include: patterns (`*`, `?`, `[...]`), of which one has to match a name; empty: all are wanted.
+        exclude: patterns of which none may.
+    """
 
     def matches(patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
-    return (not chosen.include or matches(chosen.include)) and not matches(chosen.exclude)
+    return (not include or matches(include)) and not matches(exclude)
 
 
 def _tool_name(source: str, operation_id: object, method: str, path: str, taken: set[str]) -> str:

@@ -167,8 +167,12 @@ class McpTable(msgspec.Struct, frozen=True, kw_only=True):
 class McpExtras(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[mcpServers.NAME.enclave]`."""
 
+    include: tuple[str, ...] = ()
+    """Which tools: patterns of the server's own names. Default: all."""
+    exclude: tuple[str, ...] = ()
+    """Which not."""
     connect_timeout_s: Seconds = 30.0
-    """Longest wait until the server has introduced itself."""
+    """Longest wait until the server has introduced itself, and for its list of tools later on."""
     poll_interval_s: Seconds = 60.0
     """Time between looks at its list of tools; it is also asked when the server says that the list changed."""
 

@@ -28,6 +28,8 @@ def call(number: object, arguments: dict[str, Any]) -> None:
         os._exit(3)
     if "silence" in arguments:
         return
+    if "hang" in arguments:
+        time.sleep(600)
     if "flood" in arguments:
         while True:
             sys.stdout.write("x" * 65_536)

@@ -197,6 +197,15 @@ async def test_an_older_server_is_spoken_to_and_followed_too() -> None:
         assert (await watch.next_change()).added == ("m_more",)
 
 
+async def test_only_the_tools_that_are_wanted_are_taken() -> None:
+    async with watching(**legacy(), include=["*e*"], exclude=["more"]) as watch:
+        assert (await watch.next_change()).added == ("m_echo",)
+        await watch.ready()
+        await watch.call("echo", learn="more")
+        await watch.call("echo", learn="less")
+        assert (await watch.next_change()).added == ("m_less",)
+
+
 async def test_a_call_that_is_given_up_leaves_the_connection_to_the_others() -> None:
     async with watching(**legacy()) as watch:
         await watch.ready()
@@ -223,6 +232,15 @@ async def test_a_server_that_dies_fails_its_calls_at_once_and_is_started_again(
         assert watch.source.health.well
     assert "the last words, with [secret:TOKEN]" in caplog.text
     assert "secret-token" not in caplog.text
+
+
+async def test_a_server_that_hangs_is_as_good_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcp.client.stdio.PROCESS_TERMINATION_TIMEOUT", 0.05)
+    async with watching(**legacy(), poll_interval_s=0.05, connect_timeout_s=1.0) as watch:
+        await watch.ready()
+        assert (await watch.failure("echo", hang=1)).code == "TOOL_UNAVAILABLE"
+        await watch.ready()
+        assert json.loads(await watch.call("echo", a=1)) == {"a": 1}
 
 
 async def test_a_line_without_end_ends_the_server_and_not_the_broker(
