@@ -6,8 +6,9 @@ takes `outgoing` with it: `connected` says again all that the broker needs to he
 session, so nothing depends on which frames of the old connection arrived.
 
 - Something came of it already: `attach` from the number that is due. Events before it are dropped, a hole is an error.
-- Nothing came yet: `attach` from 1. A broker that does not know the session never got it, and gets the `execute` again,
-  once; the id is the client's, so a broker that did get it does not run it twice while it remembers it.
+- Nothing came yet: `attach` from 1. A broker that does not know the session never got it, and gets the `execute` again;
+  the id is the client's, so a broker that did get it does not run it twice while it remembers it. Not without end: it
+  may be the request that breaks the connection.
 - A tool's answer that was not applied yet is sent again; the broker takes one answer per call. A call that still runs
   goes on running: it is not delivered again, since its event was.
 - A cancel that was asked for is asked for again.
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("enclave.client")
 
 MAX_REASON_CHARS = 1000
+MAX_RESENDS = 5
+"""How often a request is sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class _Session:
     phase: _Phase = _Phase.WAITING
     sent: bool = False
     """Whether any broker may have heard of it from us."""
-    sent_again: bool = False
+    resends: int = 0
     joined: bool = False
     """Whether the caller asked to attach, so that a rejection is about what he asked for."""
     cancel: bytes | None = None
@@ -329,8 +332,8 @@ class Engine:
         if session.joined:
             del self._sessions[session_id]
             return [Lost(session_id, refusal)]
-        if session.execute is not None and session.cancel is None and not session.sent_again:
-            session.sent_again = True
+        if session.execute is not None and session.cancel is None and session.resends < MAX_RESENDS:
+            session.resends += 1
             self._execute(session, session.execute)
             return []
         return self._lose(session_id, f"the broker cannot go on with it: {payload.message}")
