@@ -3,7 +3,7 @@
 from .broker import Broker, PortInUse, create_broker
 from .channels import Channel, MemoryChannel, Runtime, memory_pair
 from .config import BrokerConfig
-from .dispatcher import DuplicateSession
+from .new_session import DuplicateSession
 from .tools import (
     ApprovalRequest,
     Refusal,

@@ -28,8 +28,8 @@ from enclave_protocol.inputs import ENV_FORM, FILES_FORM
 from enclave_protocol.limits import split_path
 
 from .access import Denied, QuotaExceeded
-from .dispatcher import CodeTooLarge, NewSession
 from .languages import Unsaid
+from .new_session import CodeTooLarge, NewSession
 from .placement import DEFAULT_PROFILE
 
 if TYPE_CHECKING:

@@ -26,10 +26,11 @@ from .access import LOCAL
 from .access.files import KeysWatch, load_gate, load_secrets
 from .channels import RuntimeDial, WebSocketDial
 from .config import BrokerConfig
-from .dispatcher import Dispatcher, NewSession
+from .dispatcher import Dispatcher
 from .http import create_app
 from .links import Link
 from .metrics import Metrics
+from .new_session import NewSession
 from .placement import DEFAULT_PROFILE
 from .server import Server, server_config
 from .tls import check_server_files, worker_context
@@ -204,7 +205,7 @@ class Broker:
             Trimmed: the caller takes events more slowly than `log_bytes` can bridge.
         """
         if not isinstance(limits, Limits):
-            limits = parse_limits(limits or {}, defaults=self.dispatcher.default_limits(profile))
+            limits = parse_limits(limits or {}, defaults=self.dispatcher.offers.limits_of(profile))
         contents = {
             path: encode_file(data) if isinstance(data, bytes) else data for path, data in (files or {}).items()
         }
@@ -212,7 +213,7 @@ class Broker:
             code=code,
             session_id=session_id,
             limits=limits,
-            language=self.dispatcher.unsaid_language().language(
+            language=self.dispatcher.offers.unsaid_language().language(
                 language, None if profile == DEFAULT_PROFILE else profile
             ),
             profile=profile,

@@ -16,18 +16,15 @@ import asyncio
 import functools
 import logging
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
 from enclave_protocol import (
-    MAX_CODE_BYTES,
     MAX_MESSAGE_BYTES,
     Cancel,
     CatalogNotice,
     Code,
-    EnclaveError,
     Execute,
     Hello,
     Limits,
@@ -38,17 +35,17 @@ from enclave_protocol import (
     ToolResult,
     encode,
     new_session_id,
-    parse_limits,
     tool_calls,
 )
 from enclave_protocol.declared_tools import refuse_taken
-from enclave_protocol.languages import LANGUAGES
 
 from . import languages
 from .access import Gate, QuotaExceeded, Scope, Signer, capped
 from .client_calls import Answerer, ClientCalls, answerer, unknown
 from .directory import Directory
-from .placement import DEFAULT_PROFILE, Lose, Place, Placer, Refuse
+from .new_session import DuplicateSession
+from .offers import Offers
+from .placement import Lose, Place, Placer, Refuse
 from .sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
 from .tools import ToolCalls
 from .tools.catalog import news_of
@@ -57,67 +54,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from enclave_protocol import ClientTools
-    from enclave_protocol.encryption import Channel
     from enclave_protocol.events import CatalogChangedPayload
-    from enclave_protocol.languages import Language
     from enclave_protocol.messages import Envelope
 
     from .access import Account, Caller
     from .config import BrokerConfig
     from .links import Link
     from .metrics import Metrics
+    from .new_session import NewSession
     from .tools import ApprovalHook, CatalogChange, Secrets, ToolRegistry
 
 log = logging.getLogger("enclave.broker")
-
-MAX_PROFILE_CHARS = 128
-
-
-class DuplicateSession(EnclaveError):  # noqa: N818 - the wire's word
-    """The id belongs to a session that has not ended."""
-
-    def __init__(self, session_id: str) -> None:
-        super().__init__(f"session {session_id} has not ended: choose another id, or leave it out to be given one")
-
-
-class CodeTooLarge(RemoteProtocolError):  # noqa: N818 - a fact about the request
-    """`code` is larger than anything may be."""
-
-    def __init__(self, size_bytes: int, *, session_id: str | None = None) -> None:
-        self.size_bytes = size_bytes
-        reason = f"{size_bytes} bytes of UTF-8; the limit is {MAX_CODE_BYTES}"
-        super().__init__(reason, field="code", allowed=f"at most {MAX_CODE_BYTES} bytes", session_id=session_id)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewSession:
-    """A checked request for a session."""
-
-    code: str
-    session_id: str | None = None
-    limits: Limits = field(default_factory=Limits)
-    language: Language | None = None
-    """None leaves it to the profile."""
-    profile: str = DEFAULT_PROFILE
-    env: dict[str, str] = field(default_factory=dict)
-    """Environment variables, checked."""
-    files: dict[str, Any] = field(default_factory=dict)
-    """Files by path, checked."""
-    client_tools: ClientTools | None = field(default_factory=dict)
-    """The tools that its client answers for, by name; None: every one that the broker does not have."""
-    channel: Channel | None = None
-    """What seals its events. It is made for one session id, so that must be given too."""
-    fingerprint: bytes = b""
-    """Tells the request from others, so that one that is made again is recognised."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no worker can run; raises RemoteProtocolError naming the field."""
-        size_bytes = len(self.code) if self.code.isascii() else len(self.code.encode("utf-8", "surrogatepass"))
-        if size_bytes > MAX_CODE_BYTES:
-            raise CodeTooLarge(size_bytes, session_id=self.session_id)
-        if not 1 <= len(self.profile) <= MAX_PROFILE_CHARS:
-            allowed = f"text of 1 to {MAX_PROFILE_CHARS} characters"
-            raise RemoteProtocolError("no name", field="profile", allowed=allowed, session_id=self.session_id)
 
 
 class Dispatcher:
@@ -151,7 +98,7 @@ class Dispatcher:
             max_finished=config.retained_sessions, max_bytes=config.retained_bytes, max_age_s=config.retain_s
         )
         self.links: dict[str, Link] = {}
-        self._profile_defaults: dict[str, Limits] = {}
+        self.offers = Offers(config.default_limits, config.default_language)
         self.tool_calls = ToolCalls(config, metrics, self._send, secrets=secrets, approve=approve)
         self._client_calls = ClientCalls(self._give_up_call)
         self._routes: dict[str, BrokerSession] = {}
@@ -174,7 +121,7 @@ class Dispatcher:
         """
         self.gate.allow(caller, Scope.CREATE)
         caller.require_session(new.session_id)
-        self._require_offered(new)
+        self.offers.require(new, workers=len(self.links))
         if new.client_tools:
             self._refuse_taken(new, new.client_tools)
         session_id = new.session_id or caller.session_id or new_session_id()
@@ -244,57 +191,12 @@ class Dispatcher:
         finished = self.directory.get(session_id)
         return finished is None or finished.tenant == caller.tenant
 
-    def offered(self) -> list[str]:
-        """Return the profiles of the workers, as they last said."""
-        return sorted({profile for hello in self._hellos() for profile in hello.profiles})
-
-    def offered_languages(self) -> list[str]:
-        """Return the languages of the workers, as they last said."""
-        return [language for language in LANGUAGES if any(language in hello.languages for hello in self._hellos())]
-
-    def unsaid_language(self, header: str | None = None) -> languages.Unsaid:
-        """Return what decides the language of a request that does not say it, but perhaps its `header`."""
-        return languages.Unsaid(header, self._language_of_profile, self.config.default_language)
-
-    def _language_of_profile(self, profile: str) -> Language | None:
-        offering = (hello for hello in self._hellos() if profile in hello.profiles)
-        return next((languages.first_of(hello, profile) for hello in offering), None)
-
-    def _hellos(self) -> list[Hello]:
-        return [link.hello for link in self.links.values() if link.hello is not None]
-
-    def default_limits(self, profile: str) -> Limits:
-        """Return what the limits of a request for `profile` start from: the broker's, changed by the profile's own."""
-        return self._profile_defaults.get(profile, self.config.default_limits)
-
-    def _require_offered(self, new: NewSession) -> None:
-        hellos = self._hellos()
-        # As long as a worker never said what it offers, nobody knows.
-        if len(hellos) < len(self.links) or not hellos:
-            return
-        try:
-            languages.refuse_unless_offered(new.profile, new.language, hellos)
-        except RemoteProtocolError as error:
-            error.session_id = new.session_id
-            raise
-
     def _refuse_taken(self, new: NewSession, declared: ClientTools) -> None:
         try:
             refuse_taken(declared, self.tools.names())
         except RemoteProtocolError as error:
             error.session_id = new.session_id
             raise
-
-    def _learn_limits(self, link: Link, hello: Hello) -> None:
-        """Take in what a worker's profiles set; where workers differ, the last one to come up has its way."""
-        for profile in hello.profiles:
-            own = {} if hello.profile_limits is UNSET else hello.profile_limits.get(profile, {})
-            self._profile_defaults.pop(profile, None)
-            try:
-                if own:
-                    self._profile_defaults[profile] = parse_limits(own, defaults=self.config.default_limits)
-            except RemoteProtocolError as error:
-                log.warning("worker %s, profile %s: %s", link.name, profile, error)
 
     def cancel(self, session: BrokerSession, reason: str = "") -> None:
         """End a session soon: at once if it waits, else when its worker says so. An ended one stays as it is."""
@@ -349,7 +251,7 @@ class Dispatcher:
 
     def link_up(self, link: Link, hello: Hello) -> None:
         """Offer the worker's slots."""
-        self._learn_limits(link, hello)
+        self.offers.learn(link.name, hello)
         placed = self.placer.worker_up(
             link.name,
             max_sessions=hello.max_sessions,
@@ -439,7 +341,7 @@ class Dispatcher:
             session = self._routes[refuse.session_id]
             waited_ms = round((now - session.created) * 1000)
             message = f"no worker had a free slot within {waited_ms} ms"
-            offered = self.offered()
+            offered = self.offers.profiles()
             if offered and session.profile not in offered:
                 message += f", nor offers {session.profile[:40]!r} (offered: {', '.join(offered)})"
             self._end(session, Code.NO_CAPACITY, message)

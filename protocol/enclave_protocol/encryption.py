@@ -20,12 +20,6 @@ import uuid
 from typing import Annotated, Literal
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import UNSET, Meta, UnsetType
 
 from .codec import decode_event, encode
@@ -41,10 +35,7 @@ TO_CLIENT = b"enclavejs-s2c-enc"
 
 MAX_MESSAGES = 2**30
 """Messages under one key; the counter in a nonce has 32 bits."""
-KEY_BYTES = 32
 NONCE_BYTES = 12
-POINT_BYTES = 65
-"""An uncompressed point of the curve."""
 
 SEALED_FORM = '{type: "enc", payload: {kid, nonceB64, ciphertextB64}}'
 POINT_FIELD = "clientEphemeralPubKeyB64"
@@ -91,7 +82,9 @@ class Sealer:
     ) -> None:
         self._session_id = session_id
         self._key_id = key_id
-        self._cipher = AESGCM(key)
+        from .ciphers import Cipher  # noqa: PLC0415 - see there
+
+        self._cipher = Cipher(key)
         self._prefix = os.urandom(8) if prefix is None else prefix
         self._count = 0
         self._max_messages = max_messages
@@ -116,7 +109,7 @@ class Sealer:
     def seal_with(self, nonce: bytes, seq: int, text: bytes) -> bytes:
         """Seal under a nonce of the caller's, who must never use one twice."""
         payload = EncryptedPayload(
-            kid=self._key_id, nonce_b64=_base64(nonce), ciphertext_b64=_base64(self._cipher.encrypt(nonce, text, None))
+            kid=self._key_id, nonce_b64=_base64(nonce), ciphertext_b64=_base64(self._cipher.seal(nonce, text))
         )
         # The schema of the envelope has `seq` from 0 on; ours are checked where events are numbered.
         return encode(Encrypted(session_id=self._session_id, seq=seq, payload=payload))
@@ -146,8 +139,8 @@ class Sealer:
             reason = f"{len(nonce)} bytes"
             raise EncryptionError("ENCRYPTION_DECRYPTION_FAILED", reason, field="payload.nonceB64", allowed=allowed)
         try:
-            return self._cipher.decrypt(nonce, sealed, None)
-        except InvalidTag as error:
+            return self._cipher.open(nonce, sealed)
+        except ValueError as error:
             reason = "it was sealed under another key, or changed"
             allowed = f"base64 of {ALGORITHM} ciphertext with its tag at the end"
             where = "payload.ciphertextB64"
@@ -203,15 +196,19 @@ def accept_hello(raw: object, session_id: str) -> Channel:
     Raises:
         EncryptionError: says which part of it cannot be used, and why.
     """
+    from .ciphers import POINT_BYTES, KeyPair, derive_key  # noqa: PLC0415 - see there
+
     hello = _client_hello(raw)
-    point = _from_base64(
-        hello.client_ephemeral_pub_key_b64, "clientEphemeralPubKeyB64", "ENCRYPTION_INVALID_PUBLIC_KEY"
-    )
-    own = ec.generate_private_key(ec.SECP256R1())
-    secret = shared_secret(own, point)
+    point = _from_base64(hello.client_ephemeral_pub_key_b64, POINT_FIELD, "ENCRYPTION_INVALID_PUBLIC_KEY")
+    own = KeyPair()
+    try:
+        secret = own.shared_secret(point)
+    except ValueError as error:
+        reason, allowed = "not a point of the curve", f"base64 of {POINT_BYTES} bytes, an uncompressed point of {CURVE}"
+        raise EncryptionError("ENCRYPTION_INVALID_PUBLIC_KEY", reason, field=POINT_FIELD, allowed=allowed) from error
     key_id = f"k_{uuid.uuid4()}"
     answer = ServerHello(
-        server_ephemeral_pub_key_b64=_base64(public_point(own)),
+        server_ephemeral_pub_key_b64=_base64(own.public_point),
         curve=CURVE,
         selected_algorithm=ALGORITHM,
         kdf=KDF,
@@ -222,31 +219,6 @@ def accept_hello(raw: object, session_id: str) -> Channel:
         to_client=Sealer(session_id, key_id, derive_key(secret, session_id.encode(), TO_CLIENT)),
         to_server=Sealer(session_id, key_id, derive_key(secret, session_id.encode(), TO_SERVER)),
     )
-
-
-def public_point(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return a key's public half as the wire has it: `04`, X, Y."""
-    return key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-
-
-def shared_secret(own: ec.EllipticCurvePrivateKey, point: bytes) -> bytes:
-    """Return the X coordinate that both sides come to; raises EncryptionError if `point` is not on the curve."""
-    try:
-        if len(point) != POINT_BYTES:
-            raise ValueError(f"{len(point)} bytes")  # noqa: TRY301 - one refusal for everything that is no point
-        peer = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
-    except ValueError as error:
-        allowed = f"base64 of {POINT_BYTES} bytes, an uncompressed point of {CURVE}"
-        where = "clientEphemeralPubKeyB64"
-        raise EncryptionError(
-            "ENCRYPTION_INVALID_PUBLIC_KEY", "not a point of the curve", field=where, allowed=allowed
-        ) from error
-    return own.exchange(ec.ECDH(), peer)
-
-
-def derive_key(secret: bytes, salt: bytes, info: bytes) -> bytes:
-    """Return one direction's key; the salt is the session's id."""
-    return HKDF(hashes.SHA256(), length=KEY_BYTES, salt=salt, info=info).derive(secret)
 
 
 def _client_hello(raw: object) -> ClientHello:

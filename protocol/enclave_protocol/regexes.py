@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import re
 
-import re2
-
 from .errors import RemoteProtocolError
 
 MAX_PATTERN_CHARS = 1000
@@ -55,6 +53,8 @@ class Regex:
     __slots__ = ("_compiled", "size")
 
     def __init__(self, pattern: str, *, ignore_case: bool) -> None:
+        import re2  # noqa: PLC0415 - 3 MB, for those who have patterns
+
         options = re2.Options()
         options.log_errors = False
         options.never_capture = True

@@ -8,7 +8,7 @@ import pytest
 
 from enclave_broker.access import LOCAL
 from enclave_broker.client_calls import Answerer, answerer, unknown
-from enclave_broker.dispatcher import NewSession
+from enclave_broker.new_session import NewSession
 from enclave_protocol import NO_TOOLS, RemoteProtocolError, decode_event, parse_declared_tools
 from tests.broker.conftest import Fleet, fleet
 from tests.fakes import FakeSession, FakeWorker

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from enclave_broker.access import LOCAL
-from enclave_broker.dispatcher import NewSession
 from enclave_broker.http import MAX_BODY_BYTES
+from enclave_broker.new_session import NewSession
 from tests.broker.conftest import fleet, parse, start
 from tests.fakes import FakeSession, FakeWorker, returns_its_code, waits_for_cancel
 

@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_protocol import RemoteProtocolError
+from enclave_protocol.ciphers import KeyPair, derive_key
 from enclave_protocol.encryption import (
     TO_CLIENT,
     TO_SERVER,
     EncryptionError,
     Sealer,
     accept_hello,
-    derive_key,
-    public_point,
-    shared_secret,
 )
 from tests.real_client import check_line
 
@@ -31,22 +28,21 @@ KEY_ID: str = VECTORS["serverHello"]["keyId"]
 HELLO: dict[str, Any] = VECTORS["clientHello"]
 
 
-def private_key(jwk: dict[str, str]) -> ec.EllipticCurvePrivateKey:
+def private_key(jwk: dict[str, str]) -> KeyPair:
     number = base64.urlsafe_b64decode(jwk["d"] + "=" * (-len(jwk["d"]) % 4))
-    return ec.derive_private_key(int.from_bytes(number, "big"), ec.SECP256R1())
+    return KeyPair(int.from_bytes(number, "big"))
 
 
 def secret() -> bytes:
-    return shared_secret(
-        private_key(VECTORS["clientPrivJwk"]), base64.b64decode(VECTORS["serverHello"]["serverEphemeralPubKeyB64"])
-    )
+    theirs = base64.b64decode(VECTORS["serverHello"]["serverEphemeralPubKeyB64"])
+    return private_key(VECTORS["clientPrivJwk"]).shared_secret(theirs)
 
 
 def test_both_sides_come_to_the_secret_of_the_vectors() -> None:
     server = private_key(VECTORS["serverPrivJwk"])
     point = base64.b64decode(HELLO["clientEphemeralPubKeyB64"])
-    assert secret().hex() == shared_secret(server, point).hex() == VECTORS["sharedSecretHex"]
-    assert base64.b64encode(public_point(server)).decode() == VECTORS["serverHello"]["serverEphemeralPubKeyB64"]
+    assert secret().hex() == server.shared_secret(point).hex() == VECTORS["sharedSecretHex"]
+    assert base64.b64encode(server.public_point).decode() == VECTORS["serverHello"]["serverEphemeralPubKeyB64"]
 
 
 def test_the_keys_are_those_of_the_vectors() -> None:
@@ -96,7 +92,7 @@ def test_a_client_and_a_broker_understand_each_other_and_nobody_else() -> None:
     channel, other = accept_hello(HELLO, SESSION), accept_hello(HELLO, SESSION)
     theirs = base64.b64decode(channel.hello.server_ephemeral_pub_key_b64)
     assert json.loads(base64.b64decode(channel.header))["keyId"] == channel.hello.key_id
-    common = shared_secret(own, theirs)
+    common = own.shared_secret(theirs)
     client = Sealer(SESSION, channel.hello.key_id, derive_key(common, SESSION.encode(), TO_CLIENT))
     line = channel.to_client.seal(2, b"hello")
     assert client.open(line) == b"hello"

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from litestar.types import Receive, Scope, Send
 
-    from enclave_broker.dispatcher import Dispatcher, NewSession
+    from enclave_broker.dispatcher import Dispatcher
     from enclave_broker.languages import Unsaid
+    from enclave_broker.new_session import NewSession
     from enclave_broker.sessions import BrokerSession
     from enclave_protocol import Limits
 

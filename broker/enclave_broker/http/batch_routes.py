@@ -35,7 +35,7 @@ def batch_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
 
         One JSON object per line: what became of each run, as they end, and a summary. Leaving cancels what runs.
         """
-        batch = decode_batch(await request.body(), dispatcher.default_limits, unsaid_language(dispatcher, request))
+        batch = decode_batch(await request.body(), dispatcher.offers.limits_of, unsaid_language(dispatcher, request))
         make = functools.partial(submit, dispatcher, request=request)
         return StreamResponse(BatchStream(batch, dispatcher, make), NDJSON)
 

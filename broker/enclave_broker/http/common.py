@@ -8,9 +8,9 @@ from litestar.openapi import ResponseSpec
 
 from enclave_broker.access import Denied, QuotaExceeded
 from enclave_broker.api import REFUSALS, ApiError, ErrorBody, not_found, refusal
-from enclave_broker.dispatcher import DuplicateSession
 from enclave_broker.event_log import Trimmed
 from enclave_broker.languages import HEADER
+from enclave_broker.new_session import DuplicateSession
 from enclave_protocol import NoCapacity
 
 from .access import caller_of
@@ -20,8 +20,9 @@ from .views import header
 if TYPE_CHECKING:
     from litestar import Request
 
-    from enclave_broker.dispatcher import Dispatcher, NewSession
+    from enclave_broker.dispatcher import Dispatcher
     from enclave_broker.languages import Unsaid
+    from enclave_broker.new_session import NewSession
     from enclave_broker.sessions import BrokerSession
 
     from .views import View
@@ -84,7 +85,7 @@ def submit(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> Brok
 
 def unsaid_language(dispatcher: Dispatcher, request: AnyRequest) -> Unsaid:
     """Return what decides the language of a request whose body does not say it."""
-    return dispatcher.unsaid_language(header(request.scope, HEADER.lower().encode()))
+    return dispatcher.offers.unsaid_language(header(request.scope, HEADER.lower().encode()))
 
 
 def follow(

@@ -35,7 +35,7 @@ def session_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         with the same `sessionId`, made again when the session has ended, is answered from its events.
         """
         new, wanted = decode_create(
-            await request.body(), dispatcher.default_limits, unsaid_language(dispatcher, request)
+            await request.body(), dispatcher.offers.limits_of, unsaid_language(dispatcher, request)
         )
         view = View(sse=wants_sse(header(request.scope, b"accept")), filter=wanted)
         before = same_request(dispatcher, new, request)

@@ -25,8 +25,8 @@ import msgspec
 from msgspec import UNSET
 
 from enclave_broker.access import Denied, QuotaExceeded, Scope
-from enclave_broker.dispatcher import DuplicateSession, NewSession
 from enclave_broker.event_log import Trimmed
+from enclave_broker.new_session import DuplicateSession, NewSession
 from enclave_broker.placement import DEFAULT_PROFILE
 from enclave_protocol import (
     Attach,
@@ -170,13 +170,16 @@ class SocketClient:
             allowed = "absent: the broker numbers the events"
             raise RemoteProtocolError("not for clients", field="firstSeq", allowed=allowed, session_id=session_id)
         profile = DEFAULT_PROFILE if message.profile is UNSET else message.profile
-        defaults = self._dispatcher.default_limits(profile)
+        offers = self._dispatcher.offers
+        defaults = offers.limits_of(profile)
         try:
             new = NewSession(
                 code=message.code,
                 session_id=session_id,
                 limits=defaults if message.limits is UNSET else parse_limits(message.limits, defaults=defaults),
-                language=self._dispatcher.unsaid_language().language(message.language or None, message.profile or None),
+                language=self._dispatcher.offers.unsaid_language().language(
+                    message.language or None, message.profile or None
+                ),
                 profile=profile,
                 env={} if message.env is UNSET else parse_env(message.env),
                 files={} if message.files is UNSET else parse_files(message.files),
@@ -303,8 +306,8 @@ class SocketClient:
             worker_id="broker",
             version=__version__,
             level=levels.pop() if len(levels) == 1 else "MIXED" if levels else "UNKNOWN",
-            languages=self._dispatcher.offered_languages() or [DEFAULT_LANGUAGE],
-            profiles=self._dispatcher.offered() or [DEFAULT_PROFILE],
+            languages=self._dispatcher.offers.languages() or [DEFAULT_LANGUAGE],
+            profiles=self._dispatcher.offers.profiles() or [DEFAULT_PROFILE],
             max_sessions=max(1, fleet.slots),
             active=self._dispatcher.directory.live,
         )

@@ -7,19 +7,16 @@ import json
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from enclave_broker.sessions import Broken, BrokerSession
 from enclave_protocol import Code, Execute, Limits, encode
+from enclave_protocol.ciphers import KeyPair, derive_key
 from enclave_protocol.codec import peek
 from enclave_protocol.encryption import (
     TO_CLIENT,
     TO_SERVER,
     Sealer,
     accept_hello,
-    derive_key,
-    public_point,
-    shared_secret,
 )
 from enclave_protocol.events import ChunkPayload, Stdout
 from tests.broker.conftest import fleet, start
@@ -31,17 +28,17 @@ class Client:
     """A client's end of the encryption."""
 
     def __init__(self) -> None:
-        self._own = ec.generate_private_key(ec.SECP256R1())
+        self._own = KeyPair()
         self.hello = {
             "protocolVersion": 2,
-            "clientEphemeralPubKeyB64": base64.b64encode(public_point(self._own)).decode(),
+            "clientEphemeralPubKeyB64": base64.b64encode(self._own.public_point).decode(),
             "curve": "P-256",
             "supportedAlgorithms": ["AES-GCM-256"],
         }
 
     def sealer(self, server_hello: dict[str, Any], session_id: str, direction: bytes = TO_CLIENT) -> Sealer:
         theirs = base64.b64decode(server_hello["serverEphemeralPubKeyB64"])
-        key = derive_key(shared_secret(self._own, theirs), session_id.encode(), direction)
+        key = derive_key(self._own.shared_secret(theirs), session_id.encode(), direction)
         return Sealer(session_id, server_hello["keyId"], key)
 
     def body(self, mode: str = "required", **more: Any) -> dict[str, Any]:

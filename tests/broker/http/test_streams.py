@@ -35,7 +35,7 @@ async def talks(session: FakeSession) -> None:
 async def unread(running: Fleet, body: bytes) -> None:
     """Run a session that nobody reads to its end."""
     dispatcher = running.broker.dispatcher
-    session = dispatcher.submit(decode_create(body, dispatcher.default_limits)[0], LOCAL)
+    session = dispatcher.submit(decode_create(body, dispatcher.offers.limits_of)[0], LOCAL)
     await running.wait_until(lambda: not session.live)
 
 

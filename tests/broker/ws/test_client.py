@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from enclave_broker.access import LOCAL
-from enclave_broker.dispatcher import NewSession
+from enclave_broker.new_session import NewSession
 from tests.broker.conftest import fleet
 from tests.broker.ws.sockets import client_of
 from tests.fakes import FakeSession, FakeWorker, returns_its_code, waits_for_cancel
