@@ -70,6 +70,8 @@ class FleetSpec:
     """A file of profiles for the workers."""
     tools: tuple[str, ...] = ()
     """Modules with tools for the broker."""
+    default_language: str = ""
+    """What code is that nobody says the language of; the broker's own default if empty."""
     tools_files: tuple[str, ...] = ()
     """Files that say where more tools come from."""
     broker_options: tuple[str, ...] = ()
@@ -110,6 +112,8 @@ def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:
         arguments += ["--tools", module]
     for file in spec.tools_files:
         arguments += ["--tools-file", file]
+    if spec.default_language:
+        arguments += ["--default-language", spec.default_language]
     return [*arguments, *spec.broker_options]
 
 

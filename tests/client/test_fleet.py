@@ -51,6 +51,11 @@ def test_the_broker_is_told_every_worker_and_every_tool_module() -> None:
     assert arguments == expected
 
 
+def test_the_broker_is_told_a_default_language_if_there_is_one() -> None:
+    assert "--default-language" not in broker_arguments(FleetSpec(), [])
+    assert broker_arguments(FleetSpec(default_language="shell"), [])[-2:] == ["--default-language", "shell"]
+
+
 async def test_the_secrets_of_tools_are_the_brokers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENCLAVE_SECRET_KEY", "hunter2-hunter2")
     monkeypatch.setenv("ENCLAVE_SECRETS", "/a/path")

@@ -9,6 +9,7 @@ import sys
 import click
 
 from enclave_client.fleet import MAX_WORKERS, Fleet, FleetError, FleetSpec, running_fleet
+from enclave_protocol.languages import LANGUAGES
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -60,6 +61,12 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     help="Security level of each worker, as for enclave-runtime. BEST: SECURE if this machine gives it, else STANDARD.",
 )
 @click.option(
+    "--default-language",
+    type=click.Choice(LANGUAGES),
+    envvar="ENCLAVE_DEFAULT_LANGUAGE",
+    help="What code is if a request names neither a language nor a profile.  [default: python]",
+)
+@click.option(
     "--tools",
     multiple=True,
     metavar="MODULE",
@@ -81,6 +88,7 @@ def command(  # noqa: PLR0917 - click passes by name
     profiles: tuple[str, ...],
     profiles_file: str,
     level: str,
+    default_language: str | None,
     tools: tuple[str, ...],
     tools_files: tuple[str, ...],
 ) -> None:
@@ -97,6 +105,7 @@ def command(  # noqa: PLR0917 - click passes by name
         profiles_file=profiles_file,
         level=level,
         tools=tools,
+        default_language=default_language or "",
         tools_files=tools_files,
     )
     try:
