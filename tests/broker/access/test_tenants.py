@@ -295,9 +295,8 @@ def test_no_header_and_no_body_makes_the_broker_fail(tmp_path: Path) -> None:
             answer = runner.run(ask(path, headers, content))
             assert answer.status_code in {201, 400, 401, 403, 404}, answer.text
             assert answer.status_code == 201 or answer.json()["code"]
-            shown = authorization.removeprefix(b"Bearer ").strip()
             if authorization.strip() != good:
                 assert answer.status_code == 401
-            assert len(shown) < 6 or shown.decode("latin-1") not in answer.text
+                assert answer.json()["message"] == "this is no key or token of this broker"  # and nothing of what came
 
         fuzz()
