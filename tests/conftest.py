@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     """Have every worker of the tests hold the best level that this machine gives, unless somebody chose one."""
     os.environ.setdefault("ENCLAVE_LEVEL", "BEST")
+    # A shell ignores SIGINT for what it starts in the background, and so would every program that the tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
