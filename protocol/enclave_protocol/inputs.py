@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import binascii
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import RemoteProtocolError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MAX_VARIABLES = 64
 MAX_ENV_BYTES = 64 * 1024
@@ -31,6 +28,9 @@ FILES_FORM = f"at most {MAX_FILES} paths, each with text or {{base64: text}}, {M
 _NAME_FORM = "letters, digits and _, no digit first, at most 128"
 _PATH_FORM = "a relative path without `.`, `..`, empty parts and NUL, such as data/input.csv"
 _CONTENT_FORM = "text, or {base64: text}"
+
+_BAD_PART = re.compile(rb"(?:^|/)\.{0,2}(?:/|\Z)")
+_LONG_PART = re.compile(rb"[^/]{%d}" % (MAX_NAME_BYTES + 1))
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
@@ -78,8 +78,9 @@ def parse_files(raw: object) -> dict[str, Content]:
         total += len(_checked_path(path)) + _size_bytes(content, f"files.{path}")
         if total > MAX_FILES_BYTES:
             raise RemoteProtocolError(f"more than {MAX_FILES_BYTES} bytes", field="files", allowed=FILES_FORM)
+    lengths = {len(path) for path in raw}
     for path in raw:
-        clash = next((parent for parent in _parents(path) if parent in raw), None)
+        clash = next((path[:n] for n in lengths if path[n : n + 1] == "/" and path[:n] in raw), None)
         if clash is not None:
             reason = f"lies below {clash!r}, which is a file"
             raise RemoteProtocolError(reason, field=f"files.{path}", allowed="a directory or a file, not both")
@@ -105,10 +106,9 @@ def _checked_path(path: object) -> bytes:
     if not isinstance(path, str) or "\0" in path:
         raise RemoteProtocolError("not a path", field="files", allowed=_PATH_FORM)
     encoded = _utf8(path, "files")
-    parts = encoded.split(b"/")
-    if any(part in {b"", b".", b".."} for part in parts):
+    if _BAD_PART.search(encoded):
         raise RemoteProtocolError("not a relative path below the working directory", field=field, allowed=_PATH_FORM)
-    if len(encoded) > MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in parts):
+    if len(encoded) > MAX_PATH_BYTES or _LONG_PART.search(encoded):
         allowed = f"at most {MAX_PATH_BYTES} bytes, {MAX_NAME_BYTES} between two slashes"
         raise RemoteProtocolError("too long", field=field, allowed=allowed)
     return encoded
@@ -124,13 +124,6 @@ def _size_bytes(content: object, field: str) -> int:
         return len(binascii.a2b_base64(encoded, strict_mode=True))
     except ValueError as error:
         raise RemoteProtocolError(f"not base64: {error}", field=f"{field}.base64", allowed="base64, padded") from error
-
-
-def _parents(path: str) -> Iterator[str]:
-    position = path.find("/")
-    while position >= 0:
-        yield path[:position]
-        position = path.find("/", position + 1)
 
 
 def _utf8(text: str, field: str) -> bytes:

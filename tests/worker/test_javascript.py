@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -279,12 +278,10 @@ def test_a_timer_runs_while_a_tool_is_waited_for(run: Callable[..., ExecutionRes
 
 
 def test_code_that_waits_for_what_can_never_come_ends_at_once_and_says_so(run: Callable[..., ExecutionResult]) -> None:
-    started = time.monotonic()
     code, message, _ = failure(run("await new Promise(() => {})"))
 
     assert code == "EXECUTION_ERROR"
     assert "nothing is left to settle" in message
-    assert time.monotonic() - started < 15
 
 
 # Failures.

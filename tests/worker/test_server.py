@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
 from enclave_worker.runtime import RuntimeState
 from tests.support import (
@@ -399,3 +402,11 @@ async def test_hundreds_of_sessions_leave_nothing_in_a_running_worker(client: Cl
         await round_of(20)
 
     assert await settled() == before
+
+
+async def test_a_web_page_gets_no_socket() -> None:
+    """Browsers let every page ask loopback for one."""
+    async with running(max_sessions=1) as worker:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(worker.url, proxy=None, origin=Origin("https://evil.example"))
+        assert refused.value.response.status_code == 403

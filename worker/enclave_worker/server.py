@@ -129,6 +129,9 @@ class WorkerServer:
         return _respond(http.HTTPStatus.NOT_FOUND, b"not here: try /ws, /healthz, /readyz or /metrics\n")
 
     def _admit(self, socket: ServerConnection, request: Request) -> Response | None:
+        if "Origin" in request.headers:
+            # A page: any that the user of this machine looks at can ask loopback for a WebSocket. No program says it.
+            return _respond(http.HTTPStatus.FORBIDDEN, b"not for web pages: connect to a broker\n")
         shown = request.headers.get_all("Authorization")
         missing = self._door.misses(shown, socket.transport.get_extra_info("peercert"))
         if missing is None:

@@ -218,7 +218,7 @@ def _tokens_in_url(scope: Mapping[str, Any]) -> list[str]:
     No other route takes one there, and none takes a key, since others may keep URLs: proxies, histories, logs.
     """
     query: bytes = scope.get("query_string", b"")
-    if IN_URL not in query or scope["method"] != "GET" or _STREAM.fullmatch(scope["path"]) is None:
+    if IN_URL not in query or scope.get("method") != "GET" or _STREAM.fullmatch(scope["path"]) is None:
         return []
     try:
         found = parse_qs(query.decode("latin-1"), max_num_fields=MAX_FIELDS).get("access_token", [])

@@ -12,7 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
 from enclave_broker.access import Denied, QuotaExceeded
-from enclave_broker.api import ApiError, ErrorBody, refusal
+from enclave_broker.api import ApiError, ErrorBody, error_body, refusal
 from enclave_broker.ws import create_ws_route
 from enclave_protocol import MAX_MESSAGE_BYTES, __version__
 
@@ -41,7 +41,9 @@ less, and leave room for the rest."""
 def create_app(broker: Broker) -> ASGIApp:
     """Return the ASGI application of a broker."""
     # Around everything: what refuses a request before any route is found must tell a page's browser about it, too.
-    return OriginGate(_routes(broker), Origins(broker.config.cors_origins, broker.config.host))
+    return OriginGate(
+        _routes(broker), Origins(broker.config.cors_origins, broker.config.host, closed=broker.dispatcher.gate.closed)
+    )
 
 
 def _routes(broker: Broker) -> Litestar:
@@ -80,11 +82,11 @@ def _as_api_error(error: Exception) -> ApiError:
         return refusal(error)
     if not isinstance(error, HTTPException):
         log.error("a request failed", exc_info=error)
-        return ApiError(HTTP_500_INTERNAL_SERVER_ERROR, ErrorBody("INTERNAL_ERROR", "the broker failed; see its log"))
+        return ApiError(HTTP_500_INTERNAL_SERVER_ERROR, error_body("INTERNAL_ERROR", "the broker failed; see its log"))
     if error.status_code == 413:
         message = f"the request is larger than {MAX_BODY_BYTES} bytes"
-        return ApiError(413, ErrorBody("REQUEST_TOO_LARGE", message, limit=MAX_BODY_BYTES))
+        return ApiError(413, error_body("REQUEST_TOO_LARGE", message, limit=MAX_BODY_BYTES))
     codes = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 500: "INTERNAL_ERROR"}
     code = codes.get(error.status_code, "INVALID_REQUEST")
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
-    return ApiError(error.status_code, ErrorBody(code, error.detail or code), headers=headers)
+    return ApiError(error.status_code, error_body(code, error.detail or code), headers=headers)

@@ -17,6 +17,7 @@ from litestar.status_codes import HTTP_200_OK
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from enclave_broker.api import REFUSALS, ApiError, CreateSession, SessionConfig, decode_body, invalid, new_session
+from enclave_protocol import parse_env, parse_files
 from enclave_protocol.items import with_item
 
 from .streams import stream_headers, wait_disconnected
@@ -133,14 +134,26 @@ def decode_batch(data: bytes, default_limits: Callable[[str], Limits], unsaid: U
         first = _session(request, request.code, default_limits, unsaid)
         runs = [_Input(first, value) for value in request.inputs]
         return Batch(request.concurrency, len(runs), iter(runs))
+    # Once for all: a thousand items that share a megabyte of files would take as many megabytes of reading.
+    with REFUSALS:
+        env = {} if request.env is UNSET else parse_env(request.env)
+        files = {} if request.files is UNSET else parse_files(request.files)
     chosen = []
     for i, item in enumerate(request.items or []):
         try:
             new = _session(_merged(request, item), item.code, default_limits, unsaid)
         except ApiError as error:
-            error.body.field = f"items[{i}].{error.body.field or ''}".rstrip(".")
+            error.body.move_below(f"items[{i}]")
             raise
-        chosen.append(_Given(new))
+        chosen.append(
+            _Given(
+                dataclasses.replace(
+                    new,
+                    env=env if item.env is UNSET else new.env,
+                    files=files if item.files is UNSET else new.files,
+                )
+            )
+        )
     return Batch(request.concurrency, len(chosen), iter(chosen))
 
 
@@ -276,7 +289,7 @@ def _session(
 
 
 def _merged(batch: CreateBatch, item: BatchItem) -> BatchItem:
-    changes = {field: getattr(batch, field) for field in SHARED if getattr(item, field) is UNSET}
+    changes = {field: getattr(batch, field) for field in SETTINGS if getattr(item, field) is UNSET}
     return msgspec.structs.replace(item, **changes)
 
 
@@ -289,3 +302,5 @@ SHARED: tuple[Literal["language", "profile", "env", "files", "limits", "config"]
     "config",
 )
 """Fields of a batch that are for every run that has none of its own."""
+SETTINGS = tuple(field for field in SHARED if field not in {"env", "files"})
+"""Those of them that cost little to read for each item."""

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 from litestar.enums import HttpMethod, ScopeType
 
-from enclave_broker.api import ErrorBody
+from enclave_broker.api import error_body
 from enclave_broker.config import ANY_ORIGIN, LOOPBACK_ORIGINS, check_origin
 from enclave_protocol.credentials import is_loopback
 
@@ -42,14 +42,16 @@ class Origins:
     Args:
         allowed: origins, `loopback` or `*`. Empty: `loopback` if the broker listens there, else none.
         host: the address that the broker listens on.
+        closed: whether callers show a key or a token, which a page that was led here has not.
 
     Raises:
         ValueError: one of them is no origin.
     """
 
-    def __init__(self, allowed: Iterable[str], host: str) -> None:
+    def __init__(self, allowed: Iterable[str], host: str, *, closed: bool = False) -> None:
         given = [check_origin(origin) for origin in allowed]
         self._on_loopback = is_loopback(host)
+        self._closed = closed
         self._any = ANY_ORIGIN in given
         self._loopback = LOOPBACK_ORIGINS in given or (not given and self._on_loopback)
         self._named = frozenset(given) - {ANY_ORIGIN, LOOPBACK_ORIGINS}
@@ -73,6 +75,16 @@ class Origins:
         if self._any or not self._on_loopback:
             return True
         return is_loopback(_hostname(host)) or host.lower() in self._hosts
+
+    def lets_in(self, host: str, site: str | None) -> bool:
+        """Say whether to answer what came without `Origin`: from a program, or by GET from a page of our own name.
+
+        Such a page's browser says `Sec-Fetch-Site: same-origin`, but only where the address is https or loopback's: of
+        a page by http under a name that was made to lead to loopback it says nothing, and only the name tells.
+        """
+        if not host or self.is_called(host):
+            return True
+        return self._closed and site != "same-origin"
 
     def response_headers(self, origin: str) -> Headers:
         """Return what an answer to a page that may says to its browser."""
@@ -106,8 +118,11 @@ class OriginGate:
         """Serve one request."""
         origin, host = header(scope, b"origin"), header(scope, b"host") or ""
         if origin is None:
-            # Of what pages of its own GET, a browser says only that.
-            if header(scope, b"sec-fetch-site") == "same-origin" and not self._origins.is_called(host):
+            # For a WebSocket a browser always says the origin.
+            named = scope["type"] == ScopeType.WEBSOCKET or self._origins.lets_in(
+                host, header(scope, b"sec-fetch-site")
+            )
+            if not named:
                 await _refuse(f"http://{host}", scope, send)
             else:
                 await self._app(scope, receive, send)
@@ -146,7 +161,7 @@ async def _refuse(origin: str, scope: Scope, send: Send) -> None:
         f"pages of {origin[:200]} may not use this broker: start it with --cors-origin {origin[:200]}"
         " (or ENCLAVE_CORS_ORIGIN) if they should"
     )
-    body = msgspec.json.encode(ErrorBody("ORIGIN_NOT_ALLOWED", message, field="Origin"))
+    body = msgspec.json.encode(error_body("ORIGIN_NOT_ALLOWED", message, field="Origin"))
     headers = [
         (b"content-type", b"application/json"),
         (b"vary", b"Origin"),

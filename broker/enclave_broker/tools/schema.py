@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
 import reprlib
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 
 PATTERN_TIMEOUT_S = 0.05
 """Longest that one pattern may take on one text; past it, the text counts as not matching."""
+BUDGET_S = 0.1
+BUDGET_S_PER_BYTE = 20e-6
+"""Longest that one check may take, of CPU time: so much, and more for each byte of the arguments. A schema that refers
+to itself in several alternatives can ask for a time that doubles with each level of nesting."""
 
 _quote = reprlib.Repr()
 _quote.maxstring = _quote.maxother = 100
@@ -57,7 +64,7 @@ class ArgumentSchema:
         _require_sound(dialect, plain)
         _require_references(plain)
         _require_bounded(plain)
-        bounded = jsonschema.validators.extend(dialect, _BOUNDED)  # type: ignore[no-untyped-call]
+        bounded = jsonschema.validators.extend(dialect, _BOUNDED | _references_of(dialect))  # type: ignore[no-untyped-call]
         self._validator = bounded(plain, registry=Registry())
         properties, required = plain.get("properties", {}), plain.get("required", [])
         alone = list(required) if len(required) == 1 else list(properties)
@@ -68,6 +75,8 @@ class ArgumentSchema:
         """Return the arguments as an object; raises ValueError naming the first that does not fit."""
         given = self.as_object(args)
         try:
+            size_bytes = len(msgspec.json.encode(given))
+            _budget.until_s = time.thread_time() + BUDGET_S + BUDGET_S_PER_BYTE * size_bytes
             error = next(iter(self._validator.iter_errors(given)), None)
         except RecursionError:
             raise ValueError("the arguments, or their schema, are nested too deeply") from None
@@ -84,6 +93,18 @@ class ArgumentSchema:
         if self._one is not None:
             return {self._one: args}
         raise ValueError("takes an object with a name for each argument")
+
+
+class _Budget(threading.local):
+    until_s = math.inf
+    """When the check that this thread makes has taken too long, on its own clock of CPU time."""
+
+    def check(self) -> None:
+        if time.thread_time() > self.until_s:
+            raise ValueError("checking the arguments takes too long: they fit too many alternatives of the schema")
+
+
+_budget = _Budget()
 
 
 def _words(error: jsonschema.ValidationError) -> str:
@@ -123,6 +144,7 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
         raise ValueError(f"its input schema has a pattern that is none: {_quote.repr(pattern)}: {error}") from error
 
     def found_in(text: str) -> bool:
+        _budget.check()
         try:
             return backtracking.search(text, timeout=PATTERN_TIMEOUT_S) is not None
         except TimeoutError:
@@ -183,6 +205,20 @@ def _additional(validator: Any, allowed: Any, instance: Any, schema: Any) -> Ite
             yield jsonschema.ValidationError(f"there is no argument {_quote.repr(name)}")
 
 
+def _references_of(dialect: Any) -> dict[str, Any]:
+    """Return the dialect's keywords that follow a reference: only by them is a value looked at again and again."""
+    return {name: _within_budget(dialect.VALIDATORS[name]) for name in _FOLLOWING if name in dialect.VALIDATORS}
+
+
+def _within_budget(keyword: Callable[..., Iterable[Any] | None]) -> Callable[..., Iterator[Any]]:
+    def follow(validator: Any, reference: Any, instance: Any, schema: Any) -> Iterator[Any]:
+        _budget.check()
+        yield from keyword(validator, reference, instance, schema) or ()
+
+    return follow
+
+
+_FOLLOWING = ("$ref", "$dynamicRef", "$recursiveRef")
 _BOUNDED: dict[str, Any] = {
     "pattern": _pattern,
     "patternProperties": _pattern_properties,

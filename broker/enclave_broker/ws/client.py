@@ -162,6 +162,11 @@ class SocketClient:
 
     def _execute(self, message: Execute) -> None:
         session_id = message.session_id or new_session_id()
+        if session_id in self._cursors:
+            # Also of one that has ended: what is left of its events would never be sent.
+            allowed = "an id of which this connection has every event"
+            reason = "its events are still being sent"
+            raise RemoteProtocolError(reason, field="sessionId", allowed=allowed, session_id=session_id)
         full = self._full()
         if full:
             self._refuse_for_now(session_id, Code.NO_CAPACITY, full)

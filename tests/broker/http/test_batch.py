@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from enclave_broker.http.batch import decode_batch
+from enclave_broker.languages import Unsaid
+from enclave_protocol import Limits
 from tests.broker.conftest import fleet, parse
 from tests.fakes import FakeSession, FakeWorker, waits_for_cancel
 
@@ -137,7 +140,7 @@ async def test_a_malformed_batch_is_refused_as_a_whole_with_the_field() -> None:
         for body, field, said in BAD:
             response = await running.http.post("/sessions:batch", json=body)
             error = response.json()
-            assert (response.status_code, error["code"], error["field"]) == (400, "INVALID_REQUEST", field)
+            assert (response.status_code, error["code"], error["details"]["field"]) == (400, "INVALID_REQUEST", field)
             assert said in error["message"]
         assert running.workers[0].received == []
 
@@ -160,3 +163,13 @@ async def test_an_input_that_makes_the_code_too_large_fails_alone() -> None:
 async def test_other_names_beside_it_are_not_found(path: str) -> None:
     async with fleet() as running:
         assert (await running.http.post(path, json={})).status_code == 404
+
+
+def test_what_items_share_is_read_once() -> None:
+    """A thousand items of a few bytes, with files that take ten milliseconds to check, took the loop ten seconds."""
+    files = {"a/" * 500 + str(i): "" for i in range(100)}
+    body = {"items": [{"code": ""}, {"code": "", "files": {"own": ""}}], "files": files, "env": {"A": "1"}}
+    batch = decode_batch(json.dumps(body).encode(), lambda _: Limits(), Unsaid())
+    shared, own = (make() for make in batch.runs)
+    assert (shared.files, shared.env) == (files, {"A": "1"})
+    assert (own.files, own.env) == ({"own": ""}, {"A": "1"})

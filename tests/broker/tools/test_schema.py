@@ -150,3 +150,19 @@ def test_a_definition_is_held_against_the_dialect_of_each_schema_that_has_it() -
             ArgumentSchema({"$schema": "http://json-schema.org/draft-04/schema#", **new})
         with pytest.raises(ValueError, match="its input schema is none: type"):
             ArgumentSchema({**new, "$defs": {"n": sound, "other": {"type": "moon"}}})
+
+
+def test_a_schema_that_refers_to_itself_in_alternatives_is_checked_in_bounded_time() -> None:
+    either = [{"properties": {"not": {"$ref": "#/$defs/f"}}, "required": [name]} for name in ("a", "b", "c")]
+    schema = ArgumentSchema({"properties": {"f": {"$ref": "#/$defs/f"}}, "$defs": {"f": {"anyOf": either}}})
+    value: dict[str, object] = {}
+    for _ in range(20):  # 3^20 looks
+        value = {"not": value}
+    with pytest.raises(ValueError, match="takes too long"):
+        schema.accept({"f": value})
+
+
+def test_many_slow_patterns_are_checked_in_bounded_time() -> None:
+    schema = ArgumentSchema({"patternProperties": {r"^(?=.)(a|aa)+$": {}}})
+    with pytest.raises(ValueError, match="takes too long"):
+        schema.accept({f"{'a' * 50}!{i}": 1 for i in range(100)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from enclave_broker.access import LOCAL
 from enclave_broker.new_session import NewSession
+from enclave_broker.ws.client import SocketClient
 from tests.broker.conftest import fleet
 from tests.broker.ws.sockets import client_of
 from tests.fakes import FakeSession, FakeWorker, returns_its_code, waits_for_cancel
@@ -295,3 +297,24 @@ async def test_a_client_that_does_not_read_is_cut_off_and_its_worker_never_waits
             await client.socket.wait_closed()
         assert client.socket.close_code == 4008
         assert running.metric("enclave_readers_cut_total") == 1
+
+
+async def test_an_id_whose_events_are_still_being_sent_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stream would go on under the other's name, and the other's would never begin."""
+    held, go, send = asyncio.Event(), asyncio.Event(), SocketClient._send
+
+    async def slow(self: SocketClient, line: bytes) -> None:
+        if b'"final"' in line:
+            held.set()
+            await go.wait()
+        await send(self, line)
+
+    monkeypatch.setattr(SocketClient, "_send", slow)
+    async with fleet(FakeWorker()) as running, client_of(running) as client:
+        await client.send("execute", sessionId="s_x", code="1")
+        await held.wait()
+        await client.send("execute", sessionId="s_x", code="2")
+        await asyncio.sleep(0.05)
+        go.set()
+        assert (await client.next("final"))["payload"]["result"] == "1"
+        assert "still being sent" in (await client.next("error"))["payload"]["message"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import email.utils
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,21 @@ import msgspec
 from enclave_broker.tools.tool import ToolFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 MAX_RETRY_AFTER_MS = 24 * 3600 * 1000
 _NOT_DONE = frozenset({429, 503})
 """The server says that it did nothing: any request can be tried again."""
+_CHARSETS = frozenset(
+    {
+        *("ascii", "utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-32-le"),
+        *("cp932", "cp949", "big5", "euc_jp", "euc_kr", "gb2312", "gbk", "gb18030", "koi8-r", "koi8-u", "shift_jis"),
+        *(f"iso8859-{number}" for number in range(1, 17)),
+        *(f"cp{number}" for number in range(1250, 1259)),
+    }
+)
+"""Python's names of those that are decoded in a time that grows with the text (`punycode` takes the square of it), to
+text that UTF-8 can say (`utf-7` and `unicode_escape` make halves of characters)."""
 _PERHAPS_DONE = frozenset({408, 500, 502, 504})
 """Nobody knows: only what may be done twice can."""
 
@@ -96,6 +107,13 @@ def _text(answer: HttpAnswer) -> str | None:
         if name.strip().lower() == "charset":
             charset = value.strip().strip('"')
     try:
-        return answer.body.decode(charset)
-    except (UnicodeError, LookupError):
+        return _decoder(charset)(answer.body)[0]
+    except (ValueError, LookupError):  # UnicodeError; a name with a NUL in it
         return answer.body.decode("utf-8", "replace") if textual else None
+
+
+def _decoder(charset: str) -> Callable[[bytes], tuple[str, int]]:
+    found = codecs.lookup(charset)
+    if found.name not in _CHARSETS:
+        raise LookupError(charset)
+    return found.decode

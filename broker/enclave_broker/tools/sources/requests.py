@@ -64,7 +64,7 @@ def build_request(operation: Operation, arguments: dict[str, Any]) -> HttpReques
         elif parameter.where == "query":
             query += _pairs(parameter, value)
         elif parameter.where == "cookie":
-            cookies += [(name, quote(text, safe="")) for name, text in _pairs(parameter, value)]
+            cookies += [(quote(name, safe=""), quote(text, safe="")) for name, text in _pairs(parameter, value)]
         else:
             headers.append((parameter.name, _header_text(parameter, value)))
     if operation.rest_as == "query":

@@ -92,3 +92,11 @@ def test_retry_after_says_when(value: str, expected_ms: int | None) -> None:
 
 def test_retry_after_of_what_must_not_be_retried_is_nothing() -> None:
     assert failure(404, retry_after="3").retry_after_ms is None
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "utf-7", "unicode_escape", "rot13", "a\0b"])
+def test_only_plain_charsets_are_decoded(charset: str) -> None:
+    """Of Python's others, one takes the square of the text's length, and some make what is no text."""
+    headers = {"content-type": f"text/plain; charset={charset}"}
+    answer = HttpAnswer(status=200, reason="OK", headers=headers, body=b"+2AA-\\ud800")
+    assert read_answer(answer, idempotent=True, now_s=0) == "+2AA-\\ud800"

@@ -162,3 +162,9 @@ def test_arguments_beyond_the_parameters_go_where_an_endpoint_wants_them() -> No
     assert build_request(operation(rest_as="query"), {"a": 1, "b": None}).query == (("a", "1"),)
     assert build_request(operation(rest_as="json"), {"a": 1, "b": None}).content == b'{"a":1,"b":null}'
     assert build_request(operation(), {"a": 1}).query == ()
+
+
+def test_a_cookie_has_no_room_for_another_in_its_name() -> None:
+    prefs = Parameter(argument="prefs", name="prefs", where="cookie", style="form", explode=True)
+    operation = Operation(name="t", description="", method="GET", base_url="http://x", path="/", parameters=(prefs,))
+    assert build_request(operation, {"prefs": {"a=1; sid": "evil"}}).cookies == (("a%3D1%3B%20sid", "evil"),)
