@@ -155,13 +155,11 @@ class Health(msgspec.Struct, rename="camel"):
     """Sessions that wait for a slot."""
 
 
-class ErrorBody(msgspec.Struct, rename="camel", omit_defaults=True):
-    """Why a request was refused."""
+class ErrorDetails(msgspec.Struct, rename="camel", omit_defaults=True):
+    """What a refusal was about, as far as there is something to say."""
 
-    code: str
-    message: str
     field: str | UnsetType = UNSET
-    """Dotted path of the offending field."""
+    """Dotted path of the offending field, or the name of the header or parameter."""
     allowed: str | UnsetType = UNSET
     """What would have been accepted."""
     limit: int | UnsetType = UNSET
@@ -176,6 +174,42 @@ class ErrorBody(msgspec.Struct, rename="camel", omit_defaults=True):
     """For events that are gone: the oldest that can still be had."""
 
 
+class ErrorBody(msgspec.Struct):
+    """Why a request was refused."""
+
+    code: str
+    message: str
+    details: ErrorDetails | UnsetType = UNSET
+
+    @property
+    def field(self) -> str:
+        """The offending field; empty if there is none."""
+        return "" if self.details is UNSET else self.details.field or ""
+
+    def move_below(self, place: str) -> None:
+        """Name the field by where it stands in a larger request."""
+        if self.details is UNSET:
+            self.details = ErrorDetails()
+        self.details.field = f"{place}.{self.field}".rstrip(".")
+
+
+def error_body(
+    code: str,
+    message: str,
+    *,
+    field: str | UnsetType = UNSET,
+    allowed: str | UnsetType = UNSET,
+    limit: int | UnsetType = UNSET,
+    actual: int | UnsetType = UNSET,
+    quota: str | UnsetType = UNSET,
+    used: int | UnsetType = UNSET,
+    first_seq: int | UnsetType = UNSET,
+) -> ErrorBody:
+    """Return the body of a refusal: see `ErrorDetails`."""
+    details = ErrorDetails(field, allowed, limit, actual, quota, used, first_seq)
+    return ErrorBody(code, message, UNSET if details == ErrorDetails() else details)
+
+
 class ApiError(Exception):
     """A refusal with its HTTP status."""
 
@@ -188,20 +222,20 @@ class ApiError(Exception):
 
 def invalid(message: str, *, field: str = "", allowed: str = "") -> ApiError:
     """Return the refusal of a bad request."""
-    return ApiError(400, ErrorBody("INVALID_REQUEST", message, field=field or UNSET, allowed=allowed or UNSET))
+    return ApiError(400, error_body("INVALID_REQUEST", message, field=field or UNSET, allowed=allowed or UNSET))
 
 
 def not_found(session_id: str) -> ApiError:
     """Return the refusal of an unknown session."""
-    return ApiError(404, ErrorBody("NOT_FOUND", f"no session {session_id[:140]!r}: it never was, or is forgotten"))
+    return ApiError(404, error_body("NOT_FOUND", f"no session {session_id[:140]!r}: it never was, or is forgotten"))
 
 
 def refusal(error: Denied | QuotaExceeded) -> ApiError:
     """Return the answer to somebody who may not."""
     if isinstance(error, Denied):
         challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-        return ApiError(error.status, ErrorBody(error.code, str(error)), headers=challenge)
-    body = ErrorBody("QUOTA_EXCEEDED", str(error), quota=error.quota, limit=error.limit, used=error.used)
+        return ApiError(error.status, error_body(error.code, str(error)), headers=challenge)
+    body = error_body("QUOTA_EXCEEDED", str(error), quota=error.quota, limit=error.limit, used=error.used)
     return ApiError(429, body, headers={"Retry-After": str(max(1, math.ceil(error.retry_after_s)))})
 
 
@@ -313,14 +347,14 @@ REFUSALS = Refusals()
 
 def _refusal(error: RemoteProtocolError) -> ApiError:
     if isinstance(error, CodeTooLarge):
-        body = ErrorBody("CODE_TOO_LARGE", str(error), field="code", limit=MAX_CODE_BYTES, actual=error.size_bytes)
+        body = error_body("CODE_TOO_LARGE", str(error), field="code", limit=MAX_CODE_BYTES, actual=error.size_bytes)
         return ApiError(413, body)
     code = "INVALID_REQUEST"
     if isinstance(error, InvalidFilter):
         code = "INVALID_FILTER"
     elif isinstance(error, EncryptionError):
         code = error.code
-    return ApiError(400, ErrorBody(code, error.reason, field=error.field or UNSET, allowed=error.allowed or UNSET))
+    return ApiError(400, error_body(code, error.reason, field=error.field or UNSET, allowed=error.allowed or UNSET))
 
 
 def unfilterable() -> InvalidFilter:

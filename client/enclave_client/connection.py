@@ -282,11 +282,15 @@ class Connection:
             self._act(action)
 
 
+class _ErrorDetails(msgspec.Struct, frozen=True):
+    field: str = ""
+    allowed: str = ""
+
+
 class _ErrorBody(msgspec.Struct):
     code: str
     message: str
-    field: str = ""
-    allowed: str = ""
+    details: _ErrorDetails = _ErrorDetails()
 
 
 def _refused(response: Response) -> EnclaveError:
@@ -302,4 +306,4 @@ def _refused(response: Response) -> EnclaveError:
         said.message += f" (it is at {elsewhere[:200]})"
     if status in _TRY_AGAIN:
         return BrokerUnavailable(f"{said.code}: {said.message}")
-    return RequestRefused(said.message, code=said.code, field=said.field, allowed=said.allowed)
+    return RequestRefused(said.message, code=said.code, field=said.details.field, allowed=said.details.allowed)

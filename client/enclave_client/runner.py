@@ -84,6 +84,12 @@ def describe_failure(error: EnclaveError | FleetError) -> tuple[str, int]:
             return f"{error}; whether the code ran to its end is unknown", 1
 
 
+def _warn(name: str, line: str) -> None:
+    """Pass on what the private broker says of sources of tools, such as that one does not answer."""
+    if name == "broker" and " WARNING enclave.broker.tools: " in line:
+        sys.stderr.write(f"{name}: {line}\n")
+
+
 async def _run(request: dict[str, Any], broker: str, fleet: FleetSpec | None, printer: Printer) -> int:
     running = asyncio.current_task()
     if running is None:
@@ -92,7 +98,7 @@ async def _run(request: dict[str, Any], broker: str, fleet: FleetSpec | None, pr
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(interrupt.close)
         if fleet is not None:
-            broker = (await stack.enter_async_context(running_fleet(fleet, lambda _name, _line: None))).url
+            broker = (await stack.enter_async_context(running_fleet(fleet, _warn))).url
         patience_s = RECONNECT_S if fleet is None else PRIVATE_RECONNECT_S
         client = await stack.enter_async_context(AsyncClient(broker, reconnect_s=patience_s))
         return await _stream(client, request, printer, interrupt)

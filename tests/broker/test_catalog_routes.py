@@ -17,7 +17,7 @@ async def test_the_catalogue_and_its_stubs_describe_the_tools() -> None:
         assert catalog["actions"][0]["inputSchema"]["required"] == ["a"]
         assert [service["name"] for service in catalog["services"]] == ["python"]
         python = await running.http.get("/code/stubs")
-        assert python.headers["content-type"] == "text/x-python; charset=utf-8"
+        assert python.headers["content-type"] == "text/plain; charset=utf-8"
         ast.parse(python.text)
         assert catalog["version"] in python.text
         typescript = await running.http.get("/code/stubs", params={"language": "typescript", "service": "python"})
@@ -34,4 +34,4 @@ async def test_a_language_or_a_service_that_is_none_is_told() -> None:
         ):
             refused = await running.http.get(path)
             assert refused.status_code == 400
-            assert (refused.json()["field"], refused.json()["allowed"]) == (field, allowed)
+            assert (refused.json()["details"]["field"], refused.json()["details"]["allowed"]) == (field, allowed)

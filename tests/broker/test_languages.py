@@ -70,7 +70,8 @@ def test_an_unknown_language_is_refused_where_it_was_named(body: str, header: st
         asked(body, header)
 
     assert (caught.value.status, caught.value.body.field) == (400, field)
-    assert caught.value.body.allowed == "python, javascript, shell"
+    assert caught.value.body.details
+    assert caught.value.body.details.allowed == "python, javascript, shell"
 
 
 def test_a_broker_does_not_take_an_unknown_default() -> None:
@@ -158,7 +159,7 @@ async def test_a_language_that_no_worker_offers_is_refused_and_told_what_is_offe
     async with fleet(offering("python")) as running:
         response = await running.http.post("/sessions", json={"code": "1", "language": "javascript"})
 
-        assert (response.status_code, response.json()["field"]) == (400, "language")
-        assert response.json()["allowed"] == "python"
+        assert (response.status_code, response.json()["details"]["field"]) == (400, "language")
+        assert response.json()["details"]["allowed"] == "python"
         with pytest.raises(RemoteProtocolError, match="no such language"):
             await anext(running.broker.execute("1", language="cobol"))

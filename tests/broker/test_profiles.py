@@ -46,8 +46,7 @@ async def test_a_profile_that_nobody_offers_is_refused_and_told_what_is_offered(
         assert response.json() == {
             "code": "INVALID_REQUEST",
             "message": "no worker offers 'gpu'",
-            "field": "profile",
-            "allowed": "data, python",
+            "details": {"field": "profile", "allowed": "data, python"},
         }
         assert executes(running.workers) == [0, 0]
         with pytest.raises(RemoteProtocolError, match="no worker offers 'gpu'"):
@@ -133,8 +132,8 @@ async def test_without_any_the_worker_is_told_of_none() -> None:
 async def test_a_bad_variable_or_file_is_refused_by_field_at_either_door(given: dict[str, Any], field: str) -> None:
     async with fleet(FakeWorker()) as running:
         response = await running.http.post("/sessions", json={"code": "1", **given})
-        assert (response.status_code, response.json()["field"]) == (400, field)
-        assert response.json()["allowed"]
+        assert (response.status_code, response.json()["details"]["field"]) == (400, field)
+        assert response.json()["details"]["allowed"]
         async with connect(running.broker.url.replace("http", "ws") + "/ws", proxy=None) as socket:
             assert json.loads(await socket.recv())["profiles"] == ["python"]
             await socket.send(json.dumps({"type": "execute", "sessionId": "s_1", "code": "1", **given}))

@@ -132,7 +132,7 @@ async def test_the_curl_line_is_right() -> None:
         body = found(r"-d '(.*)'", fleet.banner).encode()
         host, port = fleet.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        head = f"POST /sessions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+        head = f"POST /sessions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
         writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         answer = (await reader.read()).decode()
         writer.close()
@@ -229,6 +229,19 @@ async def test_interrupting_a_private_run_cancels_it() -> None:
 
     assert process.returncode == 1
     assert err.decode().splitlines()[-1].startswith("enclave: SESSION_CANCELLED")
+
+
+async def test_a_source_of_tools_that_does_not_answer_is_told_by_run(tmp_path: Path) -> None:
+    tools_file = tmp_path / "mcp.json"
+    tools_file.write_text('{"mcpServers": {"notes": {"command": "/nonexistent"}}}')
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "run", "-", "--tools-file", str(tools_file), stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+
+    out, err = await process.communicate(b"return 1")
+
+    assert (process.returncode, out) == (0, b"1\n")
+    assert b"tools of notes" in err
 
 
 async def test_an_ordinary_user_can_run_code_too() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from enclave_broker.api import REFUSALS, ApiError, ErrorBody
+from enclave_broker.api import REFUSALS, ApiError, error_body
 from enclave_protocol import MAX_MESSAGE_BYTES, RemoteProtocolError, decode_tool_result
 from enclave_protocol.encryption import sealed_payload
 
@@ -23,19 +23,19 @@ def accept_answer(dispatcher: Dispatcher, session: BrokerSession, body: bytes) -
     """
     if len(body) > MAX_MESSAGE_BYTES:
         message = f"the answer is larger than {MAX_MESSAGE_BYTES} bytes"
-        raise ApiError(413, ErrorBody("REQUEST_TOO_LARGE", message, limit=MAX_MESSAGE_BYTES, actual=len(body)))
+        raise ApiError(413, error_body("REQUEST_TOO_LARGE", message, limit=MAX_MESSAGE_BYTES, actual=len(body)))
     with REFUSALS:
         result = decode_tool_result(_opened(session, body), session.session_id)
         if not session.live:
             message = "the session has ended: nobody waits for an answer"
-            raise ApiError(409, ErrorBody("SESSION_ENDED", message))
+            raise ApiError(409, error_body("SESSION_ENDED", message))
         if result.call_id not in session.calls:
             message = f"the session made no call {result.call_id[:140]}"
             allowed = "the callId of a tool_call of this session"
-            raise ApiError(404, ErrorBody("NOT_FOUND", message, field="callId", allowed=allowed))
+            raise ApiError(404, error_body("NOT_FOUND", message, field="callId", allowed=allowed))
         if session.calls[result.call_id]:
             message = f"call {result.call_id[:140]} is answered: by the broker, or by an earlier result"
-            raise ApiError(409, ErrorBody("ALREADY_ANSWERED", message, field="callId"))
+            raise ApiError(409, error_body("ALREADY_ANSWERED", message, field="callId"))
         dispatcher.answer_call(session, result)
 
 

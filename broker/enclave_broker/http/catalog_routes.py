@@ -26,7 +26,6 @@ _ERRORS = {
     400: ResponseSpec(ErrorBody, description="A parameter is wrong; the body names it.", generate_examples=False)
 }
 _WRITERS = {"python": python_stubs, "typescript": typescript_stubs}
-_MEDIA_TYPES = {"python": "text/x-python", "typescript": "text/typescript"}
 _Service = Annotated[str | None, QueryParameter(name="service", description="Only the tools of this one.")]
 
 
@@ -53,7 +52,7 @@ def catalog_routes(broker: Broker) -> list[HTTPRouteHandler]:
         tools = [tool for tool in broker.tools.tools() if service in {None, tool.service}]
         # Of thousands of tools it takes a while.
         text = await asyncio.to_thread(_WRITERS[language], tools, broker.tools.version)
-        return Response(text, media_type=_MEDIA_TYPES[language])
+        return Response(text, media_type="text/plain")
 
     return [list_actions, write_stubs]
 

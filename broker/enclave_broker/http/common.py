@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from litestar.openapi import ResponseSpec
 
 from enclave_broker.access import Denied, QuotaExceeded
-from enclave_broker.api import REFUSALS, ApiError, ErrorBody, not_found, refusal
+from enclave_broker.api import REFUSALS, ApiError, ErrorBody, error_body, not_found, refusal
 from enclave_broker.event_log import Trimmed
 from enclave_broker.languages import HEADER
 from enclave_broker.new_session import DuplicateSession
@@ -75,12 +75,12 @@ def submit(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> Brok
             return dispatcher.submit(new, caller_of(request))
     except DuplicateSession as error:
         message = f"{error}; its events are at /sessions/{new.session_id}/stream"
-        raise ApiError(409, ErrorBody("DUPLICATE_SESSION", message, field="sessionId")) from error
+        raise ApiError(409, error_body("DUPLICATE_SESSION", message, field="sessionId")) from error
     except (Denied, QuotaExceeded) as error:
         raise refusal(error) from error
     except NoCapacity as error:
         retry_after = {"Retry-After": str(max(1, round(error.retry_after_s)))}
-        raise ApiError(503, ErrorBody("NO_CAPACITY", str(error)), headers=retry_after) from error
+        raise ApiError(503, error_body("NO_CAPACITY", str(error)), headers=retry_after) from error
 
 
 def unsaid_language(dispatcher: Dispatcher, request: AnyRequest) -> Unsaid:
@@ -95,6 +95,6 @@ def follow(
     try:
         stream = EventStream(session, dispatcher, first, view, replayed=replayed)
     except Trimmed as error:
-        raise ApiError(410, ErrorBody("EVENTS_GONE", str(error), first_seq=error.first_seq)) from error
+        raise ApiError(410, error_body("EVENTS_GONE", str(error), first_seq=error.first_seq)) from error
     dispatcher.metrics.resumes.inc()
     return StreamResponse(stream, view.media_type)

@@ -10,7 +10,7 @@ from litestar import WebSocket  # noqa: TC002 - Litestar reads the annotation at
 from litestar.handlers import WebsocketRouteHandler
 
 from enclave_broker.access import Denied
-from enclave_broker.api import ApiError, ErrorBody, invalid, refusal
+from enclave_broker.api import ApiError, error_body, invalid, refusal
 from enclave_protocol import RemoteProtocolError
 
 from .client import Closing, SocketClient
@@ -56,7 +56,7 @@ class _Sockets:
         """Return the subprotocol to select; raises ApiError."""
         if self._open >= self._most:
             message = f"{self._most} WebSockets are open, and no more are taken"
-            raise ApiError(503, ErrorBody("NO_CAPACITY", message), headers={"Retry-After": "1"})
+            raise ApiError(503, error_body("NO_CAPACITY", message), headers={"Retry-After": "1"})
         try:
             return choose_subprotocol(offered)
         except RemoteProtocolError as error:

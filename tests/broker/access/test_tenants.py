@@ -37,12 +37,8 @@ async def test_a_place_is_free_again_when_its_session_has_ended_and_others_have_
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         body = refused.json()
-        assert {name: body[name] for name in ("code", "quota", "limit", "used")} == {
-            "code": "QUOTA_EXCEEDED",
-            "quota": "concurrentSessions",
-            "limit": 1,
-            "used": 1,
-        }
+        assert body["code"] == "QUOTA_EXCEEDED"
+        assert body["details"] == {"quota": "concurrentSessions", "limit": 1, "used": 1}
         others = await tenants.start(rival, "s_2")
         await acme.post("/sessions/s_1/cancel")
         await live
@@ -83,9 +79,11 @@ async def test_used_up_processor_time_and_rates_refuse_the_next_session_with_whe
             for _ in range(2):
                 assert final((await client.post("/sessions", json={"code": "1"})).text)["ok"] is True
         slow, fast = [await client.post("/sessions", json={"code": "1"}) for client in (acme, rival)]
-        assert (slow.status_code, slow.json()["quota"], slow.json()["used"]) == (429, "cpuSecondsPerHour", 5)
+        used_up = slow.json()["details"]
+        assert (slow.status_code, used_up["quota"], used_up["used"]) == (429, "cpuSecondsPerHour", 5)
         assert 3500 < int(slow.headers["retry-after"]) <= 3660
-        assert (fast.status_code, fast.json()["quota"], fast.json()["used"]) == (429, "sessionsPerMinute", 2)
+        used_up = fast.json()["details"]
+        assert (fast.status_code, used_up["quota"], used_up["used"]) == (429, "sessionsPerMinute", 2)
         assert 50 < int(fast.headers["retry-after"]) <= 61
         assert tenants.running.metric("enclave_tenant_cpu_seconds_total", tenant="acme") == 5
         assert (await usage(acme))["cpuSecondsPerHour"] == 5
@@ -221,7 +219,7 @@ async def test_a_request_for_a_token_that_makes_no_sense_is_refused_with_the_fie
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://broker") as client:
         refused = await client.post("/tokens", json=body, headers=headers)
         assert (refused.status_code, refused.json()["code"]) == (400, "INVALID_REQUEST")
-        assert refused.json().get("field", "").startswith(field)
+        assert refused.json().get("details", {}).get("field", "").startswith(field)
 
 
 async def test_keys_change_under_a_running_session_which_lives_on(tmp_path: Path) -> None:

@@ -79,7 +79,11 @@ async def test_an_answer_that_nobody_waits_for_is_told_why() -> None:
         ):
             response = await running.http.post("/sessions/s_1/tool-result", json=body)
             error = response.json()
-            assert (response.status_code, error["code"], error.get("field", "")) == (status, code, field)
+            assert (response.status_code, error["code"], error.get("details", {}).get("field", "")) == (
+                status,
+                code,
+                field,
+            )
         await running.http.post("/sessions/s_1/tool-result", json={"callId": "c_1", "result": 1})
         await task
         response = await running.http.post("/sessions/s_1/tool-result", json={"callId": "c_1", "result": 1})

@@ -119,8 +119,8 @@ async def test_required_is_refused_and_optional_runs_in_the_open_if_the_hello_ca
         error = required.json()
         assert required.status_code == 400
         assert error["code"].startswith("ENCRYPTION_")
-        assert error["field"].startswith("encryption.clientHello")
-        assert error["allowed"]
+        assert error["details"]["field"].startswith("encryption.clientHello")
+        assert error["details"]["allowed"]
         assert running.workers[0].received == []
         optional = await running.http.post(
             "/sessions", json={"code": "1", "encryption": {"mode": "optional"} | encryption}

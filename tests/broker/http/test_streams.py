@@ -64,7 +64,7 @@ async def test_who_comes_back_gets_the_event_after_the_last_it_saw() -> None:
         ndjson = await running.http.get(url, headers=seen)
         assert [event["seq"] for event in parse(ndjson.text)] == [2, 3]
         wrong = await running.http.get(url, headers={"last-event-id": "x"})
-        assert (wrong.status_code, wrong.json()["field"]) == (400, "Last-Event-ID")
+        assert (wrong.status_code, wrong.json()["details"]["field"]) == (400, "Last-Event-ID")
 
 
 async def test_an_event_source_that_has_seen_the_final_is_told_not_to_come_again() -> None:
@@ -80,7 +80,7 @@ async def test_trimmed_history_is_410_for_who_comes_back_too_late() -> None:
         await unread(running, b'{"code": "1", "sessionId": "s_1"}')
         response = await running.http.get("/sessions/s_1/stream", headers=SSE | {"last-event-id": "1"})
         assert (response.status_code, response.json()["code"]) == (410, "EVENTS_GONE")
-        assert response.json()["firstSeq"] > 2
+        assert response.json()["details"]["firstSeq"] > 2
 
 
 FILTER = {"mode": "include", "rules": [{"types": {"types": ["log"]}}]}
@@ -130,8 +130,8 @@ async def test_a_malformed_filter_is_refused_wherever_it_stands() -> None:
         for response in (made, read):
             error = response.json()
             assert (response.status_code, error["code"]) == (400, "INVALID_FILTER")
-            assert error["field"] == "filter.rules[0].types.types[0]"
-            assert "stdout" in error["allowed"]
+            assert error["details"]["field"] == "filter.rules[0].types.types[0]"
+            assert "stdout" in error["details"]["allowed"]
         for text in ("{", "", '"x"'):
             response = await running.http.get("/sessions/s_1/stream", params={"filter": text})
             assert (response.status_code, response.json()["code"]) == (400, "INVALID_FILTER")

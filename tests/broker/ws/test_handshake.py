@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from enclave_broker.ws.handshake import choose_subprotocol
 from enclave_protocol import RemoteProtocolError
+from tests.broker.access.tenants import two_tenants
 from tests.broker.conftest import fleet
 from tests.broker.ws.sockets import raw_client
+from tests.fakes import FakeWorker
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -59,7 +67,7 @@ async def test_a_handshake_for_another_subprotocol_is_answered_by_a_400_that_nam
         async with raw_client(running, "Sec-WebSocket-Protocol: enclave.v9, enclave.bearer.secret") as client:
             assert client.head.startswith("HTTP/1.1 400")
             body = json.loads(await client.reader.read())
-        assert body["field"] == "Sec-WebSocket-Protocol"
+        assert body["details"]["field"] == "Sec-WebSocket-Protocol"
         assert "enclave.v9" in body["message"]
         assert "secret" not in str(body)
         assert running.metric("enclave_rejections_total", code="INVALID_REQUEST") == 1
@@ -75,3 +83,11 @@ async def test_a_socket_above_their_number_is_refused_until_another_closes() -> 
         await running.wait_until(lambda: running.metric("enclave_client_sockets") == 0)
         async with raw_client(running) as third:
             assert third.head.startswith("HTTP/1.1 101")
+
+
+async def test_a_query_that_looks_like_a_token_is_no_token(tmp_path: Path) -> None:
+    async with two_tenants(tmp_path, FakeWorker()) as (tenants, _, _):
+        url = f"ws://{tenants.broker.host}:{tenants.broker.port}/ws?access_token=x"
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(url, proxy=None)
+        assert (refused.value.response.status_code, b"UNAUTHENTICATED" in refused.value.response.body) == (401, True)

@@ -175,7 +175,7 @@ async def test_a_client_that_answers_no_ping_is_cut_off_and_told_how_to_resume()
 
 
 async def test_a_client_that_answers_pings_stays_however_idle() -> None:
-    async with fleet(socket_ping_s=0.01, write_timeout_s=0.05) as running, raw_client(running) as client:
+    async with fleet(socket_ping_s=0.01, write_timeout_s=1.0) as running, raw_client(running) as client:
         for _ in range(40):
             _, payload = await client.next(PING)
             await client.send(frame(PONG, payload))
