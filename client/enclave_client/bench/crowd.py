@@ -79,7 +79,7 @@ async def _each_kb(fleet: Fleet, clients: int, hold: _Hold) -> float:
 async def _hold_socket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, session_id: str) -> None:
     """Run a session over a WebSocket, until its first output."""
     writer.write(
-        f"GET /ws HTTP/1.1\r\nHost: broker\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {_KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     await reader.readuntil(b"\r\n\r\n")
@@ -92,7 +92,7 @@ async def _hold_socket(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 async def _hold_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, session_id: str) -> None:
     """Run a session over HTTP, until its first output."""
     body = create_body("1", session_id=session_id)
-    writer.write(f"POST /sessions HTTP/1.1\r\nHost: broker\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    writer.write(f"POST /sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
     await reader.readuntil(b'"stdout"')
 
 
