@@ -164,14 +164,18 @@ async def running(**settings: Any) -> AsyncIterator[RuntimeWorker]:
 # Processes.
 
 
-def children_of(pid: int) -> list[int]:
-    """Every descendant of a process."""
+def own_children_of(pid: int) -> list[int]:
+    """The processes that this one made, or adopted."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += [int(child), *children_of(int(child))]
+            found += [int(child) for child in (task / "children").read_text().split()]
     return found
+
+
+def children_of(pid: int) -> list[int]:
+    """Every descendant of a process."""
+    return [each for child in own_children_of(pid) for each in (child, *children_of(child))]
 
 
 def parent_of(pid: int) -> int:

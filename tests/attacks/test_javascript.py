@@ -15,7 +15,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.real_client import check_stream
-from tests.support import PATIENCE_S, children_of, parent_of
+from tests.support import PATIENCE_S, own_children_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,10 +79,9 @@ def test_sandboxes_of_every_kind_are_under_the_same_locks(target: Target) -> Non
     while target.metric("enclave_pool_warm") < 6:
         pass  # one that is still being made is not closed yet
     locks: dict[int, set[tuple[str, ...]]] = {}
-    for pid in children_of(target.pid):
-        zygote = parent_of(pid)
-        if target.pid != parent_of(parent_of(parent_of(zygote))):
-            continue  # a launcher, a keeper, a zygote
+    launchers = own_children_of(target.pid)
+    zygotes = [zygote for each in launchers for keeper in own_children_of(each) for zygote in own_children_of(keeper)]
+    for zygote, pid in ((zygote, pid) for zygote in zygotes for pid in own_children_of(zygote)):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             lines = (line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
             status = {line[0]: line[1].strip() for line in lines if len(line) == 2}
