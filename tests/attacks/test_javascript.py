@@ -79,9 +79,9 @@ def test_sandboxes_of_every_kind_are_under_the_same_locks(target: Target) -> Non
     while target.metric("enclave_pool_warm") < 6:
         pass  # one that is still being made is not closed yet
     locks: dict[int, set[tuple[str, ...]]] = {}
-    launchers = own_children_of(target.pid)
-    zygotes = [zygote for each in launchers for keeper in own_children_of(each) for zygote in own_children_of(keeper)]
-    for zygote, pid in ((zygote, pid) for zygote in zygotes for pid in own_children_of(zygote)):
+    keepers = [keeper for launcher in own_children_of(target.pid) for keeper in own_children_of(launcher)]
+    zygotes = [zygote for keeper in keepers for zygote in own_children_of(keeper)]
+    for zygote, pid in [(each, pid) for each in zygotes for pid in own_children_of(each)]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             lines = (line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
             status = {line[0]: line[1].strip() for line in lines if len(line) == 2}
