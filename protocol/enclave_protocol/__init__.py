@@ -23,7 +23,22 @@ from .events import PROTOCOL_VERSION, AnyEvent, Event, Final, FinalError, FinalP
 from .ids import CallId, SessionId, new_call_id, new_session_id, parse_call_id, parse_session_id
 from .inputs import parse_env, parse_files
 from .limits import MAX_CODE_BYTES, Limits, parse_limits
-from .messages import Attach, Cancel, CatalogNotice, Execute, Hello, Ping, Pong, Rejection, ToolError, ToolResult
+from .messages import (
+    Ack,
+    Attach,
+    Cancel,
+    CatalogNotice,
+    Drain,
+    Execute,
+    Hello,
+    KeptSession,
+    Ping,
+    Pong,
+    Rejection,
+    ToolError,
+    ToolResult,
+    Welcome,
+)
 from .outcomes import Code, is_retryable
 from .session import State, Trigger, transition
 
@@ -34,6 +49,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "NO_TOOLS",
     "PROTOCOL_VERSION",
+    "Ack",
     "AnyEvent",
     "Attach",
     "CallId",
@@ -42,6 +58,7 @@ __all__ = [
     "ClientTools",
     "Code",
     "DeclaredTool",
+    "Drain",
     "EnclaveError",
     "Event",
     "Execute",
@@ -49,6 +66,7 @@ __all__ = [
     "FinalError",
     "FinalPayload",
     "Hello",
+    "KeptSession",
     "Limits",
     "LocalProtocolError",
     "NoCapacity",
@@ -64,6 +82,7 @@ __all__ = [
     "ToolError",
     "ToolResult",
     "Trigger",
+    "Welcome",
     "__version__",
     "decode_broker_message",
     "decode_client_message",

@@ -15,6 +15,7 @@ from .inputs import ENV_FORM, FILES_FORM
 from .limits import split_path
 from .messages import (
     Attach,
+    BrokerMessage,
     Cancel,
     CatalogNotice,
     ClientMessage,
@@ -31,6 +32,8 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest WebSocket frame either side accepts: a tool result or a result at its largest limit, twice escaped."""
 
 CLIENT_TYPES = "execute, attach, cancel, tool_result, tool_result_submit, ping"
+
+_BROKER_TYPES = frozenset({"catalog_changed", "welcome", "ack", "drain"})
 
 ONE_OBJECT = "one JSON object per frame, in UTF-8"
 
@@ -53,6 +56,7 @@ _ALLOWED = {
     "queueMs": "a number, 0 or more",
     "timestamp": "a number",
     "reason": "text of at most 1000 characters",
+    "retry": "`safe` or `never`",
     "payload": "an object",
     "error": "an object {message, code?}",
     "success": "true or false",
@@ -108,16 +112,17 @@ def decode_client_message(data: bytes | str) -> ClientMessage:
         raise
 
 
-def decode_broker_message(data: bytes | str) -> ClientMessage | CatalogNotice:
+def decode_broker_message(data: bytes | str) -> ClientMessage | BrokerMessage:
     """Read a message that a worker is sent: a client's, or what only a broker says; raises RemoteProtocolError."""
     try:
         return decode_client_message(data)
     except RemoteProtocolError as error:
-        if error.field != "type" or _type_of(data) != "catalog_changed":
+        if error.field != "type" or _type_of(data) not in _BROKER_TYPES:
             raise
-    notice = _decode(_notice_decoder, data)
-    parse_session_id(notice.session_id)
-    return notice
+    message = _decode(_broker_decoder, data)
+    if isinstance(message, CatalogNotice):
+        parse_session_id(message.session_id)
+    return message
 
 
 def _type_of(data: bytes | str) -> str:
@@ -307,7 +312,7 @@ def _tool_result(outer: str | UnsetType, body: _ResultBody) -> ToolResult:
 _client_decoder = msgspec.json.Decoder(Execute | _WireAttach | _WireCancel | _WireResult | _WireSubmit | Ping)
 _answer_decoder = msgspec.json.Decoder(_WireAnswer)
 _worker_decoder: msgspec.json.Decoder[WorkerMessage] = msgspec.json.Decoder(WorkerMessage)
-_notice_decoder = msgspec.json.Decoder(CatalogNotice)
+_broker_decoder: msgspec.json.Decoder[BrokerMessage] = msgspec.json.Decoder(BrokerMessage)
 _event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 _envelope_decoder = msgspec.json.Decoder(Envelope)
 _named_decoder = msgspec.json.Decoder(_Named)

@@ -5,7 +5,7 @@ The wire has several spellings of some of these; `codec` accepts all of them and
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -16,6 +16,9 @@ from .limits import NotNegative, Positive
 from .outcomes import Code
 
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Number = Annotated[int, Meta(ge=1, le=2**53 - 1)]
+Revision = Annotated[int, Meta(ge=1)]
+Retry = Literal["never", "safe"]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", rename="camel"):
@@ -39,18 +42,24 @@ class Execute(Message, frozen=True, kw_only=True, tag="execute"):
     tools: list[Any] | UnsetType = UNSET
     """Tools that the sender answers calls of, in place of every tool that a broker lacks. Read with
     `parse_declared_tools`."""
-    first_seq: Annotated[int, Meta(ge=1, le=2**53 - 1)] | UnsetType = UNSET
+    first_seq: Number | UnsetType = UNSET
     """Number of the worker's first event. Given by a broker, which has sent the events before it (`session_init`
     among them), so that the worker's bytes pass through it unchanged. Absent: the worker starts at 1."""
     queue_ms: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
     """Time the session waited in the broker, for `final.stats`."""
+    retry: Retry | UnsetType = UNSET
+    """What a broker may do with a session whose worker is lost before its first event: `safe` has it run again
+    elsewhere, `never` (the default) ends it."""
 
 
 class Attach(Message, frozen=True, kw_only=True, tag="attach"):
-    """Send me a session's events too, from a number on; from then on I may answer its calls and cancel it."""
+    """Send me a session's events too, from a number on; from then on I may answer its calls and cancel it.
+
+    To a worker: send them to me alone. Whoever attaches last is the session's broker.
+    """
 
     session_id: str
-    from_seq: Annotated[int, Meta(ge=1, le=2**53 - 1)] = 1
+    from_seq: Number = 1
     """Number of the first event wanted."""
 
 
@@ -97,6 +106,31 @@ class CatalogNotice(Message, frozen=True, kw_only=True, tag="catalog_changed"):
     payload: CatalogChangedPayload
 
 
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
+    """A broker's answer to `hello`, and its first message: from here on, both speak this revision.
+
+    A worker that offers only revision 1 is not sent it.
+    """
+
+    revision: Revision
+    """One that the worker offered."""
+    broker_id: NonEmpty
+    """The same after a restart of a broker that keeps its sessions."""
+
+
+class Ack(Message, frozen=True, kw_only=True, tag="ack"):
+    """From a broker to a worker: these events are kept here, so you need not keep them for me."""
+
+    seqs: dict[str, Number]
+    """By session id, the number of the last event that is kept."""
+
+
+class Drain(Message, frozen=True, kw_only=True, tag="drain"):
+    """From a worker: I take no new sessions. From a broker: take none, and end when yours have ended."""
+
+    reason: str | UnsetType = UNSET
+
+
 class Pong(Message, frozen=True, kw_only=True, tag="pong"):
     """Yes, and this is how busy I am."""
 
@@ -108,12 +142,28 @@ class Pong(Message, frozen=True, kw_only=True, tag="pong"):
     draining: bool = False
 
 
+class KeptSession(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A session whose broker is gone and may come back, or whose last events nobody has acknowledged."""
+
+    session_id: str
+    first_seq: Number
+    """Number of the oldest event that can still be had,"""
+    last_seq: Annotated[int, Meta(ge=0)]
+    """and of the newest; one less than `first_seq` if there is none."""
+
+
 class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     """A worker's first message on every connection."""
 
     worker_id: NonEmpty
+    instance: NonEmpty | UnsetType = UNSET
+    """A new one at every start: sessions of another instance are lost. Absent in revision 1."""
     version: str
     protocol_version: int = PROTOCOL_VERSION
+    min_revision: Revision = 1
+    """Of what broker and worker say to each other beside events: the oldest that the worker speaks,"""
+    max_revision: Revision = 1
+    """and the newest. See `revisions`."""
     level: str
     """The security level its sandboxes hold."""
     missing_layers: list[str] | UnsetType = UNSET
@@ -130,6 +180,8 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     active: NotNegative
     """Slots taken, by this connection's sessions or another's."""
     draining: bool = False
+    sessions: list[KeptSession] | UnsetType = UNSET
+    """What a broker may attach to. Absent: nothing."""
 
 
 class Rejection(Message, frozen=True, kw_only=True, tag="error"):
@@ -156,7 +208,9 @@ class Rejection(Message, frozen=True, kw_only=True, tag="error"):
 
 
 ClientMessage = Execute | Attach | Cancel | ToolResult | Ping
-WorkerMessage = Hello | Pong | Rejection
+BrokerMessage = CatalogNotice | Welcome | Ack | Drain
+"""What only a broker says to a worker."""
+WorkerMessage = Hello | Pong | Rejection | Drain
 
 
 class Envelope(msgspec.Struct, frozen=True, rename="camel"):

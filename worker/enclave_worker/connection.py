@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET
 
 from enclave_protocol import (
+    Attach,
     Cancel,
     CatalogNotice,
     Execute,
@@ -166,8 +167,9 @@ class Connection:
         elif isinstance(message, Ping):
             self.deliver(encode(self._pong(message)))
         else:
-            allowed = "execute, cancel, tool_result, ping: a worker keeps no events, attach is a broker's"
-            raise RemoteProtocolError("not for a worker", field="type", allowed=allowed, session_id=message.session_id)
+            session_id = message.session_id if isinstance(message, Attach) else None
+            allowed = "execute, cancel, tool_result, ping: a worker of revision 1 keeps no events"
+            raise RemoteProtocolError("not for this worker", field="type", allowed=allowed, session_id=session_id)
 
     def _reject(self, error: RemoteProtocolError) -> None:
         field = error.field.partition(".")[0]
