@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     """Have every worker of the tests hold the best level that this machine gives, unless somebody chose one."""
     os.environ.setdefault("ENCLAVE_LEVEL", "BEST")
-    # A shell ignores SIGINT for what it starts in the background, and so would every program that the tests interrupt.
+    # A shell has what it starts in the background ignore SIGINT, nohup SIGHUP, and the tests' programs inherit it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_report_header() -> str:
