@@ -9,6 +9,10 @@ A slot belongs to a session from `Place` until `release` (its worker said `final
 after all) or `worker_down`. A session that the broker ends by itself keeps its slot until the worker lets go of it:
 the sandbox may still be there.
 
+A worker whose connection broke is `away` until it is back or given up (`worker_down`): its sessions may live on there
+and keep their slots, and it is offered nothing. A broker that was started again learns from its store which session is
+where (`adopt`) before any worker has said hello: such a worker is away, too.
+
 A worker may have clients beside this broker. Their sessions are `foreign`: what the worker says is active, less what
 we know to be ours.
 
@@ -72,7 +76,7 @@ Submitted = Place | Wait | Refuse
 
 @dataclass(slots=True)
 class Worker:
-    """What the placer knows of a connected worker."""
+    """What the placer knows of a worker."""
 
     name: str
     max_sessions: int
@@ -80,6 +84,8 @@ class Worker:
     """What it offers."""
     foreign: int = 0
     draining: bool = False
+    away: bool = False
+    """Its connection broke, or is not there yet: what it has of ours may live on, and it is offered nothing."""
     full: bool = False
     """It refused a session: offer it nothing until it says how busy it is, or lets go of one of ours."""
     last_used: int = 0
@@ -89,7 +95,11 @@ class Worker:
     @property
     def free(self) -> int:
         """Slots that a new session may take."""
-        return 0 if self.draining or self.full else max(0, self.max_sessions - self.foreign - len(self.sessions))
+        return (
+            0
+            if self.draining or self.away or self.full
+            else max(0, self.max_sessions - self.foreign - len(self.sessions))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +116,12 @@ class Statistics:
     """A snapshot for metrics and people."""
 
     workers: int
+    """Those that are connected."""
     draining: int
+    away: int
+    """Those whose sessions wait for their connection to come back."""
     slots: int
+    """Of connected workers."""
     reserved: int
     free: int
     waiting: int
@@ -162,17 +176,28 @@ class Placer:
         return self._serve_queue()
 
     def refused(self, session_id: str, deadline: float, *, size_bytes: int = 0) -> list[Place]:
-        """Put a session that its worker had no slot for back at the head of the queue, or on another worker.
-
-        The queue may grow past its size by this: the session was accepted, and at most one per slot can come back.
-        """
-        worker = self._placed.pop(session_id, None)
+        """Put a session that its worker had no slot for back at the head of the queue, or on another worker."""
+        worker = self._placed.get(session_id)
         if worker is None:
             return []
-        worker.sessions.discard(session_id)
         worker.full = True
+        return self.put_back(session_id, deadline, profile=self._profile_of[session_id], size_bytes=size_bytes)
+
+    def put_back(
+        self, session_id: str, deadline: float, *, profile: str = DEFAULT_PROFILE, size_bytes: int = 0
+    ) -> list[Place]:
+        """Place an accepted session once more: it goes to the head of the queue, and its slot, if it has one, is free.
+
+        For one that never reached its worker, one whose worker is gone and that may run again, and one that a broker
+        accepted before it was started again. The queue may grow past its size by this: the session was accepted.
+        """
+        if session_id in self._waiting:
+            raise AssertionError(f"{session_id} waits already: it has nothing that could be given back")
+        worker = self._placed.pop(session_id, None)
+        if worker is not None:
+            worker.sessions.discard(session_id)
+            del self._profile_of[session_id]
         self._first_place -= 1
-        profile = self._profile_of.pop(session_id)
         self._enqueue(session_id, _Waiting(deadline, size_bytes, profile, self._first_place))
         self._lines[profile].move_to_end(session_id, last=False)
         return self._serve_queue()
@@ -202,6 +227,50 @@ class Placer:
             raise AssertionError(f"worker {name} came up twice: its link reports down first")
         self._workers[name] = Worker(name, max_sessions, frozenset(profiles), foreign=active, draining=draining)
         return self._serve_queue()
+
+    def worker_away(self, name: str) -> None:
+        """Offer a worker nothing until it is back: its connection broke, its sessions keep their slots."""
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.away = True
+
+    def worker_back(
+        self,
+        name: str,
+        *,
+        max_sessions: int,
+        active: int,
+        draining: bool,
+        profiles: Iterable[str] = (DEFAULT_PROFILE,),
+    ) -> list[Place]:
+        """Offer the slots of a worker again that was away and still has our sessions.
+
+        What of ours never arrived there is put back before this, so that the rest of `active` is known to be foreign.
+        """
+        worker = self._workers.get(name)
+        if worker is None or not worker.away:
+            raise AssertionError(f"worker {name} is back, but was not away: a new one comes up")
+        worker.away = False
+        worker.profiles = frozenset(profiles)
+        return self.worker_status(name, max_sessions=max_sessions, active=active, draining=draining)
+
+    def adopt(self, session_id: str, worker: str, profile: str = DEFAULT_PROFILE) -> None:
+        """Give a session the slot that it has already: it is on that worker, which is away if nobody knows it yet.
+
+        There need be no room: the session is there, whatever the worker says about its slots.
+        """
+        if session_id in self._placed or session_id in self._waiting:
+            raise AssertionError(f"{session_id} adopted, but it has its place already")
+        host = self._workers.setdefault(worker, Worker(worker, 0, frozenset(), away=True))
+        host.foreign = max(0, host.foreign - 1)
+        host.sessions.add(session_id)
+        self._placed[session_id] = host
+        self._profile_of[session_id] = profile
+
+    def is_away(self, name: str) -> bool:
+        """Return whether the worker is away: it comes back or goes down next."""
+        worker = self._workers.get(name)
+        return worker is not None and worker.away
 
     def worker_down(self, name: str) -> list[Lose]:
         """Drop a worker, and say which sessions went with it."""
@@ -238,10 +307,11 @@ class Placer:
 
     def statistics(self) -> Statistics:
         """Return a snapshot."""
-        workers = self._workers.values()
+        workers = [worker for worker in self._workers.values() if not worker.away]
         return Statistics(
             workers=len(workers),
             draining=sum(worker.draining for worker in workers),
+            away=len(self._workers) - len(workers),
             slots=sum(worker.max_sessions for worker in workers),
             reserved=len(self._placed),
             free=sum(worker.free for worker in workers),
@@ -268,6 +338,7 @@ class Placer:
             f"{worker.name} {len(worker.sessions)}+{worker.foreign}/{worker.max_sessions}"
             + (" draining" if worker.draining else "")
             + (" full" if worker.full else "")
+            + (" away" if worker.away else "")
             for worker in self._workers.values()
         )
         return f"<Placer waiting={len(self._waiting)}/{self.queue_size} [{workers}]>"

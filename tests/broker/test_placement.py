@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from enclave_broker.placement import Lose, Place, Placer, Refuse, Wait
+
+if TYPE_CHECKING:
+    import random
 
 
 def placer_with(*slots: int, queue_size: int = 2) -> Placer:
@@ -88,6 +93,88 @@ def test_a_lost_workers_sessions_are_named_and_those_that_wait_go_on_waiting() -
     assert placer.worker_down("w0") == [Lose("s_1", "w0")]
     assert placer.waiting() == ["s_2"]
     assert placer.worker_up("w0", max_sessions=1, active=0, draining=False) == [Place("s_2", "w0")]
+
+
+def test_a_worker_that_is_away_keeps_its_sessions_slots_and_gets_nothing_new() -> None:
+    placer = placer_with(2)
+    placer.submit("s_1", 9)
+    placer.worker_away("w0")
+    assert placer.submit("s_2", 9) == Wait("s_2", 1)
+    assert placer.worker_of("s_1") == "w0"
+    assert placer.release("s_1") == [], "the slot is free, but its worker is not there"
+    assert placer.statistics().workers == 0
+
+
+def test_a_worker_that_is_back_offers_what_neither_ours_nor_others_take() -> None:
+    placer = placer_with(3, queue_size=9)
+    placer.submit("s_1", 9)
+    placer.worker_away("w0")
+    for i in (2, 3, 4):
+        placer.submit(f"s_{i}", 9)
+    placed = placer.worker_back("w0", max_sessions=4, active=2, draining=False)
+    assert placed == [Place("s_2", "w0"), Place("s_3", "w0")], "4 slots, less s_1 and a foreign session"
+    assert not placer.is_away("w0")
+
+
+def test_a_session_that_never_reached_its_worker_is_placed_elsewhere_ahead_of_the_queue() -> None:
+    placer = placer_with(1, 1)
+    for i in (1, 2, 3):
+        placer.submit(f"s_{i}", 9)
+    placer.worker_away("w0")
+    assert placer.put_back("s_1", 9, size_bytes=1) == []
+    assert placer.waiting() == ["s_1", "s_3"]
+    assert placer.release("s_2") == [Place("s_1", "w1")]
+    assert placer.worker_back("w0", max_sessions=1, active=0, draining=False) == [Place("s_3", "w0")]
+
+
+def test_a_session_whose_worker_is_gone_can_be_placed_once_more() -> None:
+    placer = placer_with(1)
+    placer.submit("s_1", 9, profile="python")
+    placer.worker_down("w0")
+    assert placer.put_back("s_1", 9) == []
+    assert placer.worker_up("w1", max_sessions=1, active=0, draining=False) == [Place("s_1", "w1")]
+
+
+def test_an_adopted_session_has_a_slot_on_a_worker_that_nobody_has_seen_yet() -> None:
+    placer = placer_with()
+    placer.adopt("s_1", "w0", "data")
+    assert placer.is_away("w0")
+    assert placer.submit("s_2", 9, profile="data") == Wait("s_2", 1)
+    assert placer.worker_back("w0", max_sessions=2, active=1, draining=False, profiles=["data"]) == [Place("s_2", "w0")]
+    assert placer.release("s_1") == []
+    assert placer.submit("s_3", 9, profile="data") == Place("s_3", "w0")
+
+
+def test_an_adopted_session_was_no_foreign_one() -> None:
+    placer = placer_with()
+    placer.worker_up("w0", max_sessions=3, active=2, draining=False)
+    placer.adopt("s_1", "w0")
+    assert [placer.submit(f"s_{i}", 9) for i in (2, 3)] == [Place("s_2", "w0"), Wait("s_3", 1)]
+
+
+def test_the_sessions_of_a_worker_that_does_not_come_back_are_lost() -> None:
+    placer = placer_with()
+    placer.adopt("s_1", "w0")
+    assert placer.worker_down("w0") == [Lose("s_1", "w0")]
+    assert not placer.is_away("w0")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_only_a_worker_that_was_away_comes_back(known: bool) -> None:  # noqa: FBT001 - a parameter
+    placer = placer_with(*([1] if known else []))
+    with pytest.raises(AssertionError):
+        placer.worker_back("w0", max_sessions=1, active=0, draining=False)
+
+
+def test_a_session_that_has_its_place_is_not_adopted_and_one_that_waits_not_put_back() -> None:
+    placer = placer_with(1)
+    placer.submit("s_1", 9)
+    placer.submit("s_2", 9)
+    for session in ("s_1", "s_2"):
+        with pytest.raises(AssertionError):
+            placer.adopt(session, "w0")
+    with pytest.raises(AssertionError):
+        placer.put_back("s_2", 9)
 
 
 def test_only_those_whose_deadline_has_passed_expire() -> None:
@@ -192,10 +279,61 @@ class AnyHistory(RuleBasedStateMachine):
     def worker_status(self, worker: str, slots: int, active: int, draining: bool) -> None:  # noqa: FBT001 - hypothesis passes it
         self.placer.worker_status(worker, max_sessions=slots, active=active, draining=draining)
 
-    @rule(worker=consumes(workers))
-    def worker_down(self, worker: str) -> None:
-        self.alive -= {lost.session_id for lost in self.placer.worker_down(worker)}
+    @rule(worker=consumes(workers), again=st.booleans())
+    def worker_down(self, worker: str, again: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+        for lost in self.placer.worker_down(worker):
+            if again:
+                self.placer.put_back(lost.session_id, self.now + 3, profile=self.profiles[lost.session_id])
+            else:
+                self.alive.discard(lost.session_id)
         self.up.discard(worker)
+
+    @rule(worker=workers)
+    def worker_away(self, worker: str) -> None:
+        held = {session for session in self.alive if self.placer.worker_of(session) == worker}
+        self.placer.worker_away(worker)
+        assert held == {session for session in self.alive if self.placer.worker_of(session) == worker}
+
+    @rule(
+        worker=workers,
+        slots=st.integers(1, 3),
+        active=st.integers(0, 4),
+        draining=st.booleans(),
+        arrived=st.randoms(use_true_random=False),
+    )
+    def worker_back(self, worker: str, slots: int, active: int, draining: bool, arrived: random.Random) -> None:  # noqa: FBT001 - drawn by Hypothesis
+        if not self.placer.is_away(worker):
+            return
+        for session in sorted(self.alive):
+            if self.placer.worker_of(session) == worker and arrived.random() < 0.5:
+                self.placer.put_back(session, self.now + 3, profile=self.profiles[session])
+                assert self.placer.worker_of(session) != worker, "a worker that is away gets nothing"
+        ours = sum(self.placer.worker_of(session) == worker for session in self.alive)
+        profiles = self.profiles[worker]
+        placed = self.placer.worker_back(
+            worker, max_sessions=slots, active=active, draining=draining, profiles=profiles
+        )
+        foreign = max(0, active - ours)
+        new = [place for place in placed if place.worker == worker]
+        assert len(new) <= (0 if draining else max(0, slots - ours - foreign))
+
+    @rule(target=sessions, worker=workers)
+    def adopt(self, worker: str) -> str:
+        self.count += 1
+        session = f"s_{self.count}"
+        if worker not in self.up:
+            self.up.add(worker)
+        self.profiles[session] = self.profiles[worker][0]
+        self.placer.adopt(session, worker, self.profiles[session])
+        self.alive.add(session)
+        return session
+
+    @rule(target=workers, profiles=st.sampled_from(["a", "b", "ab"]))
+    def worker_known_from_a_store(self, profiles: str) -> str:
+        self.count += 1
+        worker = f"w{self.count}"
+        self.profiles[worker] = profiles
+        return worker
 
     @rule(passed=st.integers(0, 3))
     def expire(self, passed: int) -> None:
