@@ -16,6 +16,7 @@ import uvloop
 
 from enclave_protocol import Limits, ProtocolError, __version__, parse_limits
 from enclave_protocol.languages import DEFAULT_LANGUAGE, LANGUAGES
+from enclave_protocol.logs import LOG_FORMATS, make_formatter
 
 from .access.files import SECRET_VARIABLES
 from .access.options import access_options
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from enclave_protocol.languages import Language
+    from enclave_protocol.logs import LineFormatter, LogFormat
 
 MAX_TOOLS_SAID = 12
 """Names of tools in the line that says that the broker listens."""
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 @click.command(
@@ -88,6 +89,12 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="Least important lines to log.",
 )
+@click.option(
+    "--log-format",
+    default="pretty",
+    type=click.Choice(LOG_FORMATS),
+    help="`pretty` for people, `json` for programs: one object a line.",
+)
 @click.version_option(__version__)
 def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     host: str,
@@ -109,12 +116,11 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     ping_interval_s: float,
     dead_after_s: float,
     log_level: str,
+    log_format: LogFormat,
     **access: Any,
 ) -> None:
     """Take sessions over HTTP and WebSocket and run them on a fleet of workers."""
-    logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
-    logging.getLogger("websockets").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    formatter = _start_logging(log_format, log_level)
     try:
         config = BrokerConfig(
             host=host,
@@ -131,7 +137,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
             dead_after_s=dead_after_s,
             **access,
         )
-        tools, given, hook = set_up(modules, secrets, approve, audit_log, LOG_FORMAT)
+        tools, given, hook = set_up(modules, secrets, approve, audit_log, formatter)
         sources = load_sources(openapi, tools_files, given, can_approve=hook is not None)
         broker = Broker(config, tools, secrets=given, approve=hook, sources=sources)
     except ValueError as error:
@@ -162,6 +168,17 @@ def read_limits(settings: tuple[str, ...]) -> Limits:
         return parse_limits(given)
     except ProtocolError as error:
         raise ValueError(f"--limit: {error}") from error
+
+
+def _start_logging(log_format: LogFormat, level: str) -> LineFormatter:
+    formatter = make_formatter(log_format)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.captureWarnings(capture=True)
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    return formatter
 
 
 def _names(tools: list[str]) -> str:

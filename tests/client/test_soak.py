@@ -103,10 +103,12 @@ def test_an_exception_in_a_programs_log_is_counted_an_error_is_shown_and_the_res
     errors = Errors()
     errors.read("worker-1", "2026-01-01 00:00:00 INFO enclave.worker started")
     errors.read("worker-1", "2026-01-01 00:00:00 ERROR asyncio Exception in callback")
+    errors.read("worker-1", "    | Traceback (most recent call last):")
     errors.read("worker-1", "Traceback (most recent call last):")
 
-    assert errors.tracebacks == 1
+    assert errors.tracebacks == 2
     assert errors.examples == [
         "worker-1: 2026-01-01 00:00:00 ERROR asyncio Exception in callback",
+        "worker-1:     | Traceback (most recent call last):",
         "worker-1: Traceback (most recent call last):",
     ]

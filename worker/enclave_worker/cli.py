@@ -9,18 +9,23 @@ import math
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING, cast
 
 import click
 import uvloop
 
 from enclave_protocol import SandboxError, __version__
 from enclave_protocol.credentials import WORKER_TOKEN_VARIABLE
+from enclave_protocol.logs import LOG_FORMATS, make_formatter
 
 from .config import RuntimeConfig
 from .door import AccessError
 from .profiles import MIN_MEMORY_BYTES, ProfileError
 from .runtime import RuntimeWorker, create_runtime_worker
 from .sandbox.levels import BEST, DEFAULT_LEVEL, LEVELS
+
+if TYPE_CHECKING:
+    from enclave_protocol.logs import LogFormat
 
 _DEFAULTS = RuntimeConfig()
 _LISTEN_HINTS = {
@@ -115,21 +120,37 @@ _LISTEN_HINTS = {
     help="On SIGTERM: seconds for live sessions to finish; a second SIGTERM ends them.",
 )
 @click.option("--debug", is_flag=True, help="Log every session's start and end.")
+@click.option(
+    "--log-format",
+    default="pretty",
+    show_default=True,
+    type=click.Choice(LOG_FORMATS),
+    help="`pretty` for people, `json` for programs: one object a line.",
+)
 @click.version_option(__version__)
 def main(**options: object) -> None:
     """Run a worker: a WebSocket server that runs each session's code in a fresh sandbox."""
+    log_format = cast("LogFormat", options.pop("log_format"))
     grace_s = options.pop("grace_s")
     assert isinstance(grace_s, float)
     if not math.isfinite(grace_s):
         raise click.UsageError(f"--grace-s: {grace_s} is not a finite number")
     config = RuntimeConfig(**options)  # type: ignore[arg-type]  # click has converted each to its field's type
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("websockets").setLevel(logging.WARNING)
-    uvloop.run(_run(config, grace_s))
-
-
-async def _run(config: RuntimeConfig, grace_s: float) -> None:
     worker = create_runtime_worker(config)
+    _start_logging(log_format, worker.worker_id)
+    uvloop.run(_run(worker, grace_s))
+
+
+def _start_logging(log_format: LogFormat, worker_id: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(make_formatter(log_format, worker_id=worker_id))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.captureWarnings(capture=True)
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+
+
+async def _run(worker: RuntimeWorker, grace_s: float) -> None:
+    config = worker.config
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def signalled() -> None:

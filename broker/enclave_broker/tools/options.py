@@ -13,10 +13,12 @@ import click
 from .approval import load_hook
 from .audit import log as audit_log
 from .registry import ToolRegistry
-from .secrets import ScrubbedFormatter, Secrets, read_secrets, take_from_environment
+from .secrets import Secrets, read_secrets, take_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from enclave_protocol.logs import LineFormatter
 
     from .approval import ApprovalHook
 
@@ -53,9 +55,9 @@ def tool_options(command: F) -> F:
 
 
 def set_up(
-    modules: tuple[str, ...], secrets: Path | None, approve: str | None, audit: Path | None, log_format: str
+    modules: tuple[str, ...], secrets: Path | None, approve: str | None, audit: Path | None, formatter: LineFormatter
 ) -> tuple[ToolRegistry, Secrets, ApprovalHook | None]:
-    """Load what the options name, and keep secrets out of the log.
+    """Load what the options name, and keep secrets out of the lines that `formatter` makes.
 
     Secrets are taken out of this process's environment: what tools start does not inherit them.
 
@@ -63,8 +65,7 @@ def set_up(
         ValueError: something can't be loaded, read or written; says which.
     """
     given = Secrets((read_secrets(secrets) if secrets else {}) | take_from_environment(os.environ))
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(ScrubbedFormatter(logging.Formatter(log_format), given.scrubber))
+    formatter.clean = given.scrubber.clean
     _open_audit_log(audit)
     # An installed command's path starts where the command is, not where the user's module is.
     sys.path.append(str(Path.cwd()))  # last: a file here must not stand in for an installed module

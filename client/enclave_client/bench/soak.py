@@ -51,6 +51,8 @@ _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131
 """glibc's own first thresholds. Said, they stay; unsaid, they grow with the largest block that was ever freed."""
 _MAX_EXAMPLES = 10
 _ERROR = " ERROR "
+_TRACEBACKS = ("Traceback", "    | Traceback")
+"""How an exception begins: one that nobody logged, and one below the line of a record."""
 
 
 class SoakPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +175,7 @@ class Errors:
 
     def read(self, program: str, line: str) -> None:
         """Take a line of a program's log."""
-        raised = line.startswith("Traceback")
+        raised = line.startswith(_TRACEBACKS)
         self.tracebacks += raised
         if not raised and _ERROR not in line:
             return
