@@ -225,6 +225,11 @@ def watched(pids: Iterable[int]) -> Iterator[Callable[[], None]]:
         yield wait_gone
 
 
+def complaints(stderr: str) -> list[str]:
+    """Return the lines that tell of trouble: a worker also tells of what a killed one left, which it removes."""
+    return [line for line in stderr.splitlines() if " INFO " not in line]
+
+
 # Leaks.
 
 

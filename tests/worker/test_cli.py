@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from enclave_worker.config import RuntimeConfig
-from tests.support import PATIENCE_S, children_of, client_of, watched, worker_process
+from tests.support import PATIENCE_S, children_of, client_of, complaints, watched, worker_process
 
 
 def command(*options: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,7 @@ def test_a_port_in_use_is_one_line_that_says_what_to_do() -> None:
         done = command("--port", str(taken.getsockname()[1]))
 
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
+    assert len(complaints(done.stderr)) == 1
     assert "choose another --port" in done.stderr
 
 
@@ -38,7 +38,7 @@ def test_an_address_that_is_not_ours_is_one_line() -> None:
     done = command("--insecure", "--host", "203.0.113.1", "--port", "0")
 
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
+    assert len(complaints(done.stderr)) == 1
     assert "--host" in done.stderr
 
 
