@@ -384,7 +384,7 @@ def session_info(session: BrokerSession, now: float) -> SessionInfo:
         created_at=round(session.created_at * 1000),
         expires_at=round(session.expires_at * 1000),
         stats=SessionStats(duration=session.duration_ms(now), tool_call_count=tool_calls),
-        last_seq=session.log.next_seq - 1,
+        last_seq=session.log.end_seq - 1,
         worker=session.worker_name or UNSET,
         outcome=session.outcome or UNSET,
     )

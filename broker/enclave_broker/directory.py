@@ -1,4 +1,7 @@
-"""Which sessions can be asked for: the live ones, and the finished ones while they are retained. Pure."""
+"""Which sessions can be asked for: the live ones, and the finished ones while they are retained.
+
+The same for every store: this decides who is kept, the store keeps them.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .sessions import BrokerSession
+    from .store import Store
 
 
 class Directory:
     """Sessions by id.
 
     Args:
+        store: keeps them;
         max_finished: finished sessions kept, at most;
         max_bytes: bytes of their events kept, at most;
         max_age_s: seconds they are kept, at most.
     """
 
-    def __init__(self, *, max_finished: int, max_bytes: int, max_age_s: float) -> None:
+    def __init__(self, store: Store, *, max_finished: int, max_bytes: int, max_age_s: float) -> None:
+        self._store = store
         self.max_finished = max_finished
         self.max_bytes = max_bytes
         self.max_age_s = max_age_s
@@ -35,6 +41,7 @@ class Directory:
         """Enter a new session. A finished one of the same id makes room for it."""
         self._drop_finished(session.session_id)
         self._live[session.session_id] = session
+        self._store.add(session)
 
     def get(self, session_id: str) -> BrokerSession | None:
         """Return a session, live or retained."""
@@ -48,6 +55,7 @@ class Directory:
         """Retain a session that has just ended, unless it was removed before."""
         if self._live.pop(session.session_id, None) is None:
             return
+        self._store.finish(session)
         self._finished[session.session_id] = session
         self._finished_bytes += session.log.size_bytes
         while len(self._finished) > self.max_finished or self._finished_bytes > self.max_bytes:
@@ -55,7 +63,11 @@ class Directory:
 
     def remove(self, session_id: str) -> BrokerSession | None:
         """Make a session unfindable. A live one goes on to its end, for those who read it already."""
-        return self._live.pop(session_id, None) or self._drop_finished(session_id)
+        session = self._live.pop(session_id, None)
+        if session is None:
+            return self._drop_finished(session_id)
+        self._store.remove(session)
+        return session
 
     def expire(self, now: float) -> None:
         """Drop what has been kept for long enough."""
@@ -76,4 +88,5 @@ class Directory:
         if session is not None:
             # Whoever reads it at this moment keeps the log alive, and reads it to its end.
             self._finished_bytes -= session.log.size_bytes
+            self._store.remove(session)
         return session

@@ -47,6 +47,7 @@ from .new_session import DuplicateSession
 from .offers import Offers
 from .placement import Lose, Place, Placer, Refuse
 from .sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
+from .store import MemoryStore
 from .tools import ToolCalls
 from .tools.catalog import news_of
 
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .links import Link
     from .metrics import Metrics
     from .new_session import NewSession
+    from .store import Store
     from .tools import ApprovalHook, CatalogChange, Secrets, ToolRegistry
 
 log = logging.getLogger("enclave.broker")
@@ -77,6 +79,7 @@ class Dispatcher:
         gate: who may call; everybody if not given.
         secrets: what tools may be given.
         approve: who is asked about tools that need approval.
+        store: keeps the sessions; in memory if not given.
     """
 
     def __init__(
@@ -88,14 +91,19 @@ class Dispatcher:
         *,
         secrets: Secrets | None = None,
         approve: ApprovalHook | None = None,
+        store: Store | None = None,
     ) -> None:
         self.config = config
+        self.store = store or MemoryStore()
         self.gate = gate or Gate(None, Signer())
         self.metrics = metrics
         self.tools = tools
         self.placer = Placer(queue_size=config.queue_size, queue_bytes=config.queue_bytes)
         self.directory = Directory(
-            max_finished=config.retained_sessions, max_bytes=config.retained_bytes, max_age_s=config.retain_s
+            self.store,
+            max_finished=config.retained_sessions,
+            max_bytes=config.retained_bytes,
+            max_age_s=config.retain_s,
         )
         self.links: dict[str, Link] = {}
         self.offers = Offers(config.default_limits, config.default_language)
@@ -146,7 +154,7 @@ class Dispatcher:
             limits,
             now=now,
             wall=time.time(),
-            log_bytes=self.config.log_bytes,
+            log=self.store.new_log(self.config.log_bytes),
             client_tools=new.client_tools,
             channel=new.channel,
             fingerprint=new.fingerprint,
@@ -207,7 +215,8 @@ class Dispatcher:
             self._end(session, Code.SESSION_CANCELLED, message)
             return
         session.cancelling = message
-        self.links[session.worker].send(encode(Cancel(session_id=session.session_id, reason=reason[:1000] or UNSET)))
+        self.store.update(session)
+        self._send(session, encode(Cancel(session_id=session.session_id, reason=reason[:1000] or UNSET)))
         self._end_later(session, self.config.cancel_grace_s, Code.SESSION_CANCELLED, message)
 
     def delete(self, session: BrokerSession) -> None:
@@ -307,7 +316,7 @@ class Dispatcher:
             if isinstance(step, Refused):
                 self._end(session, Code.SESSION_CANCELLED, session.cancelling or "")
             elif isinstance(step, ToolCalled):
-                self._call_tool(session, step)
+                self.store.then(functools.partial(self._call_tool, session, step))
             elif isinstance(step, Ended):
                 self._ended(session)
             else:
@@ -356,8 +365,7 @@ class Dispatcher:
         self._closing = True
         self._unsubscribe()
         for session in [session for session in self._routes.values() if session.live]:
-            if session.worker is not None:
-                self.links[session.worker].send(encode(Cancel(session_id=session.session_id, reason="broker stops")))
+            self._cancel_on_worker(session, "broker stops")
             self._end(session, Code.SESSION_CANCELLED, "the broker is stopping")
 
     async def wait_tools_ended(self) -> None:
@@ -384,7 +392,9 @@ class Dispatcher:
         link, session = self.links[place.worker], self._routes[place.session_id]
         session.worker = place.worker
         session.worker_name = link.worker_id
-        link.send(encode(session.execute(now)))
+        execute = encode(session.execute(now))
+        self.store.update(session)
+        self.store.then(functools.partial(self._send_to, place.worker, session, execute))
         self.metrics.queue_wait.observe(now - session.created)
         wall_s = session.limits.wall_ms / 1000
         message = f"the worker did not end the session within its {session.limits.wall_ms} ms"
@@ -394,6 +404,7 @@ class Dispatcher:
         self.metrics.requeues.inc()
         _cancel_timer(self._overdue, session.session_id)
         session.worker = session.worker_name = session.started = None
+        self.store.update(session)
         self._tell_rest(session)
         placed = self.placer.refused(
             session.session_id, self._queue_deadline(session), size_bytes=session.request_bytes
@@ -456,7 +467,8 @@ class Dispatcher:
 
     def _cancel_on_worker(self, session: BrokerSession, reason: str) -> None:
         if session.worker is not None:
-            self.links[session.worker].send(encode(Cancel(session_id=session.session_id, reason=reason)))
+            message = encode(Cancel(session_id=session.session_id, reason=reason))
+            self.store.then(functools.partial(self._send_to, session.worker, session, message))
 
     def _give_up(self, session: BrokerSession) -> None:
         self._unread.pop(session.session_id, None)
@@ -468,11 +480,17 @@ class Dispatcher:
 
     def _send(self, session: BrokerSession, message: bytes) -> None:
         if session.live and session.worker is not None:
-            self.links[session.worker].send(message)
+            self.store.then(functools.partial(self._send_to, session.worker, session, message))
+
+    def _send_to(self, worker: str, session: BrokerSession, message: bytes) -> None:
+        if session.worker == worker:  # else it left that worker while the message waited for the store
+            self.links[worker].send(message)
 
     # Tools
 
     def _call_tool(self, session: BrokerSession, called: ToolCalled) -> None:
+        if not session.live:
+            return
         payload = called.call.payload
         try:
             self.gate.ledger.account(session.tenant).call_tool(time.monotonic())

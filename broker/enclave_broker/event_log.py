@@ -3,6 +3,9 @@
 The log is the stream: an append-only list of encoded lines, numbered from 1 without a hole. Readers are cursors into
 it, so a slow one holds no buffer of its own and slows nobody; when the log is trimmed past a cursor, that reader is cut
 off (`Trimmed`), never a worker.
+
+Who writes a log and who reads it see different ends of it where lines have to be stored first (see `store`): `next_seq`
+and `closed` are the writer's, `end_seq` and `ended` the readers'. In memory they are the same.
 """
 
 from __future__ import annotations
@@ -45,24 +48,32 @@ class EventLog:
         return self.first_seq + len(self._lines)
 
     @property
+    def end_seq(self) -> int:
+        """Number of the first line that can't be read yet."""
+        return self.first_seq + len(self._lines)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the `final` can be read."""
+        return self.closed
+
+    @property
     def readers(self) -> int:
         """Open cursors."""
         return len(self._cursors)
 
     def append(self, line: bytes, *, last: bool = False) -> None:
         """Add a line and wake the readers. The log takes nothing after the last."""
-        if self.closed:
-            raise AssertionError("an event after the final: accept and end refuse that before")
-        self._lines.append(line)
-        self.size_bytes += len(line)
-        self.closed = last
-        if self.size_bytes > self.max_bytes:
-            self._trim()
+        self._add(line, last=last)
         for cursor in self._cursors:
             cursor.wake()
 
+    def kept(self) -> list[bytes]:
+        """Return all lines that it has, those included that nobody can read yet."""
+        return self._lines.copy()
+
     def lines(self, from_seq: int, max_bytes: int) -> list[bytes]:
-        """Return lines from `from_seq` on, up to `max_bytes` of them but at least one if there is any.
+        """Return readable lines from `from_seq` on, up to `max_bytes` of them but at least one if there is any.
 
         Raises:
             Trimmed: that line was kept once, but is not any more.
@@ -84,10 +95,10 @@ class EventLog:
         """
         if from_seq < self.first_seq:
             return f"events before {self.first_seq} are no longer kept", f"{self.first_seq} or more"
-        if self.closed and from_seq >= self.next_seq:
-            return f"the session has ended: its final is event {self.next_seq - 1}", f"at most {self.next_seq - 1}"
-        if from_seq > self.next_seq:
-            return f"the newest event is {self.next_seq - 1}", f"at most {self.next_seq}"
+        if self.ended and from_seq >= self.end_seq:
+            return f"the session has ended: its final is event {self.end_seq - 1}", f"at most {self.end_seq - 1}"
+        if from_seq > self.end_seq:
+            return f"the newest event is {self.end_seq - 1}", f"at most {self.end_seq}"
         return None
 
     def subscribe(self, from_seq: int, wake: Callable[[], object]) -> Cursor:
@@ -106,6 +117,15 @@ class EventLog:
         """Forget a cursor."""
         if cursor in self._cursors:
             self._cursors.remove(cursor)
+
+    def _add(self, line: bytes, *, last: bool) -> None:
+        if self.closed:
+            raise AssertionError("an event after the final: accept and end refuse that before")
+        self._lines.append(line)
+        self.size_bytes += len(line)
+        self.closed = last
+        if self.size_bytes > self.max_bytes:
+            self._trim()
 
     def _trim(self) -> None:
         # A quarter at a time: moving the rest of a list costs its length. The newest line always stays.
@@ -137,12 +157,12 @@ class Cursor:
     @property
     def behind(self) -> bool:
         """Whether there is something to take."""
-        return self.next_seq < self._log.next_seq
+        return self.next_seq < self._log.end_seq
 
     @property
     def finished(self) -> bool:
         """Whether everything was taken, the `final` included."""
-        return self._log.closed and self.next_seq >= self._log.next_seq
+        return self._log.ended and self.next_seq >= self._log.end_seq
 
     def close(self) -> None:
         """Stop reading. Safe to call again."""

@@ -49,7 +49,6 @@ from enclave_protocol.events import (
 from enclave_protocol.inputs import size_bytes
 
 from .access import DEFAULT_TENANT
-from .event_log import EventLog
 from .tools.catalog import merged
 
 if TYPE_CHECKING:
@@ -57,6 +56,8 @@ if TYPE_CHECKING:
     from enclave_protocol.encryption import Channel
     from enclave_protocol.events import CatalogChangedPayload
     from enclave_protocol.messages import Envelope
+
+    from .event_log import EventLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class BrokerSession:
         limits: what holds for it.
         now: seconds on the monotonic clock.
         wall: seconds since the epoch.
-        log_bytes: size of its log.
+        log: where its events go, empty.
         client_tools: the tools that its client answers for, by name; None: every one that the broker does not have.
         channel: what seals its events; None leaves them as they are.
         fingerprint: tells its request from others; empty for one that is not to be recognised.
@@ -160,7 +161,7 @@ class BrokerSession:
         *,
         now: float,
         wall: float,
-        log_bytes: int,
+        log: EventLog,
         client_tools: ClientTools | None = NO_TOOLS,
         channel: Channel | None = None,
         fingerprint: bytes = b"",
@@ -198,7 +199,7 @@ class BrokerSession:
         """What changed among the tools between the placement and the worker's first event."""
         self.outcome = ""
         """How it ended: `ok`, or the code of its error."""
-        self.log = EventLog(log_bytes)
+        self.log = log
         self.log.append(encode(self._init_event()))
 
     @property
@@ -358,7 +359,7 @@ class BrokerSession:
         # Counted from the log only when a session ends this way, so that passing events on needs no decoding.
         mark = b'"stdout"' if kind is Stdout else b'"stderr"'
         total = 0
-        for kept in self.log.lines(self.log.first_seq, self.log.max_bytes):
+        for kept in self.log.kept():
             line = self._opened(kept)
             if mark in line:
                 event = decode_event(line)

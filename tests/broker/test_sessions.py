@@ -17,7 +17,7 @@ from enclave_protocol.events import iso_time
 
 def new_session(*, log_bytes: int = 100_000, **limits: Any) -> BrokerSession:
     request = Execute(session_id="s_1", code="return 1")
-    session = BrokerSession("s_1", request, Limits(**limits), now=10.0, wall=1000.0, log_bytes=log_bytes)
+    session = BrokerSession("s_1", request, Limits(**limits), now=10.0, wall=1000.0, log=EventLog(log_bytes))
     session.execute(11.0)
     return session
 

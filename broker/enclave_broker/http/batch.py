@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from litestar.types import Receive, Scope, Send
 
     from enclave_broker.dispatcher import Dispatcher
+    from enclave_broker.event_log import EventLog
     from enclave_broker.languages import Unsaid
     from enclave_broker.new_session import NewSession
     from enclave_broker.sessions import BrokerSession
@@ -205,12 +206,12 @@ class BatchStream:
             session = await self._submitted(make())
         except ApiError as refused:
             return ItemLine(index, ok=False, error=Raw(_encode(refused.body)))
-        ended = asyncio.Event()
-        cursor = session.log.subscribe(1, lambda: ended.set() if session.log.closed else None)
+        ended, log = asyncio.Event(), session.log
+        cursor = log.subscribe(1, lambda: ended.set() if log.ended else None)
         try:
-            if session.live:
+            if not log.ended:
                 await ended.wait()
-            return _item_line(index, session)
+            return _item_line(index, session.session_id, log)
         finally:
             cursor.close()
             self._dispatcher.cancel(session, "the client of its batch went away")
@@ -268,13 +269,13 @@ class _Input:
             return dataclasses.replace(self.like, code=code)
 
 
-def _item_line(index: int, session: BrokerSession) -> ItemLine:
-    (line,) = session.log.lines(session.log.next_seq - 1, 1)
+def _item_line(index: int, session_id: str, log: EventLog) -> ItemLine:
+    (line,) = log.lines(log.end_seq - 1, 1)
     final = _final_decoder.decode(line).payload
     return ItemLine(
         index,
         ok=final.ok,
-        session_id=session.session_id,
+        session_id=session_id,
         result=final.result,
         error=final.error,
         stats=final.stats,

@@ -44,28 +44,31 @@ def session_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         session = submit(dispatcher, new, request)
         return StreamResponse(EventStream(session, dispatcher, 1, view), view.media_type)
 
-    @get("/sessions", sync_to_thread=False, opt=needs(Scope.READ))
-    def list_sessions(request: Request[Any, Any, Any]) -> SessionList:
+    @get("/sessions", opt=needs(Scope.READ))
+    async def list_sessions(request: Request[Any, Any, Any]) -> SessionList:
         """List the sessions that have not ended, and those that are retained."""
         now = time.monotonic()
         sessions = [session_info(session, now) for session in dispatcher.visible(caller_of(request))]
+        await dispatcher.store.settle()
         return SessionList(sessions=sessions, total=len(sessions))
 
-    @get("/sessions/{session_id:str}", sync_to_thread=False, responses=NOT_FOUND, opt=needs(Scope.READ))
-    def get_session(session_id: FromPath[str], request: Request[Any, Any, Any]) -> SessionInfo:
+    @get("/sessions/{session_id:str}", responses=NOT_FOUND, opt=needs(Scope.READ))
+    async def get_session(session_id: FromPath[str], request: Request[Any, Any, Any]) -> SessionInfo:
         """Describe one session."""
-        return session_info(find_session(dispatcher, session_id, request), time.monotonic())
+        info = session_info(find_session(dispatcher, session_id, request), time.monotonic())
+        await dispatcher.store.settle()
+        return info
 
     @delete(
         "/sessions/{session_id:str}",
         status_code=HTTP_200_OK,
-        sync_to_thread=False,
         responses=NOT_FOUND,
         opt=needs(Scope.CONTROL),
     )
-    def delete_session(session_id: FromPath[str], request: Request[Any, Any, Any]) -> Done:
+    async def delete_session(session_id: FromPath[str], request: Request[Any, Any, Any]) -> Done:
         """Cancel a session and forget it. Whoever reads its stream still gets the final."""
         dispatcher.delete(find_session(dispatcher, session_id, request))
+        await dispatcher.store.settle()
         return Done(success=True, session_id=session_id)
 
     @post(
@@ -78,6 +81,7 @@ def session_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         """End a session. The body may say `{"reason": …}`, with any content type; an ended session stays as it is."""
         session = find_session(dispatcher, session_id, request)
         dispatcher.cancel(session, decode_cancel(await request.body()))
+        await dispatcher.store.settle()
         return Done(success=True, session_id=session_id)
 
     return [create_session, list_sessions, get_session, delete_session, cancel_session]

@@ -53,7 +53,7 @@ def stream_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         session = find_session(dispatcher, session_id, request)
         view = View(sse=wants_sse(header(request.scope, b"accept")), filter=_filter(session, filter_))
         first = _first(header(request.scope, b"last-event-id"), from_seq, from_)
-        if view.sse and not session.live and first >= session.log.next_seq:
+        if view.sse and not session.live and first >= session.log.end_seq:
             return StreamResponse(no_content, view.media_type)
         return follow(dispatcher, session, first, view)
 
@@ -67,6 +67,7 @@ def stream_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         """Answer a call that was left to the client: `{callId, result}`, or `{callId, error: {message, code?}}`."""
         session = find_session(dispatcher, session_id, request)
         accept_answer(dispatcher, session, await request.body())
+        await dispatcher.store.settle()
         return Done(success=True, session_id=session_id)
 
     return [stream_session, answer_call]

@@ -69,6 +69,7 @@ class EventStream:
         watching = asyncio.ensure_future(wait_disconnected(receive))
         watching.add_done_callback(self._reader_gone)
         try:
+            await self._dispatcher.store.settle()  # the first bytes say that there is such a session
             await self._start(send)
             await self._write_all(send)
         finally:

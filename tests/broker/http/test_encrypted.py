@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from enclave_broker.event_log import EventLog
 from enclave_broker.sessions import Broken, BrokerSession
 from enclave_protocol import Code, Execute, Limits, encode
 from enclave_protocol.ciphers import KeyPair, derive_key
@@ -143,7 +144,7 @@ async def test_an_encrypted_session_is_not_filtered_for_a_filter_would_tell_what
 def test_a_session_whose_key_has_expired_ends_with_the_last_message_under_it() -> None:
     channel = accept_hello(Client().hello, "s_1")
     channel.to_client = Sealer("s_1", "k_1", bytes(32), max_messages=2)
-    session = BrokerSession("s_1", Execute(code="1"), Limits(), now=0, wall=0, log_bytes=10_000, channel=channel)
+    session = BrokerSession("s_1", Execute(code="1"), Limits(), now=0, wall=0, log=EventLog(10_000), channel=channel)
 
     def said(seq: int) -> bytes:
         return encode(Stdout(session_id="s_1", seq=seq, payload=ChunkPayload(chunk="x" * 5)))
