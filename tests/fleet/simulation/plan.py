@@ -1,0 +1,192 @@
+"""What happens in one run, drawn from its seed: a fleet, its sessions, and what goes wrong.
+
+Three moods. In a *calm* run nothing goes wrong, so every session has to end as its code does. In a *gentle* one goes
+wrong what the fleet promises to bear without a trace: every session has to end as its code does, again. In a *rough*
+one anything goes wrong, and sessions may end otherwise, if there is a reason for it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Mood = Literal["calm", "gentle", "rough"]
+Step = list[Any]
+
+BROKER_TOOLS = ("echo", "slow", "fails", "again")
+CLIENT_TOOL = "local"
+LAST_FAULT_S = 12.0
+"""When everything that is broken is mended, at the latest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPlan:
+    """One session."""
+
+    session_id: str
+    client: int
+    over: Literal["socket", "http"]
+    at_s: float
+    script: list[Step]
+    wall_ms: int
+    safe: bool = False
+    """Whether it may be run again when nothing of it was seen."""
+    cancel_after_s: float | None = None
+    second_reader_after_s: float | None = None
+
+    @property
+    def natural(self) -> str:
+        """How it ends if nothing goes wrong: `ok` or a code."""
+        last = self.script[-1][0]
+        return {"return": "ok", "raise": "EXECUTION_ERROR", "spin": "DEADLINE_EXCEEDED"}.get(last, "GUEST_CRASHED")
+
+    def __str__(self) -> str:
+        more = "".join(
+            (
+                " safe" if self.safe else "",
+                "" if self.cancel_after_s is None else f" cancelled after {self.cancel_after_s:.2f}",
+                "" if self.second_reader_after_s is None else f" read again after {self.second_reader_after_s:.2f}",
+            )
+        )
+        script = json.dumps(self.script, separators=(",", ":"))
+        return f"{self.session_id} client {self.client} {self.over} wall {self.wall_ms} ms{more}: {script}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Something that goes wrong, or comes and goes."""
+
+    at_s: float
+    kind: str
+    who: int = 0
+    """Which worker or client."""
+    for_s: float = 0.0
+    way: int = 0
+    """Direction, or flavour."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.who}" + (f" for {self.for_s:.2f} s" if self.for_s else "") + f" way {self.way}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All of it."""
+
+    seed: int
+    mood: Mood
+    slots: list[int]
+    """Of each worker."""
+    clients: int
+    delay_s: tuple[float, float]
+    sessions: list[SessionPlan]
+    faults: list[Fault] = field(default_factory=list)
+    store: bool = False
+    """Whether the broker has a disk."""
+    queue_size: int = 100
+
+    def __str__(self) -> str:
+        head = (
+            f"seed {self.seed}: {self.mood}, workers with {self.slots} slots, {self.clients} clients,"
+            f" {self.delay_s[0] * 1000:g} to {self.delay_s[1] * 1000:g} ms a hop, queue {self.queue_size},"
+            f" {'a store on disk' if self.store else 'a store in memory'}"
+        )
+        todo = [(session.at_s, f"session {session}") for session in self.sessions]
+        todo += [(fault.at_s, str(fault)) for fault in self.faults]
+        return "\n".join([head, *(f"  {at_s:7.3f}  {what}" for at_s, what in sorted(todo))])
+
+
+GENTLE = ("cut_client", "stall_client", "half_open_client", "stall_worker", "catalog")
+ROUGH = (
+    *GENTLE,
+    "cut_worker",
+    "half_open_worker",
+    "stall_worker_long",
+    "part_worker",
+    "kill_worker",
+    "vanish_worker",
+    "kill_client",
+    "part_client",
+    "freeze_broker",
+    "freeze_worker",
+    "drain_worker",
+)
+
+
+def make_plan(seed: int) -> Plan:
+    """Draw a run."""
+    rng = random.Random(f"plan {seed}")
+    mood: Mood = rng.choices(("calm", "gentle", "rough"), (1, 4, 6))[0]
+    clients = rng.randint(1, 3)
+    workers = [rng.choice((1, 1, 2, 3, 5)) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
+    sessions = [_session(rng, i, clients, mood) for i in range(rng.choice((1, 2, 3, 4, 5, 6, 8)))]
+    kinds = {"calm": (), "gentle": GENTLE, "rough": ROUGH}[mood]
+    faults = [_fault(rng, rng.choice(kinds), len(workers), clients) for _ in range(rng.randint(1, 6))] if kinds else []
+    delay = rng.choice(((0.0002, 0.001), (0.001, 0.02), (0.0, 0.1), (0.05, 0.3)))
+    return Plan(
+        seed=seed,
+        mood=mood,
+        slots=workers,
+        clients=clients,
+        delay_s=delay,
+        sessions=sessions,
+        faults=sorted(faults, key=lambda fault: fault.at_s),
+        queue_size=rng.choice((100, 100, 100, 2)) if mood == "rough" else 100,
+    )
+
+
+def _session(rng: random.Random, number: int, clients: int, mood: Mood) -> SessionPlan:
+    over: Literal["socket", "http"] = rng.choice(("socket", "socket", "http"))
+    rough = mood == "rough"
+    script: list[Step] = []
+    for i in range(rng.randint(0, 7)):
+        kind = rng.choice(("print", "print", "print", "sleep", "call", "call", "flood"))
+        if kind == "print":
+            script.append(["print", f"{number}.{i};" + "x" * rng.choice((0, 10, 300))])
+        elif kind == "sleep":
+            script.append(["sleep", round(rng.choice((0.001, 0.05, 0.3, 1.0, 2.5)) * rng.random(), 4)])
+        elif kind == "call":
+            tools = (*BROKER_TOOLS, CLIENT_TOOL)
+            script.append(["call", *(rng.choice(tools) for _ in range(rng.choice((1, 1, 1, 2, 3))))])
+        else:
+            script += [["print", f"{number}.{i}.{j};" + "y" * 3000] for j in range(rng.randint(5, 15))]
+    lie = ["lie", rng.choice(("junk", "twice", "broken"))]
+    script.append(rng.choices((["return"], ["raise"], ["die"], lie, ["spin"]), (12, 2, 1, 1, 1))[0])
+    spins = script[-1] == ["spin"]
+    tight = spins or (rough and rng.random() < 0.2)
+    return SessionPlan(
+        session_id=f"s_{number}",
+        client=rng.randrange(clients),
+        over=over,
+        at_s=round(rng.choice((0.0, 1.0, 6.0)) * rng.random(), 4),
+        script=script,
+        wall_ms=rng.choice((1500, 4000)) if tight else 60_000,
+        safe=rng.random() < 0.3,
+        cancel_after_s=round(rng.uniform(0.0, 3.0), 3) if rng.random() < 0.1 else None,
+        second_reader_after_s=round(rng.uniform(0.0, 4.0), 3) if rng.random() < 0.15 else None,
+    )
+
+
+def _fault(rng: random.Random, kind: str, workers: int, clients: int) -> Fault:
+    for_s = {
+        "stall_client": (0.1, 3.0),
+        "stall_worker": (0.1, 1.0),
+        "stall_worker_long": (1.0, 8.0),
+        "part_worker": (0.2, 8.0),
+        "part_client": (0.2, 8.0),
+        "kill_worker": (0.05, 5.0),
+        "vanish_worker": (0.5, 8.0),
+        "freeze_broker": (0.1, 6.0),
+        "freeze_worker": (0.1, 6.0),
+        "drain_worker": (1.0, 6.0),
+    }.get(kind)
+    lasts_s = 0.0 if for_s is None else round(rng.uniform(*for_s), 3)
+    at_s = round(rng.choice((1.0, 3.0, 8.0)) * rng.random(), 4)
+    return Fault(
+        at_s=min(at_s, LAST_FAULT_S - lasts_s),
+        kind=kind,
+        who=rng.randrange(clients if "client" in kind else workers),
+        for_s=lasts_s,
+        way=rng.randrange(3),
+    )

@@ -1,0 +1,322 @@
+"""What really happened in a run, and whether everybody was told so: the guarantees of a fleet, as checks.
+
+The truth comes from beside the programs: the guests' own books, the tools' own counts, and every byte that reached a
+client. Anything else that a program says is held against it. A check that fails adds to `violations`, and the run goes
+on: what follows can tell why.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from enclave_protocol import peek
+
+if TYPE_CHECKING:
+    from .guests import GuestRun
+    from .plan import SessionPlan
+    from .world import World
+
+GRACE_S = 6.0
+"""How much later than its deadline a session may end, whatever happens: the broker's own grace, a detection of silence,
+and a tick."""
+CANCEL_GRACE_S = 4.5
+KILL_GRACE_S = 4.0
+"""How long a sandbox may be there after its session's final: a slow death."""
+
+
+class Reading:
+    """One client's reading of one session."""
+
+    def __init__(self, truth: Truth, session_id: str, who: str) -> None:
+        self.session_id = session_id
+        self.who = who
+        self.next_seq = 1
+        self.finished = False
+        self.over = False
+        self.lost = ""
+        """Why its end was not learned."""
+        self._truth = truth
+
+    def take(self, line: bytes) -> None:
+        """Take in what the client's program was given."""
+        truth, where = self._truth, f"{self.who} of {self.session_id}"
+        envelope = peek(line)
+        if self.finished:
+            truth.violation("nothing after the final", f"{where} got {line[:200]!r}")
+        if envelope.seq != self.next_seq:
+            truth.violation("nothing lost, doubled or reordered", f"{where} got {envelope.seq}, due was {self.next_seq}")
+        self.next_seq = int(envelope.seq or 0) + 1
+        self.finished = envelope.type == "final"
+        truth.told(self.session_id, int(envelope.seq or 0), line, where)
+
+
+class Truth:
+    """The books of one run."""
+
+    def __init__(self, world: World) -> None:
+        self.violations: list[str] = []
+        self.runs: list[GuestRun] = []
+        self.readings: list[Reading] = []
+        self.seen: dict[str, dict[int, bytes]] = defaultdict(dict)
+        """By session and number: what a client was told."""
+        self.seen_at_s: dict[tuple[str, int], float] = {}
+        self.accepted_s: dict[str, float] = {}
+        """When a broker was first seen to have a session."""
+        self.ended_s: dict[str, float] = {}
+        self.cancelled_s: dict[str, float] = {}
+        self.notes: list[tuple[float, float, str, str]] = []
+        """What went wrong: from when, until when, what, and to whom."""
+        self.tool_calls: dict[str, list[str]] = defaultdict(list)
+        """By call: the brokers that ran its tool."""
+        self._world = world
+        self._checked: dict[str, int] = {}
+
+    def violation(self, rule: str, what: str) -> None:
+        """Note that a guarantee does not hold."""
+        self.violations.append(f"[{self._world.loop.time():.4f}] {rule}: {what}")
+
+    def reading(self, session_id: str, who: str) -> Reading:
+        """Begin a reading."""
+        self.readings.append(Reading(self, session_id, who))
+        return self.readings[-1]
+
+    def told(self, session_id: str, seq: int, line: bytes, where: str) -> None:
+        """Note what a client was told; everybody has to be told the same."""
+        known = self.seen[session_id].setdefault(seq, line)
+        self.seen_at_s.setdefault((session_id, seq), self._world.loop.time())
+        if known != line:
+            self.violation("replays are byte-identical", f"{where} got {line[:200]!r}, before it was {known[:200]!r}")
+
+    def cancelled(self, session_id: str) -> None:
+        """Note that a client asked for the end."""
+        self.cancelled_s.setdefault(session_id, self._world.loop.time())
+
+    def called_at_client(self, session_id: str) -> None:
+        """Note that a client's tool ran."""
+        self.tool_calls[f"client {session_id}"].append("")
+
+    def note(self, kind: str, who: str, for_s: float = 0.0) -> None:
+        """Note what goes wrong."""
+        now = self._world.loop.time()
+        self.notes.append((now, now + for_s, kind, who))
+
+    # Every moment
+
+    def check_now(self) -> None:
+        """Check what is always true."""
+        world = self._world
+        for worker in world.workers.values():
+            if worker.alive:
+                self._check_worker(worker.name, worker.sessions.active, worker.sessions.config.max_sessions)
+        if world.broker.alive:
+            self._check_broker()
+
+    def _check_worker(self, name: str, active: int, slots: int) -> None:
+        if active > slots:
+            self.violation("slots", f"{name} has {active} sessions in {slots} slots")
+
+    def _check_broker(self) -> None:
+        dispatcher, now = self._world.broker.dispatcher, self._world.loop.time()
+        try:
+            dispatcher.validate()
+        except AssertionError as error:
+            self.violation("the broker's books", str(error))
+        for session in dispatcher.directory.sessions():
+            session_id = session.session_id
+            self.accepted_s.setdefault(session_id, now)
+            self._check_log(session_id, session.log)
+            if not session.live:
+                self.ended_s.setdefault(session_id, now)
+            elif now > self.latest_end_s(session_id):
+                self.violation("one ending, in time", f"{session_id} lives at {now:.2f}: {session!r}")
+
+    def _check_log(self, session_id: str, log: Any) -> None:
+        first = max(self._checked.get(session_id, 0) + 1, log.first_seq)
+        if first >= log.next_seq:
+            return
+        kinds = []
+        for seq, line in enumerate(log.lines(first, log.max_bytes), first):
+            envelope = peek(line)
+            kinds.append(envelope.type)
+            if envelope.seq != seq or envelope.session_id != session_id:
+                self.violation("numbers are contiguous", f"{session_id}: event {envelope.seq} at {seq}")
+        self._checked[session_id] = log.next_seq - 1
+        if "final" in kinds[:-1] or (log.closed != (kinds[-1] == "final")):
+            self.violation("one ending", f"{session_id}: {kinds}, closed={log.closed}")
+
+    def latest_end_s(self, session_id: str) -> float:
+        """Return when a session has ended at the latest."""
+        plan, world = self._world.sessions[session_id], self._world
+        accepted_s = self.accepted_s[session_id]
+        wall_s = plan.wall_ms / 1000
+        queued_s = min(world.config.queue_timeout_ms / 1000, wall_s)
+        latest = accepted_s + queued_s + wall_s + GRACE_S + self._absent_s(accepted_s)
+        if session_id in self.cancelled_s:
+            # A cancel may be on its way for a while, so only what the broker was told counts.
+            latest = min(latest, self._told_to_cancel_s(session_id) + CANCEL_GRACE_S + self._absent_s(accepted_s))
+        return latest
+
+    def _told_to_cancel_s(self, session_id: str) -> float:
+        return float("inf") if session_id not in self.cancelled_s else float("inf")
+
+    def _absent_s(self, since_s: float) -> float:
+        """Return for how long there was no broker since then."""
+        return sum(
+            until - max(begin, since_s)
+            for begin, until, kind, who in self.notes
+            if who == "broker" and kind in {"freeze", "down"} and until > since_s
+        )
+
+    # The end
+
+    def check_end(self) -> None:
+        """Check what has to be true when everything is over and mended."""
+        for reading in self.readings:
+            if not reading.over:
+                self.violation("no stream hangs", f"{reading.who} of {reading.session_id} waits for {reading.next_seq}")
+            elif not reading.finished and not reading.lost:
+                self.violation("one ending", f"{reading.who} of {reading.session_id} ended at {reading.next_seq - 1}")
+        for session_id in self.accepted_s:
+            self._check_session(session_id)
+        self._check_runs()
+        self._check_logs()
+        self._check_idle()
+
+    def _check_session(self, session_id: str) -> None:
+        plan = self._world.sessions[session_id]
+        lines = self.seen[session_id]
+        if not lines:
+            return
+        if sorted(lines) != list(range(1, len(lines) + 1)):
+            self.violation("numbers are contiguous from 1", f"{session_id}: {sorted(lines)}")
+            return
+        events = [msgspec.json.decode(lines[seq]) for seq in sorted(lines)]
+        if events[0]["type"] not in {"session_init", "final"}:
+            self.violation("a stream begins", f"{session_id}: {events[0]['type']}")
+        if events[-1]["type"] == "final":
+            self._check_final(plan, events)
+
+    def _check_final(self, plan: SessionPlan, events: list[dict[str, Any]]) -> None:
+        session_id, payload = plan.session_id, events[-1]["payload"]
+        runs = [run for run in self.runs if run.session_id == session_id]
+        said = "".join(event["payload"]["chunk"] for event in events if event["type"] == "stdout")
+        if payload["ok"]:
+            run = next((run for run in runs if run.said == "result" and run.result == payload.get("result")), None)
+            if run is None:
+                self.violation("a final does not lie", f"{session_id} ended with {payload}, guests: {runs}")
+            elif said != "".join(run.printed):
+                self.violation("no output is lost", f"{session_id} said {said!r}, its guest {run.printed}")
+            elif payload["stats"]["stdoutBytes"] != len(said):
+                self.violation("a final does not lie", f"{session_id} has {payload['stats']}, and {len(said)} bytes")
+            self._check_calls(session_id, events, run)
+            return
+        if not any("".join(run.printed).startswith(said) for run in runs) and said:
+            self.violation("no output is made up", f"{session_id} said {said!r}, its guests {runs}")
+        code = payload["error"]["code"]
+        reason = self.unjustified(plan, code, runs)
+        if reason:
+            self.violation("honest endings", f"{session_id} ended with {payload['error']}: {reason}")
+
+    def _check_calls(self, session_id: str, events: list[dict[str, Any]], run: GuestRun | None) -> None:
+        made = [event["payload"]["callId"] for event in events if event["type"] == "tool_call"]
+        applied = [event["payload"]["callId"] for event in events if event["type"] == "tool_result_applied"]
+        if len(set(made)) != len(made) or len(set(applied)) != len(applied) or not set(applied) <= set(made):
+            self.violation("calls", f"{session_id} made {made}, applied {applied}")
+        if run is not None and len(made) != run.calls:
+            self.violation("calls", f"{session_id} shows {len(made)} calls, its guest made {run.calls}")
+
+    def unjustified(self, plan: SessionPlan, code: str, runs: list[GuestRun]) -> str:
+        """Return why a session may not end with this code; empty if it may."""
+        session_id, world = plan.session_id, self._world
+        begin, end = self.accepted_s[session_id], self.ended_s.get(session_id, world.loop.time())
+        if code == plan.natural and code != "DEADLINE_EXCEEDED":
+            return ""
+        if code == "DEADLINE_EXCEEDED":
+            return "" if end - begin >= plan.wall_ms / 1000 - 0.01 else f"it lived {end - begin:.2f} s only"
+        if code == "SESSION_CANCELLED":
+            if session_id in self.cancelled_s or self._client_was_away(plan, begin, end):
+                return ""
+            return "nobody asked for it, and its client was there"
+        if code == "NO_CAPACITY":
+            waited = end - begin
+            return "" if waited >= world.config.queue_timeout_ms / 1000 - 0.01 or not runs else f"after {waited:.2f} s"
+        if code == "WORKER_LOST":
+            return "" if world.may_lose_worker(plan, begin, end) else "no worker was lost"
+        if code == "GUEST_CRASHED" and any(run.said == "" and run.gone_s is not None for run in runs):
+            return "" if plan.natural == code else "its guest did not crash"
+        return "no such ending was due"
+
+    def _client_was_away(self, plan: SessionPlan, begin: float, end: float) -> bool:
+        """Whether a client can have been out of the broker's sight for as long as it takes to be given up."""
+        grace_s = self._world.config.disconnect_grace_s
+        who = {f"client{plan.client}", "broker"}
+        return any(
+            at_s <= end and whom in who and (kind == "killed" or until - at_s + 3 * RETURN_S >= grace_s)
+            for at_s, until, kind, whom in self.notes
+            if until >= begin - grace_s
+        )
+
+    def _check_runs(self) -> None:
+        by_session: dict[str, list[GuestRun]] = defaultdict(list)
+        for run in self.runs:
+            by_session[run.session_id].append(run)
+            if run.alive:
+                self.violation("no sandbox outlives its session", f"{run}")
+            doubled = {number: answers for number, answers in run.answers.items() if len(answers) > 1}
+            if doubled:
+                self.violation("one answer per call", f"{run.session_id}: {doubled}")
+            ended = self.ended_s.get(run.session_id)
+            if ended is not None and run.gone_s is not None and run.gone_s > ended + self._world.outlives_s(run):
+                self.violation(
+                    "no sandbox outlives its session",
+                    f"{run.session_id} ended at {ended:.2f}, its sandbox on {run.worker} at {run.gone_s:.2f}",
+                )
+        for session_id, runs in by_session.items():
+            plan = self._world.sessions[session_id]
+            most = 3 if plan.safe and self._world.can_retry else 1
+            if len(runs) > most and not self._world.forgets:
+                self.violation("a session is run once", f"{session_id}, safe={plan.safe}: {runs}")
+            for earlier, later in zip(runs, runs[1:], strict=False):
+                first = self._first_worker_event_s(session_id)
+                if first is not None and first < later.began_s and not self._world.forgets:
+                    self.violation("run again only if unseen", f"{session_id}: {earlier} and {later}, seen {first:.2f}")
+
+    def _first_worker_event_s(self, session_id: str) -> float | None:
+        for seq in sorted(self.seen[session_id]):
+            if peek(self.seen[session_id][seq]).type in {"stdout", "tool_call", "log"}:
+                return self.seen_at_s[session_id, seq]
+        return None
+
+    def _check_logs(self) -> None:
+        """Compare every log that is kept with what clients were told, and find nobody told more than is kept."""
+        for session in self._world.broker.dispatcher.directory.sessions():
+            log, told = session.log, self.seen[session.session_id]
+            kept = dict(enumerate(log.lines(log.first_seq, log.max_bytes), log.first_seq))
+            for seq, line in told.items():
+                if seq >= log.first_seq and kept.get(seq) != line:
+                    was = (kept.get(seq) or b"nothing")[:200]
+                    self.violation(
+                        "replays are byte-identical", f"{session.session_id}: {line[:200]!r} is kept as {was!r}"
+                    )
+
+    def _check_idle(self) -> None:
+        world = self._world
+        fleet = world.broker.dispatcher.placer.statistics()
+        slots = sum(worker.sessions.config.max_sessions for worker in world.workers.values())
+        if fleet.reserved or fleet.waiting or fleet.free != slots or world.broker.dispatcher.directory.live:
+            self.violation("slots never leak", f"{fleet} of {slots}, {world.broker.dispatcher.placer!r}")
+        for worker in world.workers.values():
+            if worker.sessions.active or worker.pools.taken or worker.pools.live:
+                self.violation(
+                    "slots never leak", f"{worker.name}: {worker.sessions.active} active, {list(worker.pools.taken)}"
+                )
+        running = world.broker.dispatcher.tool_calls.running
+        if running:
+            self.violation("tools end with their sessions", f"{running} still run")
+
+
+RETURN_S = 2.0
+"""How long a client takes, at most, to be back after it can be."""
