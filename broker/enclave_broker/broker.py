@@ -270,7 +270,7 @@ class Broker:
             await self._started.pop().stop()
 
     def _make_links(self) -> list[Link]:
-        config, handler = self.config, self.dispatcher
+        config, handler = self.config, self.dispatcher.fleet
         token = self._worker_tokens[0] if self._worker_tokens else ""
         links = []
         for url in config.workers:

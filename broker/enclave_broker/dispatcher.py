@@ -1,13 +1,10 @@
 """Everything that happens to sessions between their client and their worker.
 
-Theory of operation. The placer decides who runs where, the session decides what an event means; this carries their
-instructions out. Nothing here waits: clients' requests, workers' events and the clock all come in as plain calls on
-one event loop, and go out as lines in a log (read by cursors) and messages in a link's buffer. Only tools run beside
-it: see `tools.calls`.
-
-A session is in `_routes` from `submit` until it has ended and holds no slot. Most end by their worker's `final`, which
-also frees the slot. One that ends here instead (`_end`: cancelled or too late in the queue, its worker gone or
-senseless or overdue) keeps its slot until the worker says `final`, refuses a message about it, or goes away.
+Theory of operation. Two halves. This one is the clients': it accepts, finds, cancels and answers, and has tools called.
+`fleet` is the workers': it places sessions, takes in their events, and writes the end of those that no worker ends.
+Nothing in either waits: clients' requests, workers' events and the clock all come in as plain calls on one event loop,
+and go out as lines in a log (read by cursors) and messages in a link's buffer. Only tools run beside it: see
+`tools.calls`.
 """
 
 from __future__ import annotations
@@ -22,15 +19,10 @@ from msgspec import UNSET
 
 from enclave_protocol import (
     MAX_MESSAGE_BYTES,
-    Cancel,
-    CatalogNotice,
     Code,
     Execute,
-    Hello,
     Limits,
     NoCapacity,
-    Pong,
-    Rejection,
     RemoteProtocolError,
     ToolResult,
     encode,
@@ -43,26 +35,23 @@ from . import languages
 from .access import Gate, QuotaExceeded, Scope, Signer, capped
 from .client_calls import Answerer, ClientCalls, answerer, unknown
 from .directory import Directory
+from .fleet import Fleet
 from .new_session import DuplicateSession
 from .offers import Offers
-from .placement import Lose, Place, Placer, Refuse
-from .sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
+from .placement import Placer, Refuse
+from .sessions import BrokerSession
 from .store import MemoryStore
 from .tools import ToolCalls
 from .tools.catalog import news_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from enclave_protocol import ClientTools
-    from enclave_protocol.events import CatalogChangedPayload
-    from enclave_protocol.messages import Envelope
 
     from .access import Account, Caller
     from .config import BrokerConfig
-    from .links import Link
     from .metrics import Metrics
     from .new_session import NewSession
+    from .sessions import ToolCalled
     from .store import Store
     from .tools import ApprovalHook, CatalogChange, Secrets, ToolRegistry
 
@@ -105,12 +94,10 @@ class Dispatcher:
             max_bytes=config.retained_bytes,
             max_age_s=config.retain_s,
         )
-        self.links: dict[str, Link] = {}
         self.offers = Offers(config.default_limits, config.default_language)
-        self.tool_calls = ToolCalls(config, metrics, self._send, secrets=secrets, approve=approve)
+        self.fleet = Fleet(config, metrics, self.store, placer=self.placer, offers=self.offers, owner=self)
+        self.tool_calls = ToolCalls(config, metrics, self.fleet.send, secrets=secrets, approve=approve)
         self._client_calls = ClientCalls(self._give_up_call)
-        self._routes: dict[str, BrokerSession] = {}
-        self._overdue: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for the worker's final
         self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
         self._closing = False
         self._unsubscribe = tools.subscribe(self.catalog_changed)
@@ -129,11 +116,11 @@ class Dispatcher:
         """
         self.gate.allow(caller, Scope.CREATE)
         caller.require_session(new.session_id)
-        self.offers.require(new, workers=len(self.links))
+        self.offers.require(new, workers=len(self.fleet.links))
         if new.client_tools:
             self._refuse_taken(new, new.client_tools)
         session_id = new.session_id or caller.session_id or new_session_id()
-        if session_id in self._routes or not self._replaceable(session_id, caller):
+        if session_id in self.fleet.routes or not self._replaceable(session_id, caller):
             raise DuplicateSession(session_id)
         if self._closing:
             raise NoCapacity("the broker is stopping")
@@ -163,17 +150,15 @@ class Dispatcher:
         account = self._admit(caller, now)
         decision = self.placer.submit(
             session_id,
-            self._queue_deadline(session),
+            self.fleet.queue_deadline(session),
             profile=languages.need(new.profile, new.language),
             size_bytes=session.request_bytes,
         )
         if isinstance(decision, Refuse):
             account.give_back(now)
             raise NoCapacity("every slot is taken and the queue is full", retry_after_s=decision.retry_after_s)
-        self._routes[session_id] = session
         self.directory.add(session)
-        if isinstance(decision, Place):
-            self._place(decision, now)
+        self.fleet.enter(session, decision)
         return session
 
     def _admit(self, caller: Caller, now: float) -> Account:
@@ -208,16 +193,9 @@ class Dispatcher:
 
     def cancel(self, session: BrokerSession, reason: str = "") -> None:
         """End a session soon: at once if it waits, else when its worker says so. An ended one stays as it is."""
-        if not session.live:
-            return
-        message = f"session was cancelled: {reason}" if reason else "session was cancelled"
-        if session.worker is None:
-            self._end(session, Code.SESSION_CANCELLED, message)
-            return
-        session.cancelling = message
-        self.store.update(session)
-        self._send(session, encode(Cancel(session_id=session.session_id, reason=reason[:1000] or UNSET)))
-        self._end_later(session, self.config.cancel_grace_s, Code.SESSION_CANCELLED, message)
+        if session.live:
+            message = f"session was cancelled: {reason}" if reason else "session was cancelled"
+            self.fleet.cancel(session, reason, message)
 
     def delete(self, session: BrokerSession) -> None:
         """Cancel a session, and make it unfindable."""
@@ -243,7 +221,7 @@ class Dispatcher:
             raise RemoteProtocolError(reason, field="callId", allowed="one result per call", session_id=session_id)
         self._client_calls.answered(session_id, call_id)
         self.metrics.tool_calls.labels("ok" if result.success else "error").inc()
-        self._send(session, message)
+        self.fleet.send(session, message)
 
     def reader_came(self, session: BrokerSession) -> None:
         """Note that somebody reads the session: it need not be given up."""
@@ -256,90 +234,11 @@ class Dispatcher:
                 self.config.disconnect_grace_s, self._give_up, session
             )
 
-    # Workers
-
-    def link_up(self, link: Link, hello: Hello) -> None:
-        """Offer the worker's slots."""
-        self.offers.learn(link.name, hello)
-        placed = self.placer.worker_up(
-            link.name,
-            max_sessions=hello.max_sessions,
-            active=hello.active,
-            draining=hello.draining,
-            profiles=languages.offers(hello),
-        )
-        self._place_all(placed)
-
-    def link_down(self, link: Link, reason: str) -> None:
-        """End what was on the worker."""
-        self.metrics.workers_lost.inc()
-        for lost in self.placer.worker_down(link.name):
-            self._lose(lost, link, reason)
-
-    def link_pong(self, link: Link, pong: Pong) -> None:
-        """Take in how busy the worker is."""
-        placed = self.placer.worker_status(
-            link.name, max_sessions=pong.max_sessions, active=pong.active, draining=pong.draining
-        )
-        self._place_all(placed)
-
-    def link_rejection(self, link: Link, rejection: Rejection) -> None:
-        """Handle a refusal. One of an `execute` ends the session; one for an ended session frees its slot."""
-        self.metrics.rejections.labels("WORKER_REJECTION").inc()
-        payload = rejection.payload
-        log.debug("worker %s refused a message: %s", link.name, payload.message)
-        session = None if rejection.session_id is UNSET else self._routes.get(rejection.session_id)
-        if session is None or session.worker != link.name:
-            return
-        if session.live and session.request is None:
-            return  # it runs: what was refused is a late tool result or the like
-        if session.live:
-            self._end(session, Code.VALIDATION_ERROR, f"the worker refused the session: {payload.message}")
-        self._release(session)
-
-    def link_event(self, link: Link, envelope: Envelope, line: bytes) -> None:
-        """Pass an event on, and do what it asks for."""
-        session = None if envelope.session_id is UNSET else self._routes.get(envelope.session_id)
-        if session is None or session.worker != link.name:
-            self.metrics.stray_events.inc()
-            return
-        final = envelope.type == "final"
-        if session.live:
-            step = session.accept(envelope, line, time.monotonic())
-            if session.untold is not None and session.request is None:
-                self._tell_rest(session)
-            if step is None:
-                return
-            if isinstance(step, Refused) and session.cancelling is None:
-                self._requeue(session)
-                return
-            if isinstance(step, Refused):
-                self._end(session, Code.SESSION_CANCELLED, session.cancelling or "")
-            elif isinstance(step, ToolCalled):
-                self.store.then(functools.partial(self._call_tool, session, step))
-            elif isinstance(step, Ended):
-                self._ended(session)
-            else:
-                self._broken(session, step)
-        if final:
-            self._release(session)
-
     # Tools
 
     def catalog_changed(self, change: CatalogChange) -> None:
         """Tell every live session which tools came and went."""
-        news = news_of(change)
-        for session in list(self._routes.values()):  # a link that breaks takes its sessions out
-            self._tell(session, news)
-
-    def _tell(self, session: BrokerSession, news: CatalogChangedPayload) -> None:
-        if session.live and session.tell(news):
-            self._send(session, encode(CatalogNotice(session_id=session.session_id, payload=news)))
-
-    def _tell_rest(self, session: BrokerSession) -> None:
-        news, session.untold = session.untold, None
-        if news is not None:
-            self._tell(session, news)
+        self.fleet.tell_all(news_of(change))
 
     # The clock
 
@@ -347,15 +246,15 @@ class Dispatcher:
         """Do what is due: refuse who waited too long, tell the others that they still wait, forget old sessions."""
         now, wall = time.monotonic(), time.time()
         for refuse in self.placer.expire(now):
-            session = self._routes[refuse.session_id]
+            session = self.fleet.routes[refuse.session_id]
             waited_ms = round((now - session.created) * 1000)
             message = f"no worker had a free slot within {waited_ms} ms"
             offered = self.offers.profiles()
             if offered and session.profile not in offered:
                 message += f", nor offers {session.profile[:40]!r} (offered: {', '.join(offered)})"
-            self._end(session, Code.NO_CAPACITY, message)
+            self.fleet.end(session, Code.NO_CAPACITY, message)
         for session_id in self.placer.waiting():
-            self._routes[session_id].beat(now, wall)
+            self.fleet.routes[session_id].beat(now, wall)
         self.directory.expire(now)
 
     # The end
@@ -364,9 +263,7 @@ class Dispatcher:
         """End every session, because the broker stops, and accept no more."""
         self._closing = True
         self._unsubscribe()
-        for session in [session for session in self._routes.values() if session.live]:
-            self._cancel_on_worker(session, "broker stops")
-            self._end(session, Code.SESSION_CANCELLED, "the broker is stopping")
+        self.fleet.end_all()
 
     async def wait_tools_ended(self) -> None:
         """Wait for cancelled tools, but not for longer than `stop_grace_s`."""
@@ -376,72 +273,10 @@ class Dispatcher:
         """Assert what is always true between two calls."""
         self.placer.validate()
         self.directory.validate()
-        for session in self._routes.values():
-            has_slot = self.placer.worker_of(session.session_id)
-            assert has_slot == session.worker, f"{session.session_id}: slot on {has_slot}, routed to {session.worker}"
-            waits = self.placer.is_waiting(session.session_id)
-            assert session.live or has_slot, f"{session.session_id}: ended, and still routed"
-            assert session.live or not waits, f"{session.session_id}: ended, and still in the queue"
+        self.fleet.validate()
 
-    def _place_all(self, placed: Iterable[Place]) -> None:
-        now = time.monotonic()
-        for place in placed:
-            self._place(place, now)
-
-    def _place(self, place: Place, now: float) -> None:
-        link, session = self.links[place.worker], self._routes[place.session_id]
-        session.worker = place.worker
-        session.worker_name = link.worker_id
-        execute = encode(session.execute(now))
-        self.store.update(session)
-        self.store.then(functools.partial(self._send_to, place.worker, session, execute))
-        self.metrics.queue_wait.observe(now - session.created)
-        wall_s = session.limits.wall_ms / 1000
-        message = f"the worker did not end the session within its {session.limits.wall_ms} ms"
-        self._end_later(session, wall_s + self.config.final_grace_s, Code.DEADLINE_EXCEEDED, message)
-
-    def _requeue(self, session: BrokerSession) -> None:
-        self.metrics.requeues.inc()
-        _cancel_timer(self._overdue, session.session_id)
-        session.worker = session.worker_name = session.started = None
-        self.store.update(session)
-        self._tell_rest(session)
-        placed = self.placer.refused(
-            session.session_id, self._queue_deadline(session), size_bytes=session.request_bytes
-        )
-        self._place_all(placed)
-
-    def _release(self, session: BrokerSession) -> None:
-        session.worker = None
-        self._routes.pop(session.session_id, None)
-        self._place_all(self.placer.release(session.session_id))
-
-    def _lose(self, lost: Lose, link: Link, reason: str) -> None:
-        session = self._routes[lost.session_id]
-        session.worker = None
-        if session.live:
-            self._end(session, Code.WORKER_LOST, f"worker {link.worker_id} was lost: {reason}")
-        else:
-            self._routes.pop(lost.session_id)
-
-    def _broken(self, session: BrokerSession, broken: Broken) -> None:
-        log.error("worker %s, session %s: %s", session.worker, session.session_id, broken.reason)
-        self._cancel_on_worker(session, "broken stream")
-        senseless = broken.code is Code.INTERNAL_ERROR
-        self._end(
-            session, broken.code, f"the worker's events made no sense: {broken.reason}" if senseless else broken.reason
-        )
-
-    def _end(self, session: BrokerSession, code: Code, message: str) -> None:
-        """Write the final that no worker will, whatever state the session is in."""
-        session.end(code, message, time.monotonic())
-        self.placer.withdraw(session.session_id)
-        self._ended(session)
-        if session.worker is None:
-            self._routes.pop(session.session_id, None)
-
-    def _ended(self, session: BrokerSession) -> None:
-        _cancel_timer(self._overdue, session.session_id)
+    def session_ended(self, session: BrokerSession) -> None:
+        """Account for a session that has just got its `final`, and let go of what it had here."""
         _cancel_timer(self._unread, session.session_id)
         self._client_calls.ended(session.session_id)
         self.tool_calls.session_ended(session.session_id)
@@ -452,43 +287,15 @@ class Dispatcher:
         self.metrics.ended(session.outcome, session.duration_ms(now) / 1000)
         self.metrics.tenant_ended(session.tenant, cpu_ms / 1000)
 
-    def _end_later(self, session: BrokerSession, delay_s: float, code: Code, message: str) -> None:
-        loop = asyncio.get_running_loop()
-        earlier = self._overdue.get(session.session_id)
-        if earlier is not None and earlier.when() <= loop.time() + delay_s:
-            return  # asking again must not put off an ending
-        _cancel_timer(self._overdue, session.session_id)
-        self._overdue[session.session_id] = loop.call_later(delay_s, self._end_overdue, session, code, message)
-
-    def _end_overdue(self, session: BrokerSession, code: Code, message: str) -> None:
-        log.error("worker %s, session %s: no final in time", session.worker, session.session_id)
-        self._cancel_on_worker(session, "overdue")
-        self._end(session, code, message)
-
-    def _cancel_on_worker(self, session: BrokerSession, reason: str) -> None:
-        if session.worker is not None:
-            message = encode(Cancel(session_id=session.session_id, reason=reason))
-            self.store.then(functools.partial(self._send_to, session.worker, session, message))
-
     def _give_up(self, session: BrokerSession) -> None:
         self._unread.pop(session.session_id, None)
         if not session.log.readers:
             self.cancel(session, "its client went away")
 
-    def _queue_deadline(self, session: BrokerSession) -> float:
-        return session.created + min(self.config.queue_timeout_ms, session.limits.wall_ms) / 1000
-
-    def _send(self, session: BrokerSession, message: bytes) -> None:
-        if session.live and session.worker is not None:
-            self.store.then(functools.partial(self._send_to, session.worker, session, message))
-
-    def _send_to(self, worker: str, session: BrokerSession, message: bytes) -> None:
-        if session.worker == worker:  # else it left that worker while the message waited for the store
-            self.links[worker].send(message)
-
     # Tools
 
-    def _call_tool(self, session: BrokerSession, called: ToolCalled) -> None:
+    def tool_called(self, session: BrokerSession, called: ToolCalled) -> None:
+        """Have a call answered, unless its session has ended meanwhile: by the broker's tool, or by the client."""
         if not session.live:
             return
         payload = called.call.payload
@@ -516,7 +323,7 @@ class Dispatcher:
         """Answer a call in place of the client, which took too long."""
         if session.answer(call_id):
             self.metrics.tool_calls.labels("error").inc()
-            self._send(session, encode(tool_calls.failed(session.session_id, call_id, Code.TOOL_TIMEOUT, reason)))
+            self.fleet.send(session, encode(tool_calls.failed(session.session_id, call_id, Code.TOOL_TIMEOUT, reason)))
 
 
 _named = functools.lru_cache(maxsize=64)(Limits.named)  # most sessions share theirs

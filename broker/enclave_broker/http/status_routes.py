@@ -42,7 +42,7 @@ def status_routes(dispatcher: Dispatcher, *, public_metrics: bool) -> list[HTTPR
     def show_metrics() -> bytes:
         """Show the metrics in Prometheus' text format."""
         fleet, ledger = dispatcher.placer.statistics(), dispatcher.gate.ledger
-        configured, active = len(dispatcher.links), dispatcher.directory.live
+        configured, active = len(dispatcher.fleet.links), dispatcher.directory.live
         return dispatcher.metrics.render(fleet, ledger, configured=configured, active=active)
 
     return [healthz, readyz, show_metrics]

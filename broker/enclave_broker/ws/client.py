@@ -306,7 +306,9 @@ class SocketClient:
 
     def _hello(self) -> Hello:
         fleet = self._dispatcher.placer.statistics()
-        levels = {link.hello.level for link in self._dispatcher.links.values() if link.up and link.hello is not None}
+        levels = {
+            link.hello.level for link in self._dispatcher.fleet.links.values() if link.up and link.hello is not None
+        }
         return Hello(
             worker_id="broker",
             version=__version__,
