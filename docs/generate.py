@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import msgspec
+from prometheus_client import Metric, ProcessCollector
 
 import enclave_broker.cli
 import enclave_broker.metrics
@@ -330,10 +331,17 @@ def broker_metrics() -> str:
 def _metrics(registry: Any) -> str:
     rows = []
     for metric in registry._collector_to_names:  # noqa: SLF001 - with their labels
+        if isinstance(metric, ProcessCollector):
+            rows += [(f"`{_full_name(f)}`", f.type, "", f.documentation.rstrip(".")) for f in metric.collect()]
+            continue
         kind, labels = metric._type, ", ".join(f"`{label}`" for label in metric._labelnames)  # noqa: SLF001 - prometheus_client tells it no other way
         name = f"{metric._name}_total" if kind == "counter" else metric._name  # noqa: SLF001 - prometheus_client tells it no other way
         rows.append((f"`{name}`", kind, labels, metric._documentation.rstrip(".")))  # noqa: SLF001 - prometheus_client tells it no other way
     return _table(("metric", "kind", "labels", "meaning"), sorted(rows))
+
+
+def _full_name(family: Metric) -> str:
+    return f"{family.name}_total" if family.type == "counter" else family.name
 
 
 def scopes() -> str:

@@ -284,7 +284,8 @@ class Dispatcher:
         now = time.monotonic()
         cpu_ms = 0.0 if session.stats is None else session.stats.cpu_ms
         self.gate.ledger.account(session.tenant).ended(now, cpu_ms)
-        self.metrics.ended(session.outcome, session.duration_ms(now) / 1000)
+        start_ms = 0.0 if session.stats is None else session.stats.start_ms
+        self.metrics.ended(session.outcome, session.duration_ms(now) / 1000, start_ms / 1000)
         self.metrics.tenant_ended(session.tenant, cpu_ms / 1000)
 
     def _give_up(self, session: BrokerSession) -> None:
@@ -322,7 +323,7 @@ class Dispatcher:
     def _give_up_call(self, session: BrokerSession, call_id: str, reason: str) -> None:
         """Answer a call in place of the client, which took too long."""
         if session.answer(call_id):
-            self.metrics.tool_calls.labels("error").inc()
+            self.metrics.tool_calls.labels("timeout").inc()
             self.fleet.send(session, encode(tool_calls.failed(session.session_id, call_id, Code.TOOL_TIMEOUT, reason)))
 
 

@@ -1,10 +1,14 @@
-"""What the broker counts. No session or user id is ever a label; tenants are, and only so many of them."""
+"""What the broker counts. No session or user id is ever a label; tenants are, and only so many of them.
+
+No name is also a worker's, but for `enclave_build_info`, which tells the two apart by its `role`, and those of the
+process: a sum over both would be of two different things.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from enclave_protocol import Code, __version__
 
@@ -20,6 +24,8 @@ _CODES = frozenset(Code)
 MAX_TENANTS = 100
 """Tenants that are labels of their own; the others are counted together as `OTHER`."""
 OTHER = "(other)"
+"""What stands for a label's values that are not of a closed list."""
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
 class Metrics:
@@ -39,9 +45,25 @@ class Metrics:
             "enclave_queue_wait_seconds", "Wait for a slot", buckets=DURATION_BUCKETS, registry=registry
         )
         self.queue_depth = Gauge("enclave_queue_depth", "Sessions that wait for a slot", registry=registry)
+        self.start = Histogram(
+            "enclave_session_start_seconds",
+            "From acceptance by its worker to a sandbox with the code, of sessions that ended",
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
         self.active = Gauge("enclave_sessions_active", "Sessions that have not ended", registry=registry)
-        self.slots = Gauge("enclave_slots", "Slots of connected workers", ["state"], registry=registry)
-        self.workers = Gauge("enclave_workers", "Workers that are configured", ["state"], registry=registry)
+        self.slots = Gauge(
+            "enclave_slots",
+            "Slots of connected workers; other: they have other clients in them, or are not offered now",
+            ["state"],
+            registry=registry,
+        )
+        self.workers = Gauge(
+            "enclave_workers",
+            "Workers; away: cut off, and their sessions wait for them; disconnected: known, and not there",
+            ["state"],
+            registry=registry,
+        )
         self.workers_lost = Counter("enclave_workers_lost", "Connections to workers that broke", registry=registry)
         self.requeues = Counter("enclave_requeues", "Sessions a worker had no slot for", registry=registry)
         self.rejections = Counter("enclave_rejections", "Requests that were refused", ["code"], registry=registry)
@@ -83,14 +105,46 @@ class Metrics:
             registry=registry,
         )
         self.tool_sources = Gauge("enclave_tool_sources", "Sources of tools", ["state"], registry=registry)
-        build = Gauge("enclave_build_info", "1; the version is the label", ["version"], registry=registry)
-        build.labels(__version__).set(1)
+        self._http = Counter(
+            "enclave_http_requests",
+            "Requests that were answered, by the answer's status",
+            ["method", "route", "status"],
+            registry=registry,
+        )
+        self._http_children: dict[tuple[str, str, int], Counter] = {}
+        build = Gauge(
+            "enclave_build_info", "1; version and role are the labels", ["version", "role"], registry=registry
+        )
+        build.labels(__version__, "broker").set(1)
+        ProcessCollector(registry=registry)
 
-    def ended(self, outcome: str, duration_s: float) -> None:
-        """Count the end of a session. A tool's own code is not from a closed list, so it is no label."""
+    def ended(self, outcome: str, duration_s: float, start_s: float) -> None:
+        """Count the end of a session. A tool's own code is not from a closed list, so it is no label.
+
+        Args:
+            outcome: `ok`, or the code of its error.
+            duration_s: from acceptance to the end.
+            start_s: how long its worker took to give it a sandbox; 0 if it never had one.
+        """
         known = outcome if outcome == "ok" or outcome in _CODES else "TOOL_ERROR"
         self.sessions.labels(known).inc()
         self.duration.observe(duration_s)
+        if start_s:
+            self.start.observe(start_s)
+
+    def answered(self, method: str, route: str, status: int) -> None:
+        """Count a request.
+
+        Args:
+            method: as it came.
+            route: the path of the route, with its parameters' names; empty if none was found.
+            status: of the answer.
+        """
+        key = (method if method in _METHODS else OTHER, route or OTHER, status)
+        child = self._http_children.get(key)
+        if child is None:  # to look one up among the labels takes longer
+            child = self._http_children[key] = self._http.labels(*map(str, key))
+        child.inc()
 
     def watch_tools(
         self, threads: Callable[[], ThreadStatistics], given_up: Callable[[], int], stored_bytes: Callable[[], int]
@@ -137,10 +191,11 @@ class Metrics:
         self.queue_depth.set(fleet.waiting)
         self.slots.labels("reserved").set(fleet.reserved)
         self.slots.labels("free").set(fleet.free)
-        self.slots.labels("total").set(fleet.slots)
+        self.slots.labels("other").set(max(0, fleet.slots - fleet.reserved - fleet.free))
         self.workers.labels("connected").set(fleet.workers - fleet.draining)
         self.workers.labels("draining").set(fleet.draining)
-        self.workers.labels("disconnected").set(configured - fleet.workers)
+        self.workers.labels("away").set(fleet.away)
+        self.workers.labels("disconnected").set(max(0, configured - fleet.workers - fleet.away))
         return generate_latest(self.registry)
 
     def _label(self, tenant: str) -> str:

@@ -160,4 +160,4 @@ def test_a_call_nested_as_deep_as_can_be_read_holds_no_slot_past_its_deadline(at
         )
         assert outcome.code in {"DEADLINE_EXCEEDED", "RESULT_NOT_SERIALIZABLE"}
 
-    assert target.metric("enclave_sessions_active") == 0
+    assert target.metric("enclave_executions_active") == 0

@@ -183,7 +183,9 @@ def _at_rest(target: Target) -> Footprint:
     """What the worker holds once no sandbox is left but those of its pools that wait for code."""
     until_s = time.monotonic() + PATIENCE_S
     full = POOLS * POOL_SIZE
-    rest = {"enclave_pool_live": full, "enclave_pool_warm": full, "enclave_connections": 0}
+    sandboxes = {"warm": full, "starting": 0, "taken": 0}
+    rest = {f'enclave_pool_sandboxes{{state="{state}"}}': count for state, count in sandboxes.items()}
+    rest["enclave_connections"] = 0
     while (now := {name: target.metric(name) for name in rest}) != rest:
         assert time.monotonic() < until_s, now
     return Footprint.of(target)

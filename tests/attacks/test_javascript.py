@@ -76,7 +76,7 @@ def attack(target: Target) -> Iterator[Attacker]:
 
 def test_sandboxes_of_every_kind_are_under_the_same_locks(target: Target) -> None:
     names = ("Seccomp", "NoNewPrivs", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "Seccomp_filters", "Groups")
-    while target.metric("enclave_pool_warm") < 6:
+    while target.metric('enclave_pool_sandboxes{state="warm"}') < 6:
         pass  # one that is still being made is not closed yet
     locks: dict[int, set[tuple[str, ...]]] = {}
     keepers = [keeper for launcher in own_children_of(target.pid) for keeper in own_children_of(launcher)]

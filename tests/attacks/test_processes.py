@@ -195,4 +195,4 @@ def test_a_name_that_looks_like_a_statistic_is_not_one(attack: Attack, target: T
         assert outcome.final["ok"]
         assert 1_000_000 < outcome.final["stats"]["peakMemoryBytes"] < 500_000_000
 
-    assert target.metric("enclave_sessions_active") == 0
+    assert target.metric("enclave_executions_active") == 0

@@ -121,7 +121,7 @@ async def test_bad_input_is_refused_by_name_counted_and_touches_nothing(
     assert payload["allowed"]
     assert (payload["code"], payload["recoverable"]) == ("VALIDATION_ERROR", True)
     label = field.partition(".")[0] or "message"
-    assert await metric(worker, f'enclave_rejections_total{{field="{label}"}}') == 1
+    assert await metric(worker, f'enclave_messages_refused_total{{field="{label}"}}') == 1
     await client.answer("s_live", call["callId"], None)
     assert (await client.finish("s_live")).final["result"] == "untouched"
     assert worker.get_stats().total_executions == 1
@@ -158,7 +158,7 @@ async def test_a_session_above_max_sessions_gets_one_final_and_a_freed_slot_is_g
         assert (refused.code, refused.final["error"]["retryable"]) == ("NO_CAPACITY", True)
         assert len(refused.events) == 1
         assert (await client.run("return 1")).final["result"] == 1
-        assert await metric(worker, "enclave_sessions_refused_total") == 1
+        assert await metric(worker, "enclave_executions_refused_total") == 1
 
 
 async def test_a_burst_beyond_the_pool_is_slower_not_an_error(client: Client) -> None:
@@ -233,7 +233,7 @@ async def test_health_readiness_metrics_and_the_unknown_path(worker: RuntimeWork
     status, text = await get(worker, "/readyz")
     assert (status, text.startswith("ready")) == (200, True)
     status, text = await get(worker, "/metrics")
-    assert (status, "enclave_slots 20.0" in text) == (200, True)
+    assert (status, "enclave_worker_slots 20.0" in text) == (200, True)
     assert (await get(worker, "/nothing"))[0] == 404
 
 
@@ -242,9 +242,9 @@ async def test_metrics_count_outcomes(client: Client, worker: RuntimeWorker) -> 
     await client.run("1 / 0")
     await client.run("while True: pass", deadlineMs=50)
 
-    for outcome in ("OK", "EXECUTION_ERROR", "DEADLINE_EXCEEDED"):
+    for outcome in ("ok", "EXECUTION_ERROR", "DEADLINE_EXCEEDED"):
         assert await metric(worker, f'enclave_executions_total{{outcome="{outcome}"}}') == 1
-    assert await metric(worker, "enclave_sessions_active") == 0
+    assert await metric(worker, "enclave_executions_active") == 0
 
 
 # Life and death.

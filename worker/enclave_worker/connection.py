@@ -173,7 +173,7 @@ class Connection:
 
     def _reject(self, error: RemoteProtocolError) -> None:
         field = error.field.partition(".")[0]
-        self._sessions.metrics.rejections.labels(field if field in _REJECTED_FIELDS else "message").inc()
+        self._sessions.metrics.refused_messages.labels(field if field in _REJECTED_FIELDS else "message").inc()
         log.warning("refused a message: %s", error)
         self.deliver(encode(Rejection.of(error)))
 

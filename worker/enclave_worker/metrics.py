@@ -1,4 +1,8 @@
-"""A worker's Prometheus metrics. No session id is ever a label."""
+"""A worker's Prometheus metrics. No session id is ever a label, and no name is also the broker's.
+
+Two names are on both programs because they mean the same of each: `enclave_build_info`, which tells them apart by its
+`role`, and those of the process.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,15 @@ import os
 import resource
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from enclave_protocol import Code, __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_OUTCOMES = frozenset({"OK", *Code})
+_OUTCOMES: dict[str, str] = {"OK": "ok"} | {str(code): str(code) for code in Code}
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -22,38 +26,46 @@ class WorkerMetrics:
     """Counters and histograms of one worker, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self.executions = Counter(
-            "enclave_executions", "Executions that ended, by outcome code.", ["outcome"], registry=self.registry
+            "enclave_executions", "Executions that ended, by outcome.", ["outcome"], registry=registry
         )
         self.duration_seconds = Histogram(
-            "enclave_execution_duration_seconds",
-            "From acceptance to final.",
-            buckets=_SECONDS,
-            registry=self.registry,
+            "enclave_execution_duration_seconds", "From acceptance to final.", buckets=_SECONDS, registry=registry
         )
-        self.start_seconds = Histogram(
+        self.cpu_seconds = Counter(
+            "enclave_execution_cpu_seconds", "Processor time of sandboxes that ended.", registry=registry
+        )
+        self.truncated = Counter(
+            "enclave_output_truncated", "Executions of which some output was cut.", registry=registry
+        )
+        acquire = Histogram(
             "enclave_pool_acquire_seconds",
-            "From acceptance to a sandbox.",
+            "From acceptance to a sandbox: a warm one, or a cold one that had to be made.",
+            ["result"],
             buckets=_SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
-        self.rejections = Counter(
-            "enclave_rejections", "Messages refused, by field.", ["field"], registry=self.registry
+        self.warm_start_seconds, self.cold_start_seconds = acquire.labels("warm"), acquire.labels("cold")
+        self.refused_messages = Counter(
+            "enclave_messages_refused", "Messages refused, by field.", ["field"], registry=registry
         )
         self.refused = Counter(
-            "enclave_sessions_refused", "Sessions refused for lack of a slot.", registry=self.registry
+            "enclave_executions_refused", "Executions refused for lack of a slot.", registry=registry
         )
         self.connections_refused = Counter(
-            "enclave_connections_refused", "Connections without our token or certificate.", registry=self.registry
+            "enclave_connections_refused", "Connections without our token or certificate.", registry=registry
         )
-        self.connections = Gauge("enclave_connections", "Open WebSocket connections.", registry=self.registry)
-        self._level = Gauge("enclave_level_info", "Always 1.", ["level"], registry=self.registry)
+        self.connections = Gauge("enclave_connections", "Open WebSocket connections.", registry=registry)
+        self._level = Gauge("enclave_level_info", "1; the security level is the label.", ["level"], registry=registry)
         self._missing = Gauge(
-            "enclave_layer_missing", "1 for each layer that the worker does without.", ["layer"], registry=self.registry
+            "enclave_layer_missing", "1 for each layer that the worker does without.", ["layer"], registry=registry
         )
-        build = Gauge("enclave_build_info", "Always 1.", ["version", "role"], registry=self.registry)
+        build = Gauge(
+            "enclave_build_info", "1; version and role are the labels.", ["version", "role"], registry=registry
+        )
         build.labels(__version__, "worker").set(1)
+        ProcessCollector(registry=registry)
 
     def describe(self, level: str, lacking: Iterable[str]) -> None:
         """Say which level holds, and which layers the worker does without."""
@@ -67,10 +79,19 @@ class WorkerMetrics:
         """Add a gauge that is read when somebody asks."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
-    def ended(self, code: str, duration_s: float) -> None:
+    def watch_states(self, name: str, text: str, read: Mapping[str, Callable[[], float]]) -> None:
+        """Add a gauge of several states, each of which is read when somebody asks."""
+        gauge = Gauge(name, text, ["state"], registry=self.registry)
+        for state, function in read.items():
+            gauge.labels(state).set_function(function)
+
+    def ended(self, code: str, duration_s: float, *, cpu_s: float, truncated: bool) -> None:
         """Count one execution. A tool's own code counts as `TOOL_ERROR`: labels are a closed list."""
-        self.executions.labels(code if code in _OUTCOMES else "TOOL_ERROR").inc()
+        self.executions.labels(_OUTCOMES.get(code, "TOOL_ERROR")).inc()
         self.duration_seconds.observe(duration_s)
+        self.cpu_seconds.inc(cpu_s)
+        if truncated:
+            self.truncated.inc()
 
     def render(self) -> bytes:
         """Return the exposition text."""

@@ -71,8 +71,6 @@ class Pool:
         self._stopping = False
         self._hold: asyncio.TimerHandle | None = None  # while it runs, none is made
         self._later: asyncio.TimerHandle | None = None  # when to make the next one
-        self.cold_starts = 0
-        """Sandboxes that a session had to wait for."""
 
     def __repr__(self) -> str:
         return (
@@ -83,6 +81,11 @@ class Pool:
     def warm(self) -> int:
         """Sandboxes that wait for code."""
         return len(self._warm)
+
+    @property
+    def starting(self) -> int:
+        """Sandboxes that are being made."""
+        return len(self._starting)
 
     @property
     def live(self) -> int:
@@ -119,7 +122,6 @@ class Pool:
         if self._warm:
             taker.on_sandbox(self._warm.popleft())
         else:
-            self.cold_starts += 1
             self._takers.append(taker)
         if len(self._warm) * 2 < self._size:
             self._refill()

@@ -89,9 +89,10 @@ class Pools:
         return sum(pool.live for pool in self._all)
 
     @property
-    def cold_starts(self) -> int:
-        """Sandboxes that a session had to wait for."""
-        return sum(pool.cold_starts for pool in self._all)
+    def sandboxes(self) -> dict[str, int]:
+        """How many there are: `warm` wait for code, `starting` are being made, `taken` have a session or are dying."""
+        warm, starting = self.warm, sum(pool.starting for pool in self._all)
+        return {"warm": warm, "starting": starting, "taken": self.live - warm - starting}
 
     async def start(self) -> None:
         """Start all, or leave none running.

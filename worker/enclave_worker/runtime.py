@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import os
 import socket
 import time
@@ -21,7 +22,7 @@ from .executions import DEFAULT_BUFFER_BYTES, ExecutionResult, collect, make_exe
 from .footing import Footing, find_footing
 from .listeners import Observable
 from .loop_thread import LoopThread, call_in
-from .metrics import WorkerMetrics, open_descriptors, resident_bytes
+from .metrics import WorkerMetrics, resident_bytes
 from .provision import make_pools
 from .server import WEBSOCKET_PATH, WorkerServer
 from .sessions import Sessions
@@ -341,21 +342,24 @@ class RuntimeWorker(Observable):
         self._state = state
 
     def _watch(self) -> None:
-        watch = self.metrics.watch
-        watch("enclave_sessions_active", "Sessions that hold a slot.", lambda: _or_0(self._sessions, "active"))
-        watch("enclave_slots", "Slots.", lambda: self.config.max_sessions)
-        watch("enclave_pool_warm", "Sandboxes that wait for code.", lambda: _or_0(self._pools, "warm"))
-        watch("enclave_pool_live", "Sandboxes that exist.", lambda: _or_0(self._pools, "live"))
-        watch("enclave_pool_cold_starts", "Sandboxes a session waited for.", lambda: _or_0(self._pools, "cold_starts"))
-        watch("process_resident_memory_bytes", "Resident size of the worker.", resident_bytes)
-        watch("process_open_fds", "Open descriptors of the worker.", open_descriptors)
+        metrics = self.metrics
+        metrics.watch("enclave_executions_active", "Executions that hold a slot.", lambda: self._active)
+        metrics.watch("enclave_worker_slots", "Slots of the worker.", lambda: self.config.max_sessions)
+        metrics.watch_states(
+            "enclave_pool_sandboxes",
+            "Sandboxes that exist: warm ones wait for code, starting ones are being made, taken ones have a session.",
+            {state: functools.partial(self._sandboxes, state) for state in ("warm", "starting", "taken")},
+        )
+
+    @property
+    def _active(self) -> int:
+        return 0 if self._sessions is None else self._sessions.active
+
+    def _sandboxes(self, state: str) -> float:
+        """Count the sandboxes of a state; there are none unless the worker runs."""
+        return 0.0 if self._pools is None else float(self._pools.sandboxes[state])
 
 
 def create_runtime_worker(config: RuntimeConfig | None = None) -> RuntimeWorker:
     """Make a worker; `await worker.start()` brings it up."""
     return RuntimeWorker(config or RuntimeConfig())
-
-
-def _or_0(part: Sessions | Pools | None, name: str) -> float:
-    """Read a number of a part that exists only while the worker runs."""
-    return 0.0 if part is None else float(getattr(part, name))

@@ -121,6 +121,11 @@ class Session:
         """Whether the verdict is known, so that only the sandbox's death is missing."""
         return self._verdict is not None
 
+    @property
+    def truncated(self) -> bool:
+        """Whether some of its output was cut."""
+        return self._outputs["stdout"].cut or self._outputs["stderr"].cut or self._logs_are_cut
+
     # What can happen, in the order it usually does.
 
     def init(self, cancel_url: str, expires_at: str) -> list[Instruction]:
@@ -458,7 +463,7 @@ class Session:
             oom_kills=usage.oom_kills,
             queue_ms=round(self._queue_ms, 3),
             start_ms=round(self._start_ms, 3),
-            truncated=out.cut or err.cut or self._logs_are_cut,
+            truncated=self.truncated,
         )
 
 

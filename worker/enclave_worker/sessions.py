@@ -187,7 +187,7 @@ class Sessions:
             run.fail(Code.WORKER_LOST, reason)
         await self.wait_idle()
 
-    def forget(self, run: _Run, code: str, duration_s: float) -> None:
+    def forget(self, run: _Run, code: str, duration_s: float, cpu_s: float) -> None:
         """A run is over: free its slot and count it."""
         session_id = run.session.session_id
         del self._runs[session_id]
@@ -195,7 +195,7 @@ class Sessions:
             self._idle.set()
         self.totals.executions += 1
         self.totals.execution_ms += duration_s * 1000
-        self.metrics.ended(code, duration_s)
+        self.metrics.ended(code, duration_s, cpu_s=cpu_s, truncated=run.session.truncated)
         if code == "OK":
             self.totals.successful += 1
             self.listeners.complete.notify(session_id)
@@ -276,6 +276,8 @@ class _Run:
         self._loop = sessions.loop
         self._started_s = time.monotonic()
         self._sandbox: Sandbox | None = None
+        self._waited = False
+        """Whether there was no warm sandbox."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def __repr__(self) -> str:
@@ -295,6 +297,7 @@ class _Run:
         if limits.heartbeat_interval_ms:
             self._arm_heartbeat()
         self._sessions.pools.take(self, self._offer.profile.name, self._given["language"], self._code)
+        self._waited = self._sandbox is None
 
     def cancel(self, reason: str) -> None:
         """End the session now."""
@@ -323,7 +326,8 @@ class _Run:
         sandbox.owner = self
         sandbox.max_frame_bytes = self.session.max_frame_bytes
         now_s = time.monotonic()
-        self._sessions.metrics.start_seconds.observe(now_s - self._started_s)
+        metrics = self._sessions.metrics
+        (metrics.cold_start_seconds if self._waited else metrics.warm_start_seconds).observe(now_s - self._started_s)
         try:
             if self.session.memory_bytes < self._offer.allowance.memory_bytes:
                 sandbox.limit_memory(self.session.memory_bytes)
@@ -430,7 +434,8 @@ class _Run:
             elif isinstance(instruction, Ended):
                 if self._sessions.config.debug:
                     log.info("session %s ended: %s", self.session.session_id, instruction.code)
-                self._sessions.forget(self, instruction.code, now_s - self._started_s)
+                cpu_s = 0.0 if exit_ is None else exit_.usage.cpu_ms / 1000
+                self._sessions.forget(self, instruction.code, now_s - self._started_s, cpu_s)
 
     def _on_deadline(self) -> None:
         self._perform(self.session.deadline(time.monotonic()))

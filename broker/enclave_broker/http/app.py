@@ -20,6 +20,7 @@ from .access import guard
 from .access_routes import access_routes
 from .batch_routes import batch_routes
 from .catalog_routes import catalog_routes
+from .counting import RequestCounter
 from .docs import JsonPage, RoutesPage
 from .origins import OriginGate, Origins
 from .session_routes import session_routes
@@ -41,9 +42,8 @@ less, and leave room for the rest."""
 def create_app(broker: Broker) -> ASGIApp:
     """Return the ASGI application of a broker."""
     # Around everything: what refuses a request before any route is found must tell a page's browser about it, too.
-    return OriginGate(
-        _routes(broker), Origins(broker.config.cors_origins, broker.config.host, closed=broker.dispatcher.gate.closed)
-    )
+    origins = Origins(broker.config.cors_origins, broker.config.host, closed=broker.dispatcher.gate.closed)
+    return RequestCounter(OriginGate(_routes(broker), origins), broker.metrics)
 
 
 def _routes(broker: Broker) -> Litestar:

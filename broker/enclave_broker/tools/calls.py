@@ -162,7 +162,8 @@ class ToolCalls:
         self._send(running.session, encode(result))  # first: what follows can be written while the guest goes on
         code = "ok" if result.error is UNSET or result.error.code is UNSET else str(result.error.code)
         self._over(running, code)
-        self._metrics.tool_calls.labels("ok" if result.success else "error").inc()
+        outcome = "ok" if result.success else "timeout" if code == Code.TOOL_TIMEOUT else "error"
+        self._metrics.tool_calls.labels(outcome).inc()
 
     def _over(self, running: _Running, outcome: str) -> None:
         call = running.call
