@@ -24,11 +24,12 @@ from enclave_protocol.inputs import encode_file
 
 from .access import LOCAL
 from .access.files import KeysWatch, load_gate, load_secrets
-from .channels import RuntimeDial, WebSocketDial
+from .channels import RuntimeDial
 from .config import BrokerConfig
 from .dispatcher import Dispatcher
+from .finding.keeper import LinkKeeper
+from .finding.sources import Connecting, FileSource, FixedSource, fixed_urls
 from .http import create_app
-from .links import Link
 from .metrics import Metrics
 from .new_session import NewSession
 from .placement import DEFAULT_PROFILE
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from enclave_protocol import AnyEvent
 
     from .channels import Runtime
+    from .finding.sources import Source
     from .tools import ApprovalHook, Tool, ToolSource
 
 log = logging.getLogger("enclave.broker")
@@ -101,7 +103,7 @@ class Broker:
         gate = load_gate(config)
         self._keys = KeysWatch(config.keys_file, gate, self.metrics)
         self._worker_tokens = load_secrets(config.worker_token_file, WORKER_TOKEN_VARIABLE)
-        self._worker_tls = worker_context(config.worker_tls_ca, config.worker_tls_cert, config.worker_tls_key)
+        worker_tls = worker_context(config.worker_tls_ca, config.worker_tls_cert, config.worker_tls_key)
         if config.tls_cert or config.tls_key:
             check_server_files(config.tls_cert, config.tls_key)
         if not (gate.closed or config.insecure or is_loopback(config.host)):
@@ -109,7 +111,10 @@ class Broker:
         self.dispatcher = Dispatcher(config, tools, self.metrics, gate, secrets=secrets, approve=approve)
         self.sources = SourceKeeper(list(sources), tools)
         self.sources.count_in(self.metrics.tool_sources)
+        token = self._worker_tokens[0] if self._worker_tokens else ""
+        self._connecting = Connecting(timeout_s=config.hello_timeout_s, token=token, tls=worker_tls)
         self._runtimes = runtimes
+        self.links = LinkKeeper(self._find(), self.dispatcher.fleet, config)
         self._started: list[Runtime] = []  # to be stopped, the last first
         self._socket: socket.socket | None = None
         self._port = config.port
@@ -251,7 +256,7 @@ class Broker:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(server.serve(sockets=[listener]))
                 background = [group.create_task(self._tick()), group.create_task(self._watch_keys())]
-                background += [group.create_task(link.run()) for link in self._make_links()]
+                background.append(group.create_task(self.links.run()))
                 background.append(group.create_task(self.sources.run()))
                 await server.wait_started()
                 looking = group.create_task(self.sources.wait_looked(SOURCES_WAIT_S))
@@ -269,23 +274,21 @@ class Broker:
         while self._started:
             await self._started.pop().stop()
 
-    def _make_links(self) -> list[Link]:
-        config, handler = self.config, self.dispatcher.fleet
-        token = self._worker_tokens[0] if self._worker_tokens else ""
-        links = []
-        for url in config.workers:
-            dial = WebSocketDial(url, timeout_s=config.hello_timeout_s, token=token, tls=self._worker_tls)
-            links.append(Link(url, dial, handler, config))
-        links += [
-            Link(f"embedded:{i}", RuntimeDial(runtime), handler, config) for i, runtime in enumerate(self._runtimes)
-        ]
-        handler.links.update({link.name: link for link in links})
-        return links
+    def _find(self) -> list[Source]:
+        config, connecting = self.config, self._connecting
+        fixed = fixed_urls(config.workers, connecting)
+        fixed |= {f"embedded:{i}": RuntimeDial(runtime) for i, runtime in enumerate(self._runtimes)}
+        sources: list[Source] = [FixedSource(fixed)]
+        if config.workers_file:
+            stale, every_s = self.metrics.worker_source_stale, config.workers_file_look_s
+            sources.append(FileSource(config.workers_file, connecting, stale=stale, every_s=every_s))
+        return sources
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self.dispatcher.tick()
+            self.links.tick()
 
     async def _watch_keys(self) -> None:
         gate = self.dispatcher.gate

@@ -209,13 +209,24 @@ class WebSocketDial:
         timeout_s: longest wait for the connection and its handshake.
         token: the secret that the worker wants; empty sends none.
         tls: how a `wss://` URL's certificate is checked, and what is shown to it; None for the system's authorities.
+        certified_as: whose certificate is wanted; empty for that of the URL's host.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, token: str = "", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        token: str = "",
+        tls: ssl.SSLContext | None = None,
+        certified_as: str = "",
+    ) -> None:
         self.url = url
         self.timeout_s = timeout_s
         self._headers = {"Authorization": f"Bearer {token}"} if token else None
         self._tls: dict[str, Any] = {} if tls is None else {"ssl": tls}
+        if certified_as:
+            self._tls["server_hostname"] = certified_as
 
     async def __call__(self) -> Transport:
         """Connect."""

@@ -22,6 +22,7 @@ from .access.files import SECRET_VARIABLES
 from .access.options import access_options
 from .broker import Broker, PortInUse
 from .config import BrokerConfig
+from .finding.options import NO_WORKER, finding_options
 from .server import raise_descriptor_limit
 from .tools.options import set_up, tool_options
 from .tools.sources.options import load_sources, source_options
@@ -41,14 +42,7 @@ MAX_TOOLS_SAID = 12
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", default=3000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
-@click.option(
-    "--worker",
-    "workers",
-    multiple=True,
-    envvar="ENCLAVE_WORKER",
-    metavar="URL",
-    help="A worker's ws:// URL; repeat it.",
-)
+@finding_options
 @tool_options
 @source_options
 @click.option(
@@ -99,7 +93,6 @@ MAX_TOOLS_SAID = 12
 def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     host: str,
     port: int,
-    workers: tuple[str, ...],
     modules: tuple[str, ...],
     secrets: Path | None,
     approve: str | None,
@@ -117,7 +110,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     dead_after_s: float,
     log_level: str,
     log_format: LogFormat,
-    **access: Any,
+    **more: Any,
 ) -> None:
     """Take sessions over HTTP and WebSocket and run them on a fleet of workers."""
     formatter = _start_logging(log_format, log_level)
@@ -125,7 +118,6 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
         config = BrokerConfig(
             host=host,
             port=port,
-            workers=workers,
             cors_origins=cors_origins,
             default_limits=read_limits(limits),
             default_language=default_language,
@@ -135,15 +127,15 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
             disconnect_grace_s=disconnect_grace_s,
             ping_interval_s=ping_interval_s,
             dead_after_s=dead_after_s,
-            **access,
+            **more,
         )
         tools, given, hook = set_up(modules, secrets, approve, audit_log, formatter)
         sources = load_sources(openapi, tools_files, given, can_approve=hook is not None)
         broker = Broker(config, tools, secrets=given, approve=hook, sources=sources)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if not workers:
-        raise click.UsageError("no worker: give at least one --worker ws://HOST:PORT/ws (or ENCLAVE_WORKER)")
+    if not (config.workers or config.workers_file):
+        raise click.UsageError(NO_WORKER)
     raise_descriptor_limit()
     for name in SECRET_VARIABLES:
         os.environ.pop(name, None)
@@ -197,7 +189,8 @@ async def _serve(broker: Broker) -> None:
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no later collection needs to walk it
     names = _names(broker.tools.names())
-    click.echo(f"enclave-broker listening on {broker.url} (workers: {len(broker.config.workers)}, tools: {names})")
+    workers = len(broker.dispatcher.fleet.links)
+    click.echo(f"enclave-broker listening on {broker.url} (workers: {workers}, tools: {names})")
     stopping = asyncio.ensure_future(asked_to_stop.wait())
     failing = asyncio.ensure_future(broker.wait_stopped())
     await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)

@@ -6,10 +6,11 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 from enclave_protocol import Limits
 from enclave_protocol.languages import DEFAULT_LANGUAGE, LANGUAGES, Language
+
+from .finding.urls import check_worker_url, is_encrypted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,10 @@ class BrokerConfig:
     """`extracted`: workers are processes of their own, reached by `workers`. `embedded`: they run in this one."""
     workers: Sequence[str] = ()
     """URLs of workers, `ws://host:port/ws`."""
+    workers_file: str = ""
+    """A file with more of them, one per line; read again when it changes."""
+    workers_file_look_s: float = 1.0
+    """How often it is looked at."""
     host: str = "127.0.0.1"
     port: int = 3000
     """0 takes a free one; `Broker.port` says which."""
@@ -125,7 +130,7 @@ class BrokerConfig:
         """Refuse what cannot work."""
         for url in self.workers:
             check_worker_url(url)
-            if (self.worker_tls_ca or self.worker_tls_cert) and urlsplit(url).scheme == "ws":
+            if (self.worker_tls_ca or self.worker_tls_cert) and not is_encrypted(url):
                 raise ValueError(f"worker URL {url!r}: is not encrypted, but worker_tls_… is given: write wss://")
         for origin in self.cors_origins:
             check_origin(origin)
@@ -135,25 +140,8 @@ class BrokerConfig:
                 raise ValueError(f"{setting.name}: {value} is not a finite number")
         if self.default_language not in LANGUAGES:
             raise ValueError(f"default_language: {self.default_language!r} is not one of {', '.join(LANGUAGES)}")
-        if self.mode == "embedded" and self.workers:
+        if self.mode == "embedded" and (self.workers or self.workers_file):
             raise ValueError("mode 'embedded' runs its workers here and takes no worker URLs")
-
-
-def check_worker_url(url: str) -> str:
-    """Return the URL of a worker if it is one; raises ValueError saying what is wrong."""
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
-        # Not shown: command lines and logs are no place for it.
-        raise ValueError("a worker URL holds a user or a password: use worker_token_file instead")
-    if parts.scheme not in {"ws", "wss"}:
-        raise ValueError(f"worker URL {url!r}: starts with ws:// or wss://, as in ws://127.0.0.1:3001/ws")
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if not parts.hostname or port == 0:
-        raise ValueError(f"worker URL {url!r}: needs a host, and a port from 1 to 65535 if any")
-    return url
 
 
 def check_origin(origin: str) -> str:

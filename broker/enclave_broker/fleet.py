@@ -154,7 +154,7 @@ class Fleet:
             link.name,
             max_sessions=hello.max_sessions,
             active=hello.active,
-            draining=hello.draining,
+            draining=hello.draining or link.retiring,
             profiles=languages.offers(hello),
         )
         self._place_all(placed)
@@ -168,9 +168,22 @@ class Fleet:
     def link_pong(self, link: Link, pong: Pong) -> None:
         """Take in how busy the worker is."""
         placed = self._placer.worker_status(
-            link.name, max_sessions=pong.max_sessions, active=pong.active, draining=pong.draining
+            link.name, max_sessions=pong.max_sessions, active=pong.active, draining=pong.draining or link.retiring
         )
         self._place_all(placed)
+
+    def link_retired(self, link: Link) -> None:
+        """Give the worker no new sessions, from now on: `link.retiring` is set."""
+        self._placer.worker_draining(link.name)
+
+    def link_busy(self, name: str) -> bool:
+        """Return whether the worker has sessions of ours."""
+        return self._placer.is_busy(name)
+
+    def link_gone(self, link: Link) -> None:
+        """Forget a worker whose link has ended for good."""
+        self.links.pop(link.name, None)
+        self._offers.forget(link.name)
 
     def link_rejection(self, link: Link, rejection: Rejection) -> None:
         """Handle a refusal. One of an `execute` ends the session; one for an ended session frees its slot."""

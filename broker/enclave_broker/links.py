@@ -17,6 +17,7 @@ import logging
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import UNSET
@@ -52,6 +53,10 @@ class LinkHandler(Protocol):
         """The worker refused a message of ours."""
 
 
+Admit = Callable[["Link", Hello], str | None]
+"""Says why a worker that said hello is not used on this link; None if it is."""
+
+
 class LinkDown(Exception):  # noqa: N818 - a fact about the worker, not a fault of ours
     """The connection is of no more use; the text says why."""
 
@@ -64,16 +69,22 @@ class Link:
         dial: opens a connection.
         handler: who is told.
         config: intervals and sizes.
+        admit: asked about each hello before anybody is told of it.
     """
 
-    def __init__(self, name: str, dial: Dial, handler: LinkHandler, config: BrokerConfig) -> None:
+    def __init__(
+        self, name: str, dial: Dial, handler: LinkHandler, config: BrokerConfig, *, admit: Admit | None = None
+    ) -> None:
         self.name = name
         self.up = False
+        self.retiring = False
+        """Whether its worker gets no new sessions, whatever it says itself."""
         self.hello: Hello | None = None
         self._transport: Transport | None = None
         self._dial = dial
         self._handler = handler
         self._config = config
+        self._admit = admit
         self._outgoing: deque[bytes] = deque()
         self._outgoing_bytes = 0
         self._something_to_write = asyncio.Event()
@@ -175,6 +186,9 @@ class Link:
             raise LinkDown("its first message is no hello: is it an enclave-runtime?")
         if message.protocol_version != PROTOCOL_VERSION:
             raise LinkDown(f"it speaks protocol {message.protocol_version}, this broker {PROTOCOL_VERSION}")
+        refused = None if self._admit is None else self._admit(self, message)
+        if refused is not None:
+            raise LinkDown(refused)
         return message
 
     async def _read(self, transport: Transport) -> None:

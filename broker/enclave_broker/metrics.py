@@ -64,6 +64,12 @@ class Metrics:
             ["state"],
             registry=registry,
         )
+        self.worker_source_stale = Gauge(
+            "enclave_worker_source_stale",
+            "1 while a source of workers cannot be read and its last list holds",
+            ["source"],
+            registry=registry,
+        )
         self.workers_lost = Counter("enclave_workers_lost", "Connections to workers that broke", registry=registry)
         self.requeues = Counter("enclave_requeues", "Sessions a worker had no slot for", registry=registry)
         self.rejections = Counter("enclave_rejections", "Requests that were refused", ["code"], registry=registry)

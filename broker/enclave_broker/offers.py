@@ -22,7 +22,7 @@ log = logging.getLogger("enclave.broker")
 
 
 class Offers:
-    """Every worker's last `hello`. A worker that is gone counts: it will be back, or another like it.
+    """Every worker's last `hello`. A worker that is away counts: it will be back, or another like it.
 
     Args:
         default_limits: the broker's.
@@ -46,6 +46,10 @@ class Offers:
                     self._profile_limits[profile] = parse_limits(own, defaults=self._default_limits)
             except RemoteProtocolError as error:
                 log.warning("worker %s, profile %s: %s", worker, profile, error)
+
+    def forget(self, worker: str) -> None:
+        """Leave out a worker that will not be back. Limits that only it said stay, until another says others."""
+        self._hellos.pop(worker, None)
 
     def profiles(self) -> list[str]:
         """Return what is offered, by name."""

@@ -292,6 +292,17 @@ class Placer:
         worker.full = False
         return self._serve_queue()
 
+    def worker_draining(self, name: str) -> None:
+        """Offer a worker nothing until it says of itself that it does not drain."""
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.draining = True
+
+    def is_busy(self, name: str) -> bool:
+        """Return whether a session has a slot on the worker."""
+        worker = self._workers.get(name)
+        return worker is not None and bool(worker.sessions)
+
     def worker_of(self, session_id: str) -> str | None:
         """Return the worker whose slot the session has."""
         worker = self._placed.get(session_id)

@@ -1,0 +1,135 @@
+"""The one owner of the links to workers.
+
+Theory of operation. Sources say which workers there are; after each change `_apply` compares their names with the
+links that there are (`changes.compare`, pure) and does what it says. A link is a task of the keeper's group from its
+start until it has ended, and as long is `fleet.links[name]` that link, unless it is one of two to one worker.
+
+A worker that leaves its list is retired: it gets no new sessions, and its link is closed when the last of its sessions
+has ended, which the broker's clock asks about. One that comes back meanwhile is taken back as it is. One that comes
+back while its link is being closed waits for that: two links of one name never exist.
+
+A worker may be found twice, by two names or in two ways. The first link on which its `instance` says hello is the one
+that counts; on the others it is refused, and they keep trying, so that one of them takes over when the first is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET
+
+from enclave_broker.links import Link
+
+from .changes import Present, compare
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from enclave_broker.config import BrokerConfig
+    from enclave_broker.fleet import Fleet
+    from enclave_protocol import Hello
+
+    from .sources import Source
+
+log = logging.getLogger("enclave.broker.finding")
+
+
+class LinkKeeper:
+    """The links of one broker.
+
+    Args:
+        sources: where workers are found; of two that have found the same, the first is asked to dial.
+        fleet: whose links they are.
+        config: the links' intervals and sizes.
+    """
+
+    def __init__(self, sources: Sequence[Source], fleet: Fleet, config: BrokerConfig) -> None:
+        self.sources = tuple(sources)
+        self._fleet = fleet
+        self._config = config
+        self._group: asyncio.TaskGroup | None = None
+        self._links: dict[str, Link] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping: set[str] = set()
+        self._left: set[str] = set()  # whose worker left its list
+
+    async def run(self) -> None:
+        """Keep the links, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self._apply()
+            for source in self.sources:
+                group.create_task(source.run(self._apply), name=f"enclave-find-{source.label}")
+            await asyncio.Event().wait()
+
+    def tick(self) -> None:
+        """Close the links of retired workers whose sessions have ended."""
+        if self._left and self._group is not None:
+            self._apply()
+
+    def _apply(self) -> None:
+        wanted: dict[str, Source] = {}
+        for source in self.sources:
+            for name in source.names:
+                wanted.setdefault(name, source)
+        changes = compare(wanted, {name: self._state(name) for name in self._tasks})
+        for name in changes.stop:
+            self._stopping.add(name)
+            self._left.discard(name)
+            self._tasks[name].cancel()
+        for name in changes.retire:
+            log.info("worker %s left its list: no new sessions, and its link ends with the last one", name)
+            self._left.add(name)
+            self._retire(name, retiring=True)
+        for name in changes.take_back:
+            log.info("worker %s is back on its list", name)
+            self._left.discard(name)
+            self._retire(name, retiring=False)
+        for name in changes.start:
+            self._start(name, wanted[name])
+
+    def _state(self, name: str) -> Present:
+        if name in self._stopping:
+            return Present.STOPPING
+        if name not in self._left:
+            return Present.KEPT
+        return Present.RETIRED_BUSY if self._fleet.link_busy(name) else Present.RETIRED_IDLE
+
+    def _start(self, name: str, source: Source) -> None:
+        assert self._group is not None, "links are started by `run` alone"
+        link = Link(name, source.dial(name), self._fleet, self._config, admit=self._admit)
+        self._links[name] = self._fleet.links[name] = link
+        task = self._tasks[name] = self._group.create_task(link.run(), name=f"enclave-link-{name}")
+        task.add_done_callback(lambda _: self._ended(link))
+
+    def _retire(self, name: str, *, retiring: bool) -> None:
+        link = self._links[name]
+        link.retiring = retiring
+        if retiring:
+            self._fleet.link_retired(link)
+
+    def _ended(self, link: Link) -> None:
+        del self._tasks[link.name], self._links[link.name]
+        if link.name in self._stopping:  # else the broker stops
+            self._stopping.discard(link.name)
+            self._fleet.link_gone(link)
+            log.info("worker %s: link closed", link.name)
+            self._apply()
+
+    def _admit(self, link: Link, hello: Hello) -> str | None:
+        """Return why a worker is not used on this link, None if it is."""
+        other = None if hello.instance is UNSET else self._holder(hello.instance, link)
+        if other is None:
+            self._fleet.links[link.name] = link
+            return None
+        self._fleet.links.pop(link.name, None)
+        return f"it is worker {hello.worker_id}, which {other.name} leads to already"
+
+    def _holder(self, instance: str, asking: Link) -> Link | None:
+        for link in self._fleet.links.values():
+            same = link is not asking and link.hello is not None and link.hello.instance == instance
+            if same and (link.up or self._fleet.link_busy(link.name)):
+                return link
+        return None
