@@ -86,7 +86,7 @@ def describe_failure(error: EnclaveError | FleetError) -> tuple[str, int]:
 
 def _warn(name: str, line: str) -> None:
     """Pass on what the private broker says of sources of tools, such as that one does not answer."""
-    if name == "broker" and " WARNING enclave.broker.tools: " in line:
+    if name == "broker" and " WARNING enclave.broker.tools" in line:
         sys.stderr.write(f"{name}: {line}\n")
 
 
