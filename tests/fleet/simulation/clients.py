@@ -124,7 +124,7 @@ class ClientHost:
                 async for line in session.lines():
                     reading.take(line)
         except (RequestRefused, BrokerUnavailable, SessionTimeout) as error:
-            reading.lost = f"{type(error).__name__}: {error}"
+            reading.lose(f"{type(error).__name__}: {error}")
         finally:
             reading.over = True
             if plan.cancel_after_s is not None:
@@ -152,7 +152,7 @@ class ClientHost:
         try:
             await self._resumed(reading, post)
         except Lost as error:
-            reading.lost = str(error)
+            reading.lose(str(error))
         reading.over = True
 
     async def _read_again(self, plan: SessionPlan, after_s: float) -> None:
@@ -161,7 +161,7 @@ class ClientHost:
         try:
             await self._resumed(reading, None)
         except Lost as error:
-            reading.lost = str(error)
+            reading.lose(str(error))
         reading.over = True
 
     async def _resumed(self, reading: Any, post: dict[str, Any] | None) -> None:
@@ -221,7 +221,7 @@ class ClientHost:
         await asyncio.sleep(self._world.rng.choice((0.0, 0.01, 0.5)))
         value = {"type": "tool_result", "callId": payload["callId"], "success": True}
         body = msgspec.json.encode({**value, "value": payload["args"]["number"] * 10})
-        await self._insist({"do": "answer", "session_id": session_id, "body": body})
+        await self._insist({"do": "give", "session_id": session_id, "body": body})
 
     async def _cancel_over_http(self, plan: SessionPlan, after_s: float) -> None:
         await asyncio.sleep(after_s)

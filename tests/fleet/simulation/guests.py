@@ -46,6 +46,7 @@ class GuestRun:
     """By the guest's own number of a call: every answer that came."""
     said: str = ""
     """How it ended by itself: `result`, `error`, or nothing."""
+    said_s: float = 0.0
     result: Any = None
     gone_s: float | None = None
 
@@ -139,7 +140,7 @@ class FakeSandbox:
         self._rng = home.rng
         self._steps: deque[list[Any]] = deque()
         self._paused = False
-        self._held: list[Callable[[], None]] = []
+        self._held: list[Callable[[], object]] = []
         self._killed = False
         self._gone = False
         self._waits_for: set[int] = set()
@@ -172,14 +173,14 @@ class FakeSandbox:
         self._paused = True
 
     def resume(self) -> None:
-        """Read again."""
-        self._paused = False
-        held, self._held = self._held, []
-        for number, say in enumerate(held):
-            if self._paused:
-                self._held = held[number:]
-                return
-            say()
+        """Read again, from the next turn of the loop on."""
+        if self._paused:
+            self._paused = False
+            self._loop.call_soon(self._read_held)
+
+    def _read_held(self) -> None:
+        while self._held and not self._paused and not self._gone:
+            self._held.pop(0)()
 
     def kill(self) -> None:
         """End it, a little later."""
@@ -214,8 +215,8 @@ class FakeSandbox:
         step = self._steps.popleft()
         getattr(self, f"_do_{step[0]}")(run, *step[1:])
 
-    def _say(self, say: Callable[[], None]) -> None:
-        if self._paused:
+    def _say(self, say: Callable[[], object]) -> None:
+        if self._paused or self._held:
             self._held.append(say)
         else:
             say()
@@ -226,7 +227,9 @@ class FakeSandbox:
 
     def _do_print(self, run: GuestRun, text: str) -> None:
         run.printed.append(text)
-        self._say(lambda: self.owner is not None and not self._gone and self.owner.on_output(self, "stdout", text.encode()))
+        self._say(
+            lambda: self.owner is not None and not self._gone and self.owner.on_output(self, "stdout", text.encode())
+        )
         self._go_on()
 
     def _do_sleep(self, run: GuestRun, delay_s: float) -> None:
@@ -241,12 +244,12 @@ class FakeSandbox:
             self._frame({"type": "tool_call", "id": number, "name": name, "args": {"number": number}})
 
     def _do_return(self, run: GuestRun) -> None:
-        run.said = "result"
+        run.said, run.said_s = "result", self._loop.time()
         run.result = {"answers": [run.answers.get(number, [None])[0] for number in range(1, run.calls + 1)]}
         self._frame({"type": "result", "value": run.result})
 
     def _do_raise(self, run: GuestRun) -> None:
-        run.said = "error"
+        run.said, run.said_s = "error", self._loop.time()
         self._frame({"type": "error", "code": "EXECUTION_ERROR", "name": "ValueError", "message": "on purpose"})
 
     def _do_spin(self, run: GuestRun) -> None:
@@ -271,7 +274,8 @@ class FakeSandbox:
     def _die(self, number: int) -> None:
         if self._gone:
             return
-        self.resume()  # what is left in its pipes is read
+        self._paused = False
+        self._read_held()  # what is left in its pipes
         self._gone = True
         if self.run is not None:
             self.run.gone_s = self._loop.time()

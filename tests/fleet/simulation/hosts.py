@@ -7,15 +7,10 @@ nothing. What `Broker` and `RuntimeWorker` are besides (HTTP, sockets, zygotes) 
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
-
 from enclave_broker.access.caller import LOCAL
-from enclave_broker.config import BrokerConfig
 from enclave_broker.dispatcher import Dispatcher
-from enclave_broker.event_log import Trimmed
 from enclave_broker.http.streams import EventStream
 from enclave_broker.links import Link
 from enclave_broker.metrics import Metrics
@@ -33,6 +28,8 @@ from .network import Goodbye
 from .virtual_time import Process
 
 if TYPE_CHECKING:
+    from enclave_broker.config import BrokerConfig
+    from enclave_broker.sessions import BrokerSession
     from enclave_broker.tools.functions import FunctionTool
 
     from .network import End
@@ -179,8 +176,12 @@ class BrokerHost:
         for link in links:
             self.process.spawn(link.run())
         self.process.spawn(self._tick())
-        world.network.listen(WS, self.process, lambda end: _spawn(self.process, self._serve_socket(end)), SOCKET_PATIENCE_S)
-        world.network.listen(HTTP, self.process, lambda end: _spawn(self.process, self._serve_http(end)), SOCKET_PATIENCE_S)
+        world.network.listen(
+            WS, self.process, lambda end: _spawn(self.process, self._serve_socket(end)), SOCKET_PATIENCE_S
+        )
+        world.network.listen(
+            HTTP, self.process, lambda end: _spawn(self.process, self._serve_http(end)), SOCKET_PATIENCE_S
+        )
 
     async def _tick(self) -> None:
         while True:
@@ -201,46 +202,43 @@ class BrokerHost:
         await end.close()
 
     async def _answer(self, end: End, request: dict[str, Any]) -> None:
-        dispatcher = self.dispatcher
-        session_id = request["session_id"]
         if request["do"] == "post":
-            try:
-                limits = parse_limits(request["limits"], defaults=dispatcher.offers.limits_of("python"))
-                new = NewSession(code=request["code"], session_id=session_id, limits=limits, client_tools=None)
-                session = dispatcher.submit(new, LOCAL)
-            except DuplicateSession:
-                await end.send({"status": 409})
-                return
-            except NoCapacity:
-                await end.send({"status": 503})
-                return
-            except RemoteProtocolError as error:
-                await end.send({"status": 400, "why": str(error)})
-                return
-            await self._stream(end, EventStream(session, dispatcher, 1))
-            return
-        found = dispatcher.find(session_id, LOCAL)
-        if found is None:
-            await end.send({"status": 404})
-        elif request["do"] == "cancel":
-            dispatcher.cancel(found, "asked over HTTP")
-            await end.send({"status": 202})
-        elif request["do"] == "answer":
-            try:
-                dispatcher.answer_call(found, decode_tool_result(request["body"], session_id))
-            except RemoteProtocolError:
-                await end.send({"status": 409})
-            else:
-                await end.send({"status": 202})
-        elif (refused := found.log.refuses(request["from_seq"])) is not None:
-            await end.send({"status": 410 if request["from_seq"] < found.log.first_seq else 204, "why": refused[0]})
+            answer = self._post(request)
         else:
-            try:
-                stream = EventStream(found, dispatcher, request["from_seq"])
-            except Trimmed:
-                await end.send({"status": 410})
-                return
-            await self._stream(end, stream)
+            session = self.dispatcher.find(request["session_id"], LOCAL)
+            answer = 404 if session is None else getattr(self, f"_{request['do']}")(session, request)
+        if isinstance(answer, int):
+            await end.send({"status": answer})
+        else:
+            await self._stream(end, answer)
+
+    def _post(self, request: dict[str, Any]) -> EventStream | int:
+        dispatcher = self.dispatcher
+        limits = parse_limits(request["limits"], defaults=dispatcher.offers.limits_of("python"))
+        new = NewSession(code=request["code"], session_id=request["session_id"], limits=limits, client_tools=None)
+        try:
+            return EventStream(dispatcher.submit(new, LOCAL), dispatcher, 1)
+        except DuplicateSession:
+            return 409
+        except NoCapacity:
+            return 503
+
+    def _get(self, session: BrokerSession, request: dict[str, Any]) -> EventStream | int:
+        if session.log.refuses(request["from_seq"]) is None:
+            return EventStream(session, self.dispatcher, request["from_seq"])
+        return 410 if request["from_seq"] < session.log.first_seq else 204
+
+    def _cancel(self, session: BrokerSession, request: dict[str, Any]) -> int:
+        del request
+        self.dispatcher.cancel(session, "asked over HTTP")
+        return 202
+
+    def _give(self, session: BrokerSession, request: dict[str, Any]) -> int:
+        try:
+            self.dispatcher.answer_call(session, decode_tool_result(request["body"], session.session_id))
+        except RemoteProtocolError:
+            return 409
+        return 202
 
     async def _stream(self, end: End, stream: EventStream) -> None:
         async def send(message: Any) -> None:

@@ -24,7 +24,7 @@ WINDOW_BYTES = 32 * 1024
 CLOSE_TIMEOUT_S = 0.5
 
 
-class Goodbye(ConnectionResetError):
+class Goodbye(ConnectionResetError):  # noqa: N818 - not an error
     """The other end closed in good order."""
 
 
@@ -71,13 +71,15 @@ class End:
         return True
 
     async def send(self, data: Any) -> None:
-        """Send, when there is room."""
+        """Send, and wait while too much is unread: what was sent is on its way at once, as with a transport."""
+        if self.gone is not None:
+            raise self.gone
+        self._network.carry(self, self.peer, data)
         while self.gone is None and self.peer._unread_bytes >= WINDOW_BYTES:
             self.peer._room.clear()
             await self.peer._room.wait()
         if self.gone is not None:
             raise self.gone
-        self._network.carry(self, self.peer, data)
 
     async def recv(self) -> Any:
         """Return the next message. What arrived before the end is still handed out."""

@@ -26,6 +26,7 @@ class SessionPlan:
     """One session."""
 
     session_id: str
+    mood: Mood
     client: int
     over: Literal["socket", "http"]
     at_s: float
@@ -157,6 +158,7 @@ def _session(rng: random.Random, number: int, clients: int, mood: Mood) -> Sessi
     tight = spins or (rough and rng.random() < 0.2)
     return SessionPlan(
         session_id=f"s_{number}",
+        mood=mood,
         client=rng.randrange(clients),
         over=over,
         at_s=round(rng.choice((0.0, 1.0, 6.0)) * rng.random(), 4),

@@ -1,41 +1,110 @@
-"""Run schedules from the command line: many seeds, or one of them again."""
+"""Run schedules from the command line: many seeds, as many as fit into some time, or one of them again."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import itertools
+import multiprocessing
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from .plan import make_plan
 from .world import simulate
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .world import Report
+
+BATCH = 10
+"""Seeds that one process runs before it is asked for more."""
+MOST_SHOWN = 3
+"""Failed seeds that are shown in full."""
+
+
+class Batch(msgspec.Struct):
+    """How some seeds went."""
+
+    seeds: int = 0
+    steps: int = 0
+    virtual_s: float = 0.0
+    digests: list[str] = msgspec.field(default_factory=list)
+    failed: dict[int, str] = msgspec.field(default_factory=dict)
+    """By seed, all that there is to say."""
+
+
+def story(report: Report) -> str:
+    """Return all that there is to say about a run that failed."""
+    seed = report.plan.seed
+    parts = [f"seed {seed} breaks a guarantee. Again: make simulate SEED={seed}", str(report.plan)]
+    return "\n".join([*parts, "what happened:", *report.story, "what is wrong:", *report.violations])
+
+
+def run_seeds(seeds: list[int]) -> Batch:
+    """Run some seeds."""
+    batch = Batch()
+    for seed in seeds:
+        report = simulate(make_plan(seed))
+        batch.seeds += 1
+        batch.steps += report.steps
+        batch.virtual_s += report.virtual_s
+        batch.digests.append(f"{seed} {report.digest}")
+        if report.violations:
+            batch.failed[seed] = story(report)
+    return batch
+
+
+def batches(first: int, seeds: int | None, seconds: float, jobs: int) -> Iterator[Batch]:
+    """Run that many seeds, or as many as `seconds` allow, in so many processes."""
+    give_up = time.monotonic() + seconds
+    todo = itertools.count(first, BATCH) if seeds is None else range(first, first + seeds, BATCH)
+    end = float("inf") if seeds is None else first + seeds
+    starts = iter(todo)
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("forkserver")) as pool:
+        running: set[concurrent.futures.Future[Batch]] = set()
+        while True:
+            while len(running) < 2 * jobs and (seeds is not None or time.monotonic() < give_up):
+                start = next(starts, None)
+                if start is None:
+                    break
+                running.add(pool.submit(run_seeds, [seed for seed in range(start, start + BATCH) if seed < end]))
+            if not running:
+                return
+            done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for each in done:
+                yield each.result()
+
 
 @click.command()
-@click.option("--seed", type=int, default=None)
-@click.option("--seeds", type=int, default=1000)
-@click.option("--first", type=int, default=0)
-@click.option("--seconds", type=float, default=None)
-def main(seed, seeds, first, seconds) -> None:
-    begin = time.perf_counter()
-    steps = failures = 0
-    done = 0
-    for each in [seed] if seed is not None else range(first, first + seeds):
-        report = simulate(make_plan(each))
-        steps += report.steps
-        done += 1
-        if report.violations:
-            failures += 1
-            click.echo(f"seed {each} FAILED")
-            if seed is not None:
-                click.echo(str(report.plan))
-                click.echo("\n".join(report.story))
-            click.echo("\n".join(report.violations[:10 if seed is None else 1000]))
-        if seconds is not None and time.perf_counter() - begin > seconds:
-            break
-    took = time.perf_counter() - begin
-    click.echo(f"{done} seeds, {failures} failed, {steps} steps in {took:.1f} s: {steps / took:.0f} steps/s, {took / done * 1000:.1f} ms a seed")
-    sys.exit(bool(failures))
+@click.option("--seed", type=int, help="Run this one only.")
+@click.option("--first", default=0, show_default=True, help="The first of many.")
+@click.option("--seeds", type=int, help="Run so many.")
+@click.option("--seconds", default=20.0, show_default=True, help="Without --seeds: as many as fit into so long.")
+@click.option("--jobs", default=2, show_default=True, help="Processes.")
+@click.option("--digests", is_flag=True, help="Print a hash of every run: the same, whenever it is run.")
+def main(*, seed: int | None, first: int, seeds: int | None, seconds: float, jobs: int, digests: bool) -> None:
+    """Simulate fleets under random schedules of faults, and check what a fleet guarantees."""
+    total, begin = Batch(), time.monotonic()
+    found = [run_seeds([seed])] if seed is not None else batches(first, seeds, seconds, jobs)
+    for batch in found:
+        total.seeds += batch.seeds
+        total.steps += batch.steps
+        total.virtual_s += batch.virtual_s
+        for number, text in batch.failed.items():
+            total.failed[number] = text
+            click.echo(text if len(total.failed) <= MOST_SHOWN else f"seed {number} breaks a guarantee, too")
+        if digests:
+            click.echo("\n".join(batch.digests))
+    took_s = time.monotonic() - begin
+    click.echo(
+        f"{total.seeds} schedules, {len(total.failed)} failed: {total.steps} steps, {total.virtual_s / 3600:.1f} hours"
+        f" of a fleet's life in {took_s:.0f} s; {total.steps / took_s:.0f} steps a second"
+    )
+    sys.exit(bool(total.failed))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ on: what follows can tell why.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 GRACE_S = 6.0
 """How much later than its deadline a session may end, whatever happens: the broker's own grace, a detection of silence,
 and a tick."""
-CANCEL_GRACE_S = 4.5
-KILL_GRACE_S = 4.0
-"""How long a sandbox may be there after its session's final: a slow death."""
+KILLED = "its client was killed"
+ROOMY_QUEUE = 100
+"""Sessions that may wait where the queue is not what a run is about."""
 
 
 class Reading:
@@ -38,7 +40,12 @@ class Reading:
         self.over = False
         self.lost = ""
         """Why its end was not learned."""
+        self.lost_s = 0.0
         self._truth = truth
+
+    def lose(self, why: str) -> None:
+        """Note that the client was told that it will not learn the end."""
+        self.lost, self.lost_s = why, self._truth.now()
 
     def take(self, line: bytes) -> None:
         """Take in what the client's program was given."""
@@ -47,7 +54,9 @@ class Reading:
         if self.finished:
             truth.violation("nothing after the final", f"{where} got {line[:200]!r}")
         if envelope.seq != self.next_seq:
-            truth.violation("nothing lost, doubled or reordered", f"{where} got {envelope.seq}, due was {self.next_seq}")
+            truth.violation(
+                "nothing lost, doubled or reordered", f"{where} got {envelope.seq}, due was {self.next_seq}"
+            )
         self.next_seq = int(envelope.seq or 0) + 1
         self.finished = envelope.type == "final"
         truth.told(self.session_id, int(envelope.seq or 0), line, where)
@@ -73,6 +82,10 @@ class Truth:
         """By call: the brokers that ran its tool."""
         self._world = world
         self._checked: dict[str, int] = {}
+
+    def now(self) -> float:
+        """Return the time."""
+        return self._world.loop.time()
 
     def violation(self, rule: str, what: str) -> None:
         """Note that a guarantee does not hold."""
@@ -102,6 +115,14 @@ class Truth:
         """Note what goes wrong."""
         now = self._world.loop.time()
         self.notes.append((now, now + for_s, kind, who))
+
+    def digest(self) -> str:
+        """Return a hash of what everybody was told, and when."""
+        told = hashlib.sha256()
+        for session_id in sorted(self.seen):
+            for seq in sorted(self.seen[session_id]):
+                told.update(f"{self.seen_at_s[session_id, seq]!r} ".encode() + self.seen[session_id][seq])
+        return told.hexdigest()[:16]
 
     # Every moment
 
@@ -153,14 +174,7 @@ class Truth:
         accepted_s = self.accepted_s[session_id]
         wall_s = plan.wall_ms / 1000
         queued_s = min(world.config.queue_timeout_ms / 1000, wall_s)
-        latest = accepted_s + queued_s + wall_s + GRACE_S + self._absent_s(accepted_s)
-        if session_id in self.cancelled_s:
-            # A cancel may be on its way for a while, so only what the broker was told counts.
-            latest = min(latest, self._told_to_cancel_s(session_id) + CANCEL_GRACE_S + self._absent_s(accepted_s))
-        return latest
-
-    def _told_to_cancel_s(self, session_id: str) -> float:
-        return float("inf") if session_id not in self.cancelled_s else float("inf")
+        return accepted_s + queued_s + wall_s + GRACE_S + self._absent_s(accepted_s)
 
     def _absent_s(self, since_s: float) -> float:
         """Return for how long there was no broker since then."""
@@ -179,11 +193,31 @@ class Truth:
                 self.violation("no stream hangs", f"{reading.who} of {reading.session_id} waits for {reading.next_seq}")
             elif not reading.finished and not reading.lost:
                 self.violation("one ending", f"{reading.who} of {reading.session_id} ended at {reading.next_seq - 1}")
+            elif reading.lost and (reason := self._unfounded(reading)):
+                self.violation(
+                    "no stream is given up", f"{reading.who} of {reading.session_id}: {reading.lost}: {reason}"
+                )
         for session_id in self.accepted_s:
             self._check_session(session_id)
         self._check_runs()
         self._check_logs()
         self._check_idle()
+
+    def _unfounded(self, reading: Reading) -> str:
+        """Return why a client's program may not be told that it will not learn the end; empty if it may."""
+        session_id, why = reading.session_id, reading.lost
+        accepted_s = self.accepted_s.get(session_id, float("inf"))
+        if why == KILLED or self._world.forgets:
+            return ""
+        if why == "HTTP 503":
+            return "" if self._world.plan.queue_size < ROOMY_QUEUE else "the queue has room"
+        if why.startswith("BrokerUnavailable"):
+            return "" if accepted_s == float("inf") else "it was accepted"
+        if why == "HTTP 404" and reading.next_seq == 1:
+            return "" if accepted_s >= reading.lost_s - 2.0 else "it was accepted before"
+        if why.startswith("SessionLost") and reading.next_seq == 1 and session_id in self.cancelled_s:
+            return "" if accepted_s == float("inf") else "it was accepted"
+        return "nothing justifies it"
 
     def _check_session(self, session_id: str) -> None:
         plan = self._world.sessions[session_id]
@@ -230,24 +264,30 @@ class Truth:
 
     def unjustified(self, plan: SessionPlan, code: str, runs: list[GuestRun]) -> str:
         """Return why a session may not end with this code; empty if it may."""
-        session_id, world = plan.session_id, self._world
-        begin, end = self.accepted_s[session_id], self.ended_s.get(session_id, world.loop.time())
         if code == plan.natural and code != "DEADLINE_EXCEEDED":
             return ""
-        if code == "DEADLINE_EXCEEDED":
-            return "" if end - begin >= plan.wall_ms / 1000 - 0.01 else f"it lived {end - begin:.2f} s only"
-        if code == "SESSION_CANCELLED":
-            if session_id in self.cancelled_s or self._client_was_away(plan, begin, end):
-                return ""
-            return "nobody asked for it, and its client was there"
-        if code == "NO_CAPACITY":
-            waited = end - begin
-            return "" if waited >= world.config.queue_timeout_ms / 1000 - 0.01 or not runs else f"after {waited:.2f} s"
-        if code == "WORKER_LOST":
-            return "" if world.may_lose_worker(plan, begin, end) else "no worker was lost"
-        if code == "GUEST_CRASHED" and any(run.said == "" and run.gone_s is not None for run in runs):
-            return "" if plan.natural == code else "its guest did not crash"
-        return "no such ending was due"
+        begin = self.accepted_s[plan.session_id]
+        end = self.ended_s.get(plan.session_id, self.now())
+        check = getattr(self, f"_unjustified_{code.lower()}", None)
+        return check(plan, runs, begin, end) if check is not None else "no such ending was due"
+
+    def _unjustified_deadline_exceeded(self, plan: SessionPlan, runs: list[GuestRun], begin: float, end: float) -> str:
+        if plan.mood != "rough" and any(run.said and run.said_s < end - GRACE_S for run in runs):
+            return "its guest had ended long before"
+        return "" if end - begin >= plan.wall_ms / 1000 - 0.01 else f"it lived {end - begin:.2f} s only"
+
+    def _unjustified_session_cancelled(self, plan: SessionPlan, _: list[GuestRun], begin: float, end: float) -> str:
+        if plan.session_id in self.cancelled_s or self._client_was_away(plan, begin, end):
+            return ""
+        return "nobody asked for it, and its client was there"
+
+    def _unjustified_no_capacity(self, _: SessionPlan, runs: list[GuestRun], begin: float, end: float) -> str:
+        if end - begin >= self._world.config.queue_timeout_ms / 1000 - 0.01 or not runs:
+            return ""
+        return f"after {end - begin:.2f} s"
+
+    def _unjustified_worker_lost(self, plan: SessionPlan, _: list[GuestRun], begin: float, end: float) -> str:
+        return "" if self._world.may_lose_worker(plan, begin, end) else "no worker was lost"
 
     def _client_was_away(self, plan: SessionPlan, begin: float, end: float) -> bool:
         """Whether a client can have been out of the broker's sight for as long as it takes to be given up."""
@@ -279,7 +319,7 @@ class Truth:
             most = 3 if plan.safe and self._world.can_retry else 1
             if len(runs) > most and not self._world.forgets:
                 self.violation("a session is run once", f"{session_id}, safe={plan.safe}: {runs}")
-            for earlier, later in zip(runs, runs[1:], strict=False):
+            for earlier, later in itertools.pairwise(runs):
                 first = self._first_worker_event_s(session_id)
                 if first is not None and first < later.began_s and not self._world.forgets:
                     self.violation("run again only if unseen", f"{session_id}: {earlier} and {later}, seen {first:.2f}")

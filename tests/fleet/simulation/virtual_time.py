@@ -32,7 +32,7 @@ EPOCH_S = 1_800_000_000.0
 current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
 
-class Stuck(AssertionError):
+class Stuck(AssertionError):  # noqa: N818 - a fact about whoever waits
     """Nothing is ready and no timer is set: whoever still waits waits for ever."""
 
 
@@ -115,7 +115,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Return the virtual time in seconds."""
         return self._clock_s
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]  # of the same arguments, told more simply
         self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         """Run `callback` after what is ready now."""
@@ -123,7 +123,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._queue.append(handle)
         return handle
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """Run `callback` at a time; of several at the same, whoever asked first is first."""
@@ -132,13 +132,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         heapq.heappush(self._timers, (when, self._made, handle))
         return handle
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """Run `callback` after `delay` seconds."""
         return self.call_at(self._clock_s + delay, callback, *args, context=context)
 
-    def create_task(
+    def create_task(  # type: ignore[override]
         self, coro: Any, *, name: str | None = None, context: contextvars.Context | None = None
     ) -> asyncio.Task[Any]:
         """Start a task."""
@@ -147,7 +147,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._tasks.append(task)
         return task
 
-    def run_in_executor(self, *_: Any) -> Any:
+    def run_in_executor(self, *_: Any) -> Any:  # type: ignore[override]
         """Refuse: there are no threads here."""
         raise AssertionError("a thread in the simulation")
 
@@ -197,6 +197,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _drop_all(self) -> None:
         """Unwind what still waits. The dead run their `finally` blocks now, when nobody is left to notice."""
+        for task in self._tasks:
+            unseen = task._log_traceback
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None and unseen:
+                self.faults.append(f"a task failed: {error!r}")
         self.set_exception_handler(lambda *_: None)
         for task in self._tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -205,8 +209,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 with contextlib.suppress(BaseException):
                     for _ in range(_MOST_AWAITS):  # `close` would complain of those who wait in a `finally`
                         coroutine.throw(_Unwound())
-            elif not task.cancelled():
-                task.exception()  # seen
         self._tasks.clear()
         self._timers.clear()
 

@@ -18,7 +18,7 @@ from .clients import ClientHost, dial
 from .hosts import BROKER, BrokerHost, WorkerHost
 from .network import Network
 from .plan import LAST_FAULT_S, Plan
-from .truth import Truth
+from .truth import KILLED, Truth
 from .virtual_time import VirtualLoop, clocks
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Report:
         self.steps = 0
         self.virtual_s = 0.0
         self.story: list[str] = []
+        self.digest = ""
+        """Of what everybody was told, and when: the same whenever the seed is run."""
 
 
 class World:
@@ -126,16 +128,18 @@ class World:
             if not client.process.alive:
                 for reading in self.truth.readings:
                     if reading.who.startswith(client.name):
-                        reading.over, reading.lost = True, reading.lost or "its client was killed"
-        while self.broker.dispatcher.directory.live and self.loop.time() < HORIZON_S:
-            await asyncio.sleep(CHECK_EVERY_S)
+                        reading.over, reading.lost = True, KILLED
+        await self._until(lambda: not self.broker.dispatcher.directory.live, HORIZON_S)
 
     async def _settle(self) -> None:
         await asyncio.sleep(SETTLE_S)
-        give_up_s = self.loop.time() + LONGEST_SETTLE_S
-        while self.loop.time() < give_up_s and any(worker.pools.live for worker in self.workers.values()):
-            await asyncio.sleep(1.0)
+        await self._until(lambda: not any(worker.pools.live for worker in self.workers.values()), LONGEST_SETTLE_S)
         await asyncio.sleep(2 * self.config.ping_interval_s)  # and the broker was told
+
+    async def _until(self, done: Callable[[], bool], at_most_s: float) -> None:
+        give_up_s = self.loop.time() + at_most_s
+        while not done() and self.loop.time() < give_up_s:  # noqa: ASYNC110 - on this clock, waiting costs nothing
+            await asyncio.sleep(CHECK_EVERY_S)
 
     async def _check_often(self) -> None:
         while True:
@@ -363,7 +367,7 @@ def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None) -> Rep
         try:
             if sabotage is not None:
                 sabotage(world)
-            with mock.patch.object(client_connection, "_Dial", lambda _url, **_: dial(world)):
+            with mock.patch.object(client_connection, "_Dial", lambda *_, **__: dial(world)):  # noqa: PT008 - one each
                 loop.run(world.run())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
             world.truth.violation("no program breaks", f"{type(error).__name__}: {error}")
@@ -372,4 +376,5 @@ def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None) -> Rep
     report.violations = world.truth.violations
     report.violations += [f"no program breaks: {what}" for what in (*loop.faults, *complaints)]
     report.steps, report.virtual_s, report.story = loop.steps, loop.time(), world.story
+    report.digest = f"{world.truth.digest()} {loop.steps}"
     return report
