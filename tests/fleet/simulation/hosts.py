@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from enclave_broker.access.caller import LOCAL
 from enclave_broker.dispatcher import Dispatcher
+from enclave_broker.finding.keeper import LinkKeeper
+from enclave_broker.finding.sources import FixedSource
 from enclave_broker.http.streams import EventStream
-from enclave_broker.links import Link
 from enclave_broker.metrics import Metrics
 from enclave_broker.new_session import DuplicateSession, NewSession
 from enclave_broker.tools import ToolRegistry
@@ -28,6 +29,7 @@ from .network import Goodbye
 from .virtual_time import Process
 
 if TYPE_CHECKING:
+    from enclave_broker.channels import Dial
     from enclave_broker.config import BrokerConfig
     from enclave_broker.sessions import BrokerSession
     from enclave_broker.tools.functions import FunctionTool
@@ -168,13 +170,9 @@ class BrokerHost:
         world = self._world
         self.registry = ToolRegistry(self._tools)
         self.dispatcher = Dispatcher(self.config, self.registry, BROKER_METRICS)
-        links = [
-            Link(name, _Dial(world, name, self.config.hello_timeout_s), self.dispatcher, self.config)
-            for name in world.workers
-        ]
-        self.dispatcher.links.update({link.name: link for link in links})
-        for link in links:
-            self.process.spawn(link.run())
+        dials: dict[str, Dial] = {name: _Dial(world, name, self.config.hello_timeout_s) for name in world.workers}
+        self._links = LinkKeeper([FixedSource(dials)], self.dispatcher.fleet, self.config)
+        self.process.spawn(self._links.run())
         self.process.spawn(self._tick())
         world.network.listen(
             WS, self.process, lambda end: _spawn(self.process, self._serve_socket(end)), SOCKET_PATIENCE_S
@@ -187,6 +185,7 @@ class BrokerHost:
         while True:
             await asyncio.sleep(TICK_S)
             self.dispatcher.tick()
+            self._links.tick()
 
     async def _serve_socket(self, end: End) -> None:
         await SocketClient(cast("Any", _Socket(end)), self.dispatcher, LOCAL).serve()

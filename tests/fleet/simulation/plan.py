@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+_LONG = re.compile(r"(x|y)\1{5,}")
 
 Mood = Literal["calm", "gentle", "rough"]
 Step = list[Any]
@@ -51,7 +54,7 @@ class SessionPlan:
                 "" if self.second_reader_after_s is None else f" read again after {self.second_reader_after_s:.2f}",
             )
         )
-        script = json.dumps(self.script, separators=(",", ":"))
+        script = _LONG.sub(lambda same: f"{same[1]}*{len(same[0])}", json.dumps(self.script, separators=(",", ":")))
         return f"{self.session_id} client {self.client} {self.over} wall {self.wall_ms} ms{more}: {script}"
 
 

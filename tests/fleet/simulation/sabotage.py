@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from enclave_broker.dispatcher import Dispatcher
 from enclave_broker.event_log import EventLog
+from enclave_broker.fleet import Fleet
 from enclave_broker.placement import Placer
 from enclave_worker import session as worker_session
 from enclave_worker.instructions import Emit, ToGuest
@@ -124,7 +124,7 @@ def final_forgotten(world: World, patch: Patch) -> None:
 def broker_hangs(world: World, patch: Patch) -> None:
     """Forget finals, and never mind."""
     final_forgotten(world, patch)
-    patch.setattr(Dispatcher, "_end_later", lambda *_: None)
+    patch.setattr(Fleet, "_end_later", lambda *_: None)
 
 
 def slot_leaks(world: World, patch: Patch) -> None:
