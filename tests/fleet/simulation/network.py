@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 WINDOW_BYTES = 32 * 1024
 """What a direction takes before its reader has taken it: then sending waits."""
 CLOSE_TIMEOUT_S = 0.5
+_LONG = re.compile(r"(x|y)\1{5,}")
 
 
 class Goodbye(ConnectionResetError):  # noqa: N818 - not an error
@@ -112,12 +114,14 @@ class End:
     def arrive(self, data: Any) -> None:
         """Take in a message."""
         if self.gone is None:
+            self._network.hear(self, "got from ", data)
             self._inbox.append(data)
             self._news.set()
 
     def end(self, reason: ConnectionError) -> None:
         """Be told that the connection is over."""
         if self.gone is None:
+            self._network.hear(self, "is done with ", reason)
             self.gone = reason
             self._news.set()
             self._room.set()
@@ -137,6 +141,8 @@ class Network:
     def __init__(self, loop: VirtualLoop, rng: random.Random, delay_s: tuple[float, float]) -> None:
         self.tamper: Callable[[End, End, Any], list[Any]] | None = None
         """For the tests of the checker: what arrives in place of a message."""
+        self.overheard: Callable[[str], object] | None = None
+        """Told of every message and every ending, in words."""
         self._loop = loop
         self._rng = rng
         self._delay_s = delay_s
@@ -228,6 +234,7 @@ class Network:
     def carry(self, sender: End, receiver: End, data: Any) -> None:
         """Take a message to the other end, unless that is out of reach."""
         receiver._unread_bytes += size_of(data)
+        self.hear(sender, "loses to " if receiver._silent else "sends ", data)
         if receiver._silent:
             return
         for message in [data] if self.tamper is None else self.tamper(sender, receiver, data):
@@ -260,6 +267,12 @@ class Network:
         for each in (end, end.peer):
             each._arrives_s = max(each._arrives_s, self._loop.time() + for_s)
 
+    def hear(self, end: End, what: str, data: object) -> None:
+        """Tell whoever listens."""
+        if self.overheard is not None:
+            said = data.decode() if isinstance(data, bytes) else str(data)
+            self.overheard(f"{end.process.name} {what}{end.peer.host}: {shortened(said)}")
+
     def _give_up(self, end: End) -> None:
         end.end(ConnectionResetError("no answer to a ping"))
 
@@ -270,6 +283,11 @@ class Network:
 
 def _reset_by_peer() -> ConnectionResetError:
     return ConnectionResetError("reset by peer")
+
+
+def shortened(text: str) -> str:
+    """Return a text with runs of one letter told by their length."""
+    return _LONG.sub(lambda same: f"{same[1]}*{len(same[0])}", text)
 
 
 def size_of(data: Any) -> int:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-_LONG = re.compile(r"(x|y)\1{5,}")
+from .network import shortened
 
 Mood = Literal["calm", "gentle", "rough"]
 Step = list[Any]
@@ -54,7 +53,7 @@ class SessionPlan:
                 "" if self.second_reader_after_s is None else f" read again after {self.second_reader_after_s:.2f}",
             )
         )
-        script = _LONG.sub(lambda same: f"{same[1]}*{len(same[0])}", json.dumps(self.script, separators=(",", ":")))
+        script = shortened(json.dumps(self.script, separators=(",", ":")))
         return f"{self.session_id} client {self.client} {self.over} wall {self.wall_ms} ms{more}: {script}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import itertools
 import multiprocessing
 import sys
@@ -18,6 +19,7 @@ from .world import simulate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .plan import Plan
     from .world import Report
 
 BATCH = 10
@@ -40,8 +42,9 @@ class Batch(msgspec.Struct):
 def story(report: Report) -> str:
     """Return all that there is to say about a run that failed."""
     seed = report.plan.seed
-    parts = [f"seed {seed} breaks a guarantee. Again: make simulate SEED={seed}", str(report.plan)]
-    return "\n".join([*parts, "what happened:", *report.story, "what is wrong:", *report.violations])
+    again = f"seed {seed} breaks a guarantee. Again: make simulate SEED={seed}" if report.violations else ""
+    wrong = ["what is wrong:", *report.violations] if report.violations else ["nothing is wrong"]
+    return "\n".join([*filter(None, [again]), str(report.plan), "what happened:", *report.story, *wrong])
 
 
 def run_seeds(seeds: list[int]) -> Batch:
@@ -56,6 +59,32 @@ def run_seeds(seeds: list[int]) -> Batch:
         if report.violations:
             batch.failed[seed] = story(report)
     return batch
+
+
+def shrunk(report: Report) -> Report:
+    """Leave out of a plan that fails whatever it fails without, one thing after the other."""
+    before = None
+    while before is not report:
+        before = report
+        for smaller in smaller_plans(report.plan):
+            attempt = simulate(smaller)
+            if attempt.violations:
+                report = attempt
+                break
+    return report
+
+
+def smaller_plans(plan: Plan) -> Iterator[Plan]:
+    """Return plans with something less."""
+    for i in range(len(plan.sessions)):
+        yield dataclasses.replace(plan, sessions=[*plan.sessions[:i], *plan.sessions[i + 1 :]])
+    for i in range(len(plan.faults)):
+        yield dataclasses.replace(plan, faults=[*plan.faults[:i], *plan.faults[i + 1 :]])
+    for i, session in enumerate(plan.sessions):
+        for j in range(len(session.script) - 1):
+            script = [*session.script[:j], *session.script[j + 1 :]]
+            changed = dataclasses.replace(session, script=script)
+            yield dataclasses.replace(plan, sessions=[*plan.sessions[:i], changed, *plan.sessions[i + 1 :]])
 
 
 def batches(first: int, seeds: int | None, seconds: float, jobs: int) -> Iterator[Batch]:
@@ -85,11 +114,29 @@ def batches(first: int, seeds: int | None, seconds: float, jobs: int) -> Iterato
 @click.option("--seeds", type=int, help="Run so many.")
 @click.option("--seconds", default=20.0, show_default=True, help="Without --seeds: as many as fit into so long.")
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
+@click.option("--shrink", is_flag=True, help="With --seed: leave out whatever it fails without.")
+@click.option("--trace", is_flag=True, help="With --seed: tell of every message.")
 @click.option("--digests", is_flag=True, help="Print a hash of every run: the same, whenever it is run.")
-def main(*, seed: int | None, first: int, seeds: int | None, seconds: float, jobs: int, digests: bool) -> None:
+def main(
+    *,
+    seed: int | None,
+    first: int,
+    seeds: int | None,
+    seconds: float,
+    jobs: int,
+    shrink: bool,
+    trace: bool,
+    digests: bool,
+) -> None:
     """Simulate fleets under random schedules of faults, and check what a fleet guarantees."""
+    if seed is not None:
+        report = simulate(make_plan(seed), trace=trace)
+        if shrink and report.violations:
+            report = simulate(shrunk(report).plan, trace=trace)
+        click.echo(story(report))
+        sys.exit(bool(report.violations))
     total, begin = Batch(), time.monotonic()
-    found = [run_seeds([seed])] if seed is not None else batches(first, seeds, seconds, jobs)
+    found = batches(first, seeds, seconds, jobs)
     for batch in found:
         total.seeds += batch.seeds
         total.steps += batch.steps

@@ -352,12 +352,13 @@ def _complaints() -> Iterator[list[str]]:
             logger.propagate = propagate
 
 
-def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None) -> Report:
+def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None, *, trace: bool = False) -> Report:
     """Run a plan, and report.
 
     Args:
         plan: what happens.
         sabotage: called before it begins, with what is to be broken: for the tests of the checker.
+        trace: whether the story has every message.
     """
     report = Report(plan)
     loop = VirtualLoop()
@@ -367,6 +368,8 @@ def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None) -> Rep
         try:
             if sabotage is not None:
                 sabotage(world)
+            if trace:
+                world.network.overheard = world.tell
             with mock.patch.object(client_connection, "_Dial", lambda *_, **__: dial(world)):  # noqa: PT008 - one each
                 loop.run(world.run())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
