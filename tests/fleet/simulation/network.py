@@ -273,6 +273,10 @@ class Network:
             said = data.decode() if isinstance(data, bytes) else str(data)
             self.overheard(f"{end.process.name} {what}{end.peer.host}: {shortened(said)}")
 
+    def stalled(self, end: End) -> bool:
+        """Whether nothing arrives at the moment."""
+        return max(end._arrives_s, end.peer._arrives_s) > self._loop.time() + self._delay_s[1]
+
     def _give_up(self, end: End) -> None:
         end.end(ConnectionResetError("no answer to a ping"))
 

@@ -175,7 +175,7 @@ def _session(rng: random.Random, number: int, clients: int, mood: Mood) -> Sessi
 def _fault(rng: random.Random, kind: str, workers: int, clients: int) -> Fault:
     for_s = {
         "stall_client": (0.1, 3.0),
-        "stall_worker": (0.1, 1.0),
+        "stall_worker": (0.1, 0.8),
         "stall_worker_long": (1.0, 8.0),
         "part_worker": (0.2, 8.0),
         "part_client": (0.2, 8.0),

@@ -211,10 +211,12 @@ class World:
 
     def _stall_worker(self, fault: Fault) -> None:
         for end in self._links(fault):
-            self.network.stall(end, fault.for_s)
+            if not self.network.stalled(end):  # two in a row could be taken for a death
+                self.network.stall(end, fault.for_s)
 
     def _stall_worker_long(self, fault: Fault) -> None:
-        self._stall_worker(fault)
+        for end in self._links(fault):
+            self.network.stall(end, fault.for_s)
         self.truth.note("unreachable", f"worker{fault.who}", fault.for_s + 4.0)
 
     def _part_worker(self, fault: Fault) -> None:
