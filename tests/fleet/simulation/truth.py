@@ -287,7 +287,7 @@ class Truth:
         return f"after {end - begin:.2f} s"
 
     def _unjustified_worker_lost(self, plan: SessionPlan, _: list[GuestRun], begin: float, end: float) -> str:
-        return "" if self._world.may_lose_worker(plan, begin, end) else "no worker was lost"
+        return "" if self._world.faults.may_lose_worker(plan, begin, end) else "no worker was lost"
 
     def _client_was_away(self, plan: SessionPlan, begin: float, end: float) -> bool:
         """Whether a client can have been out of the broker's sight for as long as it takes to be given up."""
@@ -309,7 +309,7 @@ class Truth:
             if doubled:
                 self.violation("one answer per call", f"{run.session_id}: {doubled}")
             ended = self.ended_s.get(run.session_id)
-            if ended is not None and run.gone_s is not None and run.gone_s > ended + self._world.outlives_s(run):
+            if ended is not None and run.gone_s is not None and run.gone_s > ended + self._world.faults.outlives_s(run):
                 self.violation(
                     "no sandbox outlives its session",
                     f"{run.session_id} ended at {ended:.2f}, its sandbox on {run.worker} at {run.gone_s:.2f}",

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from enclave_broker.config import BrokerConfig
-from enclave_broker.tools.functions import FunctionTool
-from enclave_broker.tools.tool import ToolContext, ToolFailure, ToolPolicy
 from enclave_client import connection as client_connection
 
+from .called_tools import TOOLS, the_world
 from .clients import ClientHost, dial
-from .hosts import BROKER, BrokerHost, WorkerHost
+from .faults import Faults
+from .hosts import BrokerHost, WorkerHost
 from .network import Network
 from .plan import LAST_FAULT_S, Plan
 from .truth import KILLED, Truth
@@ -24,9 +24,6 @@ from .virtual_time import VirtualLoop, clocks
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .guests import GuestRun
-    from .network import End
-    from .plan import Fault, SessionPlan
 
 CHECK_EVERY_S = 0.25
 HORIZON_S = 240.0
@@ -85,7 +82,8 @@ class World:
         self.workers: dict[str, WorkerHost] = {}
         for i, slots in enumerate(plan.slots):
             self.workers[f"worker{i}"] = WorkerHost(self, f"worker{i}", slots)
-        self.broker = BrokerHost(self, self.config, self._tools())
+        self.broker = BrokerHost(self, self.config, TOOLS)
+        self.faults = Faults(self)
         self.clients = [ClientHost(self, i) for i in range(plan.clients)]
 
     def tell(self, what: str) -> None:
@@ -104,8 +102,7 @@ class World:
         checking = asyncio.ensure_future(self._check_often())
         for fault in self.plan.faults:
             await asyncio.sleep(max(0.0, begin_s + fault.at_s - self.loop.time()))
-            self.tell(str(fault))
-            getattr(self, f"_{fault.kind}")(fault)
+            self.faults.strike(fault)
         await asyncio.sleep(max(0.0, begin_s + LAST_FAULT_S - self.loop.time()))
         self.network.join_all()
         await self._wait_clients()
@@ -145,183 +142,6 @@ class World:
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
             self.truth.check_now()
-
-    # What is allowed, given what went wrong
-
-    def may_lose_worker(self, plan: SessionPlan, begin: float, end: float) -> bool:
-        """Return whether the worker of a session that lived then can count as lost."""
-        del plan
-        return any(
-            begin - 10.0 <= until and at_s <= end and kind in {"killed", "unreachable"} and who in self.workers
-            for at_s, until, kind, who in self.truth.notes
-        )
-
-    def outlives_s(self, run: GuestRun) -> float:
-        """Return how long a guest may be there after its session has ended."""
-        worst = 4.0
-        for at_s, until, _, who in self.truth.notes:
-            if who in {run.worker.partition("#")[0], BROKER}:
-                worst = max(worst, 45.0 + until - at_s)  # until the WebSocket library's own pings find out
-        return worst
-
-    # What goes wrong
-
-    def _links(self, fault: Fault) -> list[End]:
-        return self.network.between(BROKER, f"worker{fault.who}")
-
-    def _sockets(self, fault: Fault) -> list[End]:
-        return self.network.between(f"client{fault.who}", BROKER)
-
-    def _cut_client(self, fault: Fault) -> None:
-        for end in self._sockets(fault):
-            self.network.cut(end)
-        self.truth.note("cut", f"client{fault.who}")
-
-    def _stall_client(self, fault: Fault) -> None:
-        for end in self._sockets(fault):
-            self.network.stall(end, fault.for_s)
-        self.truth.note("stalled", f"client{fault.who}", fault.for_s)
-
-    def _half_open_client(self, fault: Fault) -> None:
-        ends = self._sockets(fault)
-        for end in ends:
-            self._silence(end, fault.way)
-        if ends:
-            self.truth.note("silent", f"client{fault.who}", 20.0)
-
-    def _part_client(self, fault: Fault) -> None:
-        self._part(f"client{fault.who}", fault.for_s)
-        self.truth.note("silent", f"client{fault.who}", 20.0 + fault.for_s)
-
-    def _kill_client(self, fault: Fault) -> None:
-        client = self.clients[fault.who]
-        if client.process.alive:
-            client.kill()
-            self.truth.note("killed", client.name)
-
-    def _cut_worker(self, fault: Fault) -> None:
-        for end in self._links(fault):
-            self.network.cut(end)
-        self.truth.note("unreachable", f"worker{fault.who}", 1.0)
-
-    def _half_open_worker(self, fault: Fault) -> None:
-        for end in self._links(fault):
-            self._silence(end, fault.way)
-        self.truth.note("unreachable", f"worker{fault.who}", 4.0)
-
-    def _stall_worker(self, fault: Fault) -> None:
-        for end in self._links(fault):
-            if not self.network.stalled(end):  # two in a row could be taken for a death
-                self.network.stall(end, fault.for_s)
-
-    def _stall_worker_long(self, fault: Fault) -> None:
-        for end in self._links(fault):
-            self.network.stall(end, fault.for_s)
-        self.truth.note("unreachable", f"worker{fault.who}", fault.for_s + 4.0)
-
-    def _part_worker(self, fault: Fault) -> None:
-        self._part(f"worker{fault.who}", fault.for_s)
-        self.truth.note("unreachable", f"worker{fault.who}", fault.for_s + 4.0)
-
-    def _part(self, who: str, for_s: float) -> None:
-        self.network.part(BROKER, who)
-        self.loop.call_later(for_s, self.network.join, BROKER, who)
-
-    def _kill_worker(self, fault: Fault) -> None:
-        self._take_down(fault, vanish=False)
-
-    def _vanish_worker(self, fault: Fault) -> None:
-        self._take_down(fault, vanish=True)
-
-    def _take_down(self, fault: Fault, *, vanish: bool) -> None:
-        worker = self.workers[f"worker{fault.who}"]
-        if worker.alive:
-            worker.kill(vanish=vanish)
-            self.truth.note("killed", worker.name, fault.for_s)
-            self.loop.call_later(fault.for_s, worker.start)
-
-    def _freeze_broker(self, fault: Fault) -> None:
-        if self.broker.alive and not self.broker.process.frozen:
-            self.broker.process.freeze()
-            self.loop.call_later(fault.for_s, self.broker.process.thaw)
-            self.truth.note("freeze", BROKER, fault.for_s)
-
-    def _freeze_worker(self, fault: Fault) -> None:
-        worker = self.workers[f"worker{fault.who}"]
-        if worker.alive and not worker.process.frozen:
-            worker.process.freeze()
-            self.loop.call_later(fault.for_s, worker.process.thaw)
-            self.truth.note("unreachable", worker.name, fault.for_s + 4.0)
-
-    def _drain_worker(self, fault: Fault) -> None:
-        sessions = self.workers[f"worker{fault.who}"].sessions
-        sessions.draining = True
-        self.loop.call_later(fault.for_s, setattr, sessions, "draining", False)
-
-    def _catalog(self, fault: Fault) -> None:
-        if self.broker.alive and not self.broker.process.frozen:
-            registry = self.broker.registry
-            tools = [] if "extra" in registry.names() else [_EXTRA]
-            self.broker.process.run(registry.replace_source, "plan", tools)
-
-    def _silence(self, end: End, way: int) -> None:
-        if way == 2:
-            self.network.silence(end, both=True)
-        else:
-            self.network.silence(end if way else end.peer)
-
-    # What guests call
-
-    def _tools(self) -> list[FunctionTool]:
-        return [_tool(name) for name in _FUNCTIONS]
-
-
-_world: list[World] = []
-"""The one that runs: tools are made once, and belong to all."""
-
-
-async def _echo(context: ToolContext, number: int) -> int:
-    _called(context)
-    return number
-
-
-async def _slow(context: ToolContext, number: int) -> int:
-    _called(context)
-    await asyncio.sleep(_world[-1].rng.choice((0.05, 0.5, 2.0)))
-    return number
-
-
-async def _fails(context: ToolContext, number: int) -> int:
-    _called(context)
-    raise ToolFailure("NOT_TODAY", f"no {number}")
-
-
-async def _again(context: ToolContext, number: int) -> int:
-    _called(context)
-    if _world[-1].rng.random() < 0.5:
-        raise ToolFailure("LATER", "try again", retryable=True)
-    return number
-
-
-async def _extra() -> int:
-    return 0
-
-
-def _called(context: ToolContext) -> None:
-    world = _world[-1]
-    world.truth.tool_calls[context.call_id].append(world.broker.process.name)
-
-
-_FUNCTIONS = {"echo": _echo, "slow": _slow, "fails": _fails, "again": _again}
-_TOOLS: dict[str, FunctionTool] = {}
-_EXTRA = FunctionTool(_extra, name="extra")
-
-
-def _tool(name: str) -> FunctionTool:
-    if name not in _TOOLS:
-        policy = ToolPolicy(retryable=name == "again")
-        _TOOLS[name] = FunctionTool(_FUNCTIONS[name], name=name, policy=policy)
-    return _TOOLS[name]
 
 
 class _Complaints(logging.Handler):
@@ -366,7 +186,7 @@ def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None, *, tra
     loop = VirtualLoop()
     with clocks(loop, plan.seed), _complaints() as complaints:
         world = World(plan, loop)
-        _world.append(world)
+        the_world.append(world)
         try:
             if sabotage is not None:
                 sabotage(world)
@@ -377,7 +197,7 @@ def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None, *, tra
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
             world.truth.violation("no program breaks", f"{type(error).__name__}: {error}")
         finally:
-            _world.pop()
+            the_world.pop()
     report.violations = world.truth.violations
     report.violations += [f"no program breaks: {what}" for what in (*loop.faults, *complaints)]
     report.steps, report.virtual_s, report.story = loop.steps, loop.time(), world.story
