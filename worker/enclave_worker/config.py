@@ -63,6 +63,15 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Processes and threads of a sandbox. None: the level's."""
     send_buffer_bytes: int = 8 * 1024 * 1024
     """Events that may wait for one connection. Beyond it, its guests are no longer read and block on their output."""
+    lease_s: float = 30.0
+    """How long a session of a broker that resumes lives without one. After it, it is ended."""
+    kept_bytes: int = 64 * 1024 * 1024
+    """Events of all sessions that may wait for their brokers' acknowledgement. Beyond it, the guests with the most of
+    them are no longer read, and no session is started that would add to them."""
+    kept_session_bytes: int = 1024 * 1024
+    """The same of one session. Beyond it, its guest is no longer read and blocks on its output."""
+    kept_sessions: int = 20_000
+    """Sessions, ended ones included, of which something may wait to be acknowledged. At that number none is started."""
     zygote_forks: int = 5000
     """Sandboxes after which a zygote is replaced: those of one zygote share a memory layout and a hash seed."""
     first_uid: int = 200_000
@@ -74,7 +83,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what cannot work: with an empty pool a session would wait for ever."""
-        for name in ("max_sessions", "pool_size"):
+        for name in ("max_sessions", "pool_size", "kept_bytes", "kept_session_bytes", "kept_sessions"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: {value!r} is not a whole number above 0")

@@ -2,6 +2,9 @@
 
 The same code serves a WebSocket and an in-memory channel. It owns two tasks in one group, a reader and a writer, and
 one bounded outbox between the sessions and the writer.
+
+Once a broker has said `welcome`, both speak revision 2: sessions outlive the connection (`holdings`), and the broker
+acknowledges their events. Without a welcome they end with it.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import msgspec
 from msgspec import UNSET
 
 from enclave_protocol import (
+    Ack,
     Attach,
     Cancel,
     CatalogNotice,
+    Drain,
     Execute,
     Hello,
     Ping,
@@ -26,21 +31,25 @@ from enclave_protocol import (
     Rejection,
     RemoteProtocolError,
     ToolResult,
+    Welcome,
     __version__,
     decode_broker_message,
     encode,
 )
 from enclave_protocol.languages import LANGUAGES
+from enclave_protocol.revisions import NEWEST_REVISION, OLDEST_REVISION, RESUMING_REVISION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from .holdings import Holdings
     from .sessions import Sessions
 
 log = logging.getLogger("enclave.worker")
 
 _REJECTED_FIELDS = frozenset(
     {"sessionId", "callId", "code", "limits", "type", "language", "profile", "env", "files", "payload"}
+    | {"fromSeq", "seqs", "revision"}
 )
 
 
@@ -72,6 +81,8 @@ class WorkerIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker says of itself on every connection."""
 
     worker_id: str
+    instance: str = ""
+    """A new one at each start. Empty: sessions end with their connection, and only revision 1 is spoken."""
     level: str
     missing_layers: tuple[str, ...] = ()
     """Layers that it does without."""
@@ -82,6 +93,9 @@ class Connection:
 
     def __init__(self, peer: Peer, sessions: Sessions, identity: WorkerIdentity) -> None:
         self.congested = False
+        self.resumes = False
+        """Whether its sessions outlive it: the broker has welcomed us to revision 2."""
+        self._spoken = False
         self._peer = peer
         self._sessions = sessions
         self._identity = identity
@@ -91,11 +105,13 @@ class Connection:
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
         self._flushed = asyncio.Event()
+        self._flushed.set()
 
     async def serve(self) -> None:
         """Greet, then read and write until the peer is gone; its sessions end with it."""
         listeners, name = self._sessions.listeners, self._peer.name
         listeners.connect.notify(name)
+        self._sessions.on_drain.add(self._on_drain)
         self.deliver(encode(self._hello()))
         try:
             async with asyncio.TaskGroup() as group:
@@ -107,6 +123,7 @@ class Connection:
             log.info("connection from %s broke: %s", name, broken.exceptions[0])
             listeners.connection_error.notify(name, broken.exceptions[0])
         finally:
+            self._sessions.on_drain.discard(self._on_drain)
             self._sessions.abandon(self)
             self._flushed.set()
             listeners.disconnect.notify(name)
@@ -157,7 +174,7 @@ class Connection:
             raise RemoteProtocolError("a binary frame", allowed="text frames, one JSON object each")
         message = decode_broker_message(data)
         if isinstance(message, Execute):
-            self._sessions.execute(message, self)
+            self._sessions.execute(message, self, outlives=self.resumes)
         elif isinstance(message, ToolResult):
             self._sessions.tool_result(message)
         elif isinstance(message, Cancel):
@@ -166,10 +183,37 @@ class Connection:
             self._sessions.catalog_changed(message)
         elif isinstance(message, Ping):
             self.deliver(encode(self._pong(message)))
+        elif isinstance(message, Welcome):
+            self._welcome(message)
         else:
+            self._handle_resuming(message)
+        self._spoken = True
+
+    def _welcome(self, message: Welcome) -> None:
+        if self._spoken:
+            raise RemoteProtocolError("it is not the first", field="type", allowed="welcome before anything else")
+        newest = self._newest_revision
+        if not OLDEST_REVISION <= message.revision <= newest:
+            allowed = f"{OLDEST_REVISION} to {newest}"
+            raise RemoteProtocolError(f"{message.revision} was not offered", field="revision", allowed=allowed)
+        self.resumes = message.revision >= RESUMING_REVISION
+
+    def _handle_resuming(self, message: Attach | Ack | Drain) -> None:
+        """Handle what belongs to revision 2."""
+        if not self.resumes:
             session_id = message.session_id if isinstance(message, Attach) else None
-            allowed = "execute, cancel, tool_result, ping: a worker of revision 1 keeps no events"
+            allowed = "execute, cancel, tool_result, ping: nobody said welcome to revision 2 on this connection"
             raise RemoteProtocolError("not for this worker", field="type", allowed=allowed, session_id=session_id)
+        if isinstance(message, Ack):
+            self._sessions.holdings.ack(message.seqs, self)
+        elif isinstance(message, Attach):
+            self._sessions.holdings.attach(message.session_id, message.from_seq, self)
+        else:
+            self._sessions.drain(f"a broker said so: {message.reason}" if message.reason else "a broker said so")
+
+    def _on_drain(self, reason: str) -> None:
+        if self.resumes:  # others see it in the next pong
+            self.deliver(encode(Drain(reason=reason)))
 
     def _reject(self, error: RemoteProtocolError) -> None:
         field = error.field.partition(".")[0]
@@ -183,6 +227,8 @@ class Connection:
         languages_of: dict[str, list[str]] = {name: list(offer.languages) for name, offer in offers.items()}
         return Hello(
             worker_id=self._identity.worker_id,
+            instance=self._identity.instance or UNSET,
+            max_revision=self._newest_revision,
             version=__version__,
             level=self._identity.level,
             missing_layers=list(self._identity.missing_layers) or UNSET,
@@ -193,7 +239,12 @@ class Connection:
             max_sessions=self._sessions.config.max_sessions,
             active=self._sessions.active,
             draining=self._sessions.draining,
+            sessions=(self._identity.instance and self._sessions.holdings.listed()) or UNSET,
         )
+
+    @property
+    def _newest_revision(self) -> int:
+        return NEWEST_REVISION if self._identity.instance else OLDEST_REVISION
 
     def _pong(self, ping: Ping) -> Pong:
         return Pong(
@@ -204,8 +255,9 @@ class Connection:
         )
 
 
-async def flush(connections: Iterable[Connection]) -> None:
-    """Let what was said on these connections go out, for a bounded time."""
+async def flush(connections: Iterable[Connection], holdings: Holdings) -> None:
+    """Let what was said on these connections go out and be acknowledged, for a bounded time."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_FLUSH_S):
+            await holdings.wait_handed_over()
             await asyncio.gather(*(connection.wait_flushed() for connection in connections))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from .connection import Connection, PeerLeft, flush
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ class Embedding:
 
     def __init__(self, sessions: Sessions, identity: WorkerIdentity) -> None:
         self._sessions = sessions
-        self._identity = identity
+        # A channel inside a process can't be cut: sessions end with it, and nothing is kept to be sent again.
+        self._identity = msgspec.structs.replace(identity, instance="")
         self._served: dict[Connection, TextChannel] = {}
         self._numbers = itertools.count(1)
 
@@ -74,6 +77,6 @@ class Embedding:
     async def stop(self) -> None:
         """Let what was said go out, then close every channel."""
         served = dict(self._served)
-        await flush(served)
+        await flush(served, self._sessions.holdings)
         for channel in served.values():
             await channel.close()

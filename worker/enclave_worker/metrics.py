@@ -56,6 +56,9 @@ class WorkerMetrics:
         self.connections_refused = Counter(
             "enclave_connections_refused", "Connections without our token or certificate.", registry=registry
         )
+        self.leases_expired = Counter(
+            "enclave_leases_expired", "Sessions that were ended because no broker attached in time.", registry=registry
+        )
         self.connections = Gauge("enclave_connections", "Open WebSocket connections.", registry=registry)
         self._level = Gauge("enclave_level_info", "1; the security level is the label.", ["level"], registry=registry)
         self._missing = Gauge(

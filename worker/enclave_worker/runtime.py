@@ -8,6 +8,7 @@ import functools
 import os
 import socket
 import time
+import uuid
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -167,7 +168,10 @@ class RuntimeWorker(Observable):
             self._slots, self._pools = make_pools(self.config, footing)
             self._sessions = Sessions(self.config, self._pools, self.metrics, self.listeners)
             identity = WorkerIdentity(
-                worker_id=self.worker_id, level=footing.level.name, missing_layers=tuple(footing.lacking)
+                worker_id=self.worker_id,
+                instance=uuid.uuid4().hex,
+                level=footing.level.name,
+                missing_layers=tuple(footing.lacking),
             )
             self._embedding = Embedding(self._sessions, identity)
             self._server = WorkerServer(self._sessions, self._pools, self.metrics, identity, door)
@@ -194,10 +198,10 @@ class RuntimeWorker(Observable):
         await asyncio.shield(self._stopping)
 
     async def _stop(self, grace_s: float) -> None:
-        self.sessions.draining = True
+        self.sessions.drain("the worker stops")
         try:
             async with asyncio.timeout(grace_s):
-                await self.sessions.wait_idle()
+                await self.sessions.wait_drained()
         except TimeoutError:
             await self.sessions.end_all("the worker stops")
         await self._stop_parts()
@@ -326,6 +330,8 @@ class RuntimeWorker(Observable):
             await self._embedding.stop()
         if self._server is not None:
             await self._server.stop()
+        if self._sessions is not None:
+            self._sessions.holdings.close()
         if self._pools is not None:
             await self._pools.stop()
         for slots in self._slots:
@@ -345,6 +351,8 @@ class RuntimeWorker(Observable):
         metrics = self.metrics
         metrics.watch("enclave_executions_active", "Executions that hold a slot.", lambda: self._active)
         metrics.watch("enclave_worker_slots", "Slots of the worker.", lambda: self.config.max_sessions)
+        metrics.watch("enclave_sessions_detached", "Sessions that wait for a broker to attach.", lambda: self._detached)
+        metrics.watch("enclave_events_kept_bytes", "Events that no broker has acknowledged yet.", lambda: self._kept)
         metrics.watch_states(
             "enclave_pool_sandboxes",
             "Sandboxes that exist: warm ones wait for code, starting ones are being made, taken ones have a session.",
@@ -354,6 +362,14 @@ class RuntimeWorker(Observable):
     @property
     def _active(self) -> int:
         return 0 if self._sessions is None else self._sessions.active
+
+    @property
+    def _detached(self) -> int:
+        return 0 if self._sessions is None else self._sessions.holdings.detached
+
+    @property
+    def _kept(self) -> int:
+        return 0 if self._sessions is None else self._sessions.holdings.budget.used_bytes
 
     def _sandboxes(self, state: str) -> float:
         """Count the sandboxes of a state; there are none unless the worker runs."""

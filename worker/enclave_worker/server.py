@@ -100,7 +100,7 @@ class WorkerServer:
     async def stop(self) -> None:
         """Let what was said go out; close the port and every connection."""
         if self._server is not None:
-            await flush(self._connections)
+            await flush(self._connections, self._sessions.holdings)
             self._server.close()
             await self._server.wait_closed()
 

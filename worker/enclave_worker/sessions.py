@@ -5,6 +5,8 @@ it drives, its timers, and the sink its events go to. It is all callbacks: feed 
 order. There is no task per session, so there is nothing to cancel and nothing to leak but what `_finish` lets go of.
 
 A sink that can't keep up pauses its sessions' sandboxes: their pipes fill, their guests block, and nothing is lost.
+
+A session that may outlive its connection has a `Holding` for a sink, which stands between it and the connection.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET
@@ -34,6 +36,7 @@ from enclave_protocol import (
 from enclave_protocol.events import iso_time
 from enclave_protocol.languages import MAX_SCRIPT_BYTES
 
+from .holdings import Holding, Holdings
 from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
 from .listeners import Listeners
 from .profiles import DEFAULT_PROFILE, MIN_MEMORY_BYTES, Profile
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from enclave_protocol.languages import Language
 
     from .config import RuntimeConfig
+    from .holdings import Sink
     from .metrics import WorkerMetrics
     from .offers import Offer
     from .output import Stream
@@ -59,16 +63,6 @@ _DEATH_GRACE_S = 2.0
 a zygote may be stopped by somebody; neither may hold up an ending."""
 _HANGUP_GRACE_S = 0.2
 """How long the word of a death may come after the end of the guest's socket, which dies a little earlier."""
-
-
-class Sink(Protocol):
-    """Where a session's events go."""
-
-    congested: bool
-    """Whether more waits there than should. Set back to false, followed by a call of `Sessions.resume`."""
-
-    def deliver(self, line: bytes) -> None:
-        """Take one event."""
 
 
 class Totals(msgspec.Struct):
@@ -97,7 +91,12 @@ class Sessions:
         self.listeners = listeners or Listeners()
         self.totals = Totals()
         self.draining = False
+        """Whether no more are taken. Set by `drain`."""
+        self.drain_asked = asyncio.Event()
+        self.on_drain: set[Callable[[str], None]] = set()
+        """Called with the reason, once, when no more sessions are taken."""
         self.loop = asyncio.get_running_loop()
+        self.holdings = Holdings(config, metrics, self._lease_over)
         self._runs: dict[SessionId, _Run] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -107,8 +106,8 @@ class Sessions:
         """Sessions that hold a slot."""
         return len(self._runs)
 
-    def execute(self, message: Execute, sink: Sink) -> SessionId:
-        """Start a session whose events go to `sink`.
+    def execute(self, message: Execute, sink: Sink, *, outlives: bool = False) -> SessionId:
+        """Start a session whose events go to `sink`; `outlives` keeps it, for its lease, when that is abandoned.
 
         Without a free slot the session is not accepted, and its only event is a `final` with `NO_CAPACITY`.
 
@@ -118,6 +117,8 @@ class Sessions:
         session_id = new_session_id() if message.session_id is UNSET else SessionId(message.session_id)
         if session_id in self._runs:
             raise _bad(session_id, "sessionId", "a live session has this id", "an id no live session has")
+        if session_id in self.holdings:
+            raise _bad(session_id, "sessionId", "one that ended and is not acknowledged has this id", "another id")
         try:
             offer, language = self._offer(message)
             limits = self._limits(message, offer, language)
@@ -135,14 +136,16 @@ class Sessions:
             queue_ms=queue_ms,
             allowance=offer.allowance,
         )
-        if self.draining or len(self._runs) >= self.config.max_sessions:
-            why = "the worker is draining" if self.draining else f"all {self.config.max_sessions} slots are taken"
+        why = self._full(outlives=outlives)
+        if why:
             self.metrics.refused.inc()
             for instruction in (*session.fail(Code.NO_CAPACITY, why), *session.ended(None, time.monotonic())):
                 if isinstance(instruction, Emit):
                     sink.deliver(instruction.line)
             return session_id
         # The slot is taken in the step that found it free.
+        if outlives:
+            sink = self.holdings.hold(session_id, sink, first_seq)
         run = _Run(self, session, message.code, sink, offer=offer, given=given)
         self._runs[session_id] = run
         self._idle.clear()
@@ -165,7 +168,8 @@ class Sessions:
             run.catalog_changed(message)
 
     def abandon(self, sink: Sink) -> None:
-        """The sink is gone: end its sessions."""
+        """The sink is gone: end its sessions, but for those that outlive it."""
+        self.holdings.detach(sink)
         for run in list(self._runs.values()):
             if run.sink is sink:
                 run.sink = _NOWHERE
@@ -176,6 +180,23 @@ class Sessions:
         for run in self._runs.values():
             if run.sink is sink:
                 run.resume()
+        self.holdings.drained()
+
+    def drain(self, reason: str) -> None:
+        """Take no more sessions, for good, and say so. Safe to call again."""
+        if self.draining:
+            return
+        self.draining = True
+        self.drain_asked.set()
+        log.info("draining: %s; %d sessions are live", reason, self.active)
+        for listener in tuple(self.on_drain):
+            listener(reason)
+
+    async def wait_drained(self) -> None:
+        """Return when no more are taken, none is live, and nobody is to come for the last events of one."""
+        await self.drain_asked.wait()
+        await self.wait_idle()
+        await self.holdings.wait_empty()
 
     async def wait_idle(self) -> None:
         """Return when no session is live."""
@@ -193,6 +214,8 @@ class Sessions:
         del self._runs[session_id]
         if not self._runs:
             self._idle.set()
+        if isinstance(run.sink, Holding):
+            self.holdings.ended(run.sink)
         self.totals.executions += 1
         self.totals.execution_ms += duration_s * 1000
         self.metrics.ended(code, duration_s, cpu_s=cpu_s, truncated=run.session.truncated)
@@ -211,6 +234,19 @@ class Sessions:
         if run is None:
             raise _bad(session_id, "sessionId", "no such session is live here", "the id of a live session")
         return run
+
+    def _full(self, *, outlives: bool) -> str:
+        """Return why no session can be started now, empty if one can."""
+        if self.draining:
+            return "the worker is draining"
+        if len(self._runs) >= self.config.max_sessions:
+            return f"all {self.config.max_sessions} slots are taken"
+        if outlives and self.holdings.crowded:
+            return "too many events wait for their broker's acknowledgement"
+        return ""
+
+    def _lease_over(self, session_id: SessionId, reason: str) -> None:
+        self._runs[session_id].cancel(reason)
 
     def _offer(self, message: Execute) -> tuple[Offer, Language]:
         offers = self.pools.offers
