@@ -9,6 +9,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .sessions import BrokerSession
     from .store import Store
 
@@ -58,8 +60,18 @@ class Directory:
         self._store.finish(session)
         self._finished[session.session_id] = session
         self._finished_bytes += session.log.size_bytes
-        while len(self._finished) > self.max_finished or self._finished_bytes > self.max_bytes:
-            self._drop_finished(next(iter(self._finished)))
+        self._drop_surplus()
+
+    def restore(self, sessions: Iterable[BrokerSession]) -> None:
+        """Enter sessions that the store has from an earlier broker, those that ended first before the others."""
+        for session in sessions:
+            if session.live:
+                self._live[session.session_id] = session
+            else:
+                self._drop_finished(session.session_id)
+                self._finished[session.session_id] = session
+                self._finished_bytes += session.log.size_bytes
+        self._drop_surplus()
 
     def remove(self, session_id: str) -> BrokerSession | None:
         """Make a session unfindable. A live one goes on to its end, for those who read it already."""
@@ -82,6 +94,10 @@ class Directory:
         assert all(session.live for session in self._live.values()), "an ended session among the live ones"
         assert not any(session.live for session in self._finished.values()), "a live session among the finished ones"
         assert self._finished_bytes == sum(session.log.size_bytes for session in self._finished.values())
+
+    def _drop_surplus(self) -> None:
+        while len(self._finished) > self.max_finished or self._finished_bytes > self.max_bytes:
+            self._drop_finished(next(iter(self._finished)))
 
     def _drop_finished(self, session_id: str) -> BrokerSession | None:
         session = self._finished.pop(session_id, None)

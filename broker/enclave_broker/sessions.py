@@ -52,6 +52,8 @@ from .access import DEFAULT_TENANT
 from .tools.catalog import merged
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from enclave_protocol import ClientTools
     from enclave_protocol.encryption import Channel
     from enclave_protocol.events import CatalogChangedPayload
@@ -114,11 +116,12 @@ class BrokerSession:
 
     Args:
         session_id: its id.
-        request: what to send to a worker; `firstSeq` and `queueMs` are filled in at placement.
+        request: what to send to a worker; `firstSeq` and `queueMs` are filled in at placement. None for one that has
+            ended.
         limits: what holds for it.
         now: seconds on the monotonic clock.
         wall: seconds since the epoch.
-        log: where its events go, empty.
+        log: where its events go. Empty for a new session.
         client_tools: the tools that its client answers for, by name; None: every one that the broker does not have.
         channel: what seals its events; None leaves them as they are.
         fingerprint: tells its request from others; empty for one that is not to be recognised.
@@ -134,6 +137,7 @@ class BrokerSession:
         "created_at",
         "ended",
         "fingerprint",
+        "first_seq",
         "heartbeat",
         "limits",
         "log",
@@ -156,7 +160,7 @@ class BrokerSession:
     def __init__(
         self,
         session_id: str,
-        request: Execute,
+        request: Execute | None,
         limits: Limits,
         *,
         now: float,
@@ -169,9 +173,9 @@ class BrokerSession:
     ) -> None:
         self.session_id = session_id
         self.tenant = tenant
-        self.request: Execute | None = request  # until the worker's first event: after it, no other can take over
-        self.profile = request.profile or ""
-        self.request_bytes = len(request.code) + size_bytes(request.env or {}, request.files or {})
+        self.request = request  # until the worker's first event: after it, no other can take over
+        self.profile = "" if request is None else request.profile or ""
+        self.request_bytes = 0 if request is None else _size_bytes(request)
         self.limits = limits
         self.client_tools = client_tools
         self.channel = channel
@@ -200,7 +204,10 @@ class BrokerSession:
         self.outcome = ""
         """How it ended: `ok`, or the code of its error."""
         self.log = log
-        self.log.append(encode(self._init_event()))
+        self.first_seq = 0
+        """Number of its worker's first event."""
+        if log.next_seq == 1:
+            log.append(encode(self._init_event()))
 
     @property
     def expires_at(self) -> float:
@@ -217,8 +224,9 @@ class BrokerSession:
         if self.request is None:
             raise AssertionError("placed again after its worker began: only NO_CAPACITY re-queues")
         self.started = now
+        self.first_seq = self.log.next_seq
         queue_ms = round((now - self.created) * 1000, 3)
-        return msgspec.structs.replace(self.request, first_seq=self.log.next_seq, queue_ms=queue_ms)
+        return msgspec.structs.replace(self.request, first_seq=self.first_seq, queue_ms=queue_ms)
 
     def beat(self, now: float, wall: float) -> None:
         """Write a heartbeat if one is due. The worker does so once it has the session."""
@@ -264,6 +272,13 @@ class BrokerSession:
             return Broken(f"unreadable {envelope.type}: {error}")
         self._append(line)
         return step
+
+    def replay(self, lines: Iterable[bytes]) -> None:
+        """Take in events of the worker's that are in the log already, for what follows from them."""
+        for line in lines:
+            self._begin()
+            if peek(line).type.startswith("tool_"):
+                self._accept_call(line)
 
     def end(self, code: Code, message: str, now: float) -> None:
         """Write the broker's own `final`, because no worker will. A session that has ended stays as it is."""
@@ -382,3 +397,7 @@ class BrokerSession:
             return Encryption(enabled=False)
         hello = self.channel.hello
         return Encryption(enabled=True, key_id=hello.key_id, server_hello=hello)
+
+
+def _size_bytes(request: Execute) -> int:
+    return len(request.code) + size_bytes(request.env or {}, request.files or {})

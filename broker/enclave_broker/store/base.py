@@ -48,7 +48,10 @@ class Store(Protocol):
         """Keep where a session is now, and whether it is to be cancelled."""
 
     def answer(self, session: BrokerSession, call_id: str, message: bytes) -> None:
-        """Keep the answer of a tool call, until the session's log says that it was applied, or ends."""
+        """Keep the answer of a tool call, until it was applied or the session ends."""
+
+    def applied(self, session: BrokerSession, call_id: str) -> None:
+        """Forget the answer of a call, since the session's log says that it was applied."""
 
     def finish(self, session: BrokerSession) -> None:
         """Keep how a session ended, whose log has just got its last line, and no more than a reader needs of it.

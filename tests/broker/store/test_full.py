@@ -1,0 +1,147 @@
+"""A file that takes no more: nobody notices, everybody could know, and the next broker is not lied to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import sqlite3
+from typing import TYPE_CHECKING
+
+from enclave_broker.store.sqlite import SqliteStore
+from tests.conformance.stores import NOW, WALL, directory_of, event, made, placed, read, run, take_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pytest
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process grows past what fills a disk; what is there can be written over."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def until_writable(store: SqliteStore) -> None:
+    async with asyncio.timeout(20):
+        while store.failure:  # noqa: ASYNC110 - the file is tried again by the clock
+            await asyncio.sleep(0.01)
+    await store.settle()
+
+
+def path_in(directory: Path) -> str:
+    return str(directory / "broker.sqlite")
+
+
+async def test_on_a_full_disk_sessions_go_on_and_when_there_is_room_again_nothing_is_missing(tmp_path: Path) -> None:
+    store = SqliteStore(path_in(tmp_path))
+    directory, before = directory_of(store), made(store, "s_before")
+    directory.add(before)
+    placed(store, before)
+    take_in(before, event("s_before", 2))
+    await store.settle()
+    with full_disk():
+        during = made(store, "s_during")
+        directory.add(during)
+        placed(store, during)
+        await store.settle()
+        assert store.failure
+        sent = [event("s_before", 2), *run(before, directory)]
+        assert (await read(before.log))[1:] == sent, "the client gets everything at once"
+        done: list[int] = []
+        store.then(lambda: done.append(1))
+        assert done == [1]
+    await until_writable(store)
+    also = run(during, directory)
+    await store.close()
+
+    store = SqliteStore(path_in(tmp_path))
+    loaded = store.load(log_bytes=1 << 20, now=NOW, wall=WALL)
+    assert not loaded.unwritten
+    assert not loaded.live
+    found = {session.session_id: (await read(session.log))[1:] for session in loaded.finished}
+    assert found == {"s_before": sent, "s_during": also}
+    await store.close()
+
+
+async def test_a_broker_that_dies_while_the_disk_is_full_leaves_word_of_it(tmp_path: Path) -> None:
+    store = SqliteStore(path_in(tmp_path))
+    session = made(store)
+    directory_of(store).add(session)
+    placed(store, session)
+    await store.settle()
+    with full_disk():
+        take_in(session, event("s_1", 2))
+        await store.settle()
+        assert session.log.end_seq == 3
+        await store.close()  # what could not be written is lost with it
+
+    store = SqliteStore(path_in(tmp_path))
+    loaded = store.load(log_bytes=1 << 20, now=NOW, wall=WALL)
+    assert loaded.unwritten
+    assert [found.log.next_seq for found in loaded.live] == [2]
+    await store.close()
+
+
+async def test_a_lock_that_somebody_holds_is_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("enclave_broker.store.database.BUSY_S", 0.01)
+    store = SqliteStore(path_in(tmp_path))
+    directory, session = directory_of(store), made(store)
+    directory.add(session)
+    await store.settle()
+    other = sqlite3.connect(path_in(tmp_path), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    run(session, directory)
+    await store.settle()
+    assert "can't be written: database is locked; sessions go on in memory until it can" in caplog.text
+    assert len(await read(session.log)) == 5
+    other.execute("ROLLBACK")
+    other.close()
+    await until_writable(store)
+    assert "can be written again" in caplog.text
+    assert session.log.kept() == [], "it is read from the file now"
+    assert len(await read(session.log)) == 5
+    await store.close()
+
+
+async def test_what_waits_for_a_full_disk_is_bounded_and_what_is_given_up_is_given_up_whole(tmp_path: Path) -> None:
+    store = SqliteStore(path_in(tmp_path), unwritten_bytes=10_000)
+    directory = directory_of(store)
+    done, live = made(store, "s_done"), made(store, "s_live")
+    for session in (done, live):
+        directory.add(session)
+        placed(store, session)
+    run(done, directory)
+    await store.settle()
+    with full_disk():
+        sent = []
+        for seq in range(2, 200):
+            sent.append(event("s_live", seq, chunk="x" * 200))
+            take_in(live, sent[-1])
+            if seq % 20 == 0:
+                await store.settle()
+                await asyncio.sleep(0)
+        assert live.log.lines(2, 1 << 20) == sent
+        assert store._batch.size_bytes <= 10_000 + 20 * 400
+        later = made(store, "s_later")
+        directory.add(later)
+    await until_writable(store)
+    assert live.log.lines(2, 1 << 20) == sent
+    sent += run(live, directory)
+    assert (await read(live.log))[1:] == sent
+    await store.close()
+
+    store = SqliteStore(path_in(tmp_path))
+    loaded = store.load(log_bytes=1 << 20, now=NOW, wall=WALL)
+    assert [session.session_id for session in loaded.finished] == ["s_done"]
+    assert [found.session.session_id for found in loaded.live] == ["s_later"]
+    await store.close()
