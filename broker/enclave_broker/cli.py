@@ -70,6 +70,12 @@ MAX_TOOLS_SAID = 12
 )
 @click.option("--queue-size", default=1000, type=click.IntRange(0), help="Sessions that may wait for a slot.")
 @click.option("--queue-timeout-ms", default=30_000, type=click.IntRange(1), help="Longest wait for a slot.")
+@click.option(
+    "--queue-wait-ms",
+    default=30_000,
+    type=click.IntRange(0),
+    help="Refuse at once what would wait longer for a slot, by all that is known.",
+)
 @click.option("--retain-s", default=60.0, type=click.FloatRange(0), help="How long finished sessions can be replayed.")
 @click.option(
     "--disconnect-grace-s", default=10.0, type=click.FloatRange(0), help="Life of a session that nobody reads any more."
@@ -104,6 +110,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     default_language: Language,
     queue_size: int,
     queue_timeout_ms: int,
+    queue_wait_ms: int,
     retain_s: float,
     disconnect_grace_s: float,
     ping_interval_s: float,
@@ -123,6 +130,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
             default_language=default_language,
             queue_size=queue_size,
             queue_timeout_ms=queue_timeout_ms,
+            queue_wait_ms=queue_wait_ms,
             retain_s=retain_s,
             disconnect_grace_s=disconnect_grace_s,
             ping_interval_s=ping_interval_s,

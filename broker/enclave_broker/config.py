@@ -79,6 +79,9 @@ class BrokerConfig:
     """Requests (code, files and the rest) that may wait for a slot, in all."""
     queue_timeout_ms: int = 30_000
     """Longest wait for a slot; then the session ends with `NO_CAPACITY`."""
+    queue_wait_ms: int = 30_000
+    """A session that is expected to wait longer for a slot is refused at once. What it is for is to keep the latency of
+    those that are accepted, whatever comes: as long as users would rather be refused than wait."""
 
     log_bytes: int = 8 * MIB
     """Events kept per session for replay and for slow readers; the oldest are trimmed, and asking for them is 410."""

@@ -51,11 +51,18 @@ if TYPE_CHECKING:
     from .config import BrokerConfig
     from .metrics import Metrics
     from .new_session import NewSession
+    from .placement import RefuseReason
     from .sessions import ToolCalled
     from .store import Store
     from .tools import ApprovalHook, CatalogChange, Secrets, ToolRegistry
 
 log = logging.getLogger("enclave.broker")
+
+NO_CAPACITY: dict[RefuseReason, str] = {
+    "queue_full": "every slot is taken and the queue is full",
+    "long_wait": "every slot is taken and the wait for one would be too long",
+    "deadline": "no slot became free in time",
+}
 
 
 class Dispatcher:
@@ -87,7 +94,12 @@ class Dispatcher:
         self.gate = gate or Gate(None, Signer())
         self.metrics = metrics
         self.tools = tools
-        self.placer = Placer(queue_size=config.queue_size, queue_bytes=config.queue_bytes)
+        self.placer = Placer(
+            queue_size=config.queue_size,
+            queue_bytes=config.queue_bytes,
+            queue_wait_s=config.queue_wait_ms / 1000,
+            shared=self.gate.closed,
+        )
         self.directory = Directory(
             self.store,
             max_finished=config.retained_sessions,
@@ -111,7 +123,7 @@ class Dispatcher:
             Denied: the caller may make none, or none with this id.
             DuplicateSession: its id is taken by a session that has not ended, or is another tenant's.
             QuotaExceeded: the caller's tenant has none left.
-            NoCapacity: the queue is full.
+            NoCapacity: the queue is full, or the wait for a slot would be too long.
             RemoteProtocolError: no worker offers its profile or language, or it declares a tool that the broker has.
         """
         self.gate.allow(caller, Scope.CREATE)
@@ -152,11 +164,12 @@ class Dispatcher:
             session_id,
             self.fleet.queue_deadline(session),
             profile=languages.need(new.profile, new.language),
+            tenant=caller.tenant,
             size_bytes=session.request_bytes,
         )
         if isinstance(decision, Refuse):
             account.give_back(now)
-            raise NoCapacity("every slot is taken and the queue is full", retry_after_s=decision.retry_after_s)
+            raise NoCapacity(NO_CAPACITY[decision.reason], retry_after_s=decision.retry_after_s)
         self.directory.add(session)
         self.fleet.enter(session, decision)
         return session
@@ -164,7 +177,7 @@ class Dispatcher:
     def _admit(self, caller: Caller, now: float) -> Account:
         account = self.gate.ledger.account(caller.tenant)
         try:
-            account.admit(now)
+            account.admit(now, self.placer.hold_s)
         except QuotaExceeded as error:
             self.metrics.quota_refused(caller.tenant, error.quota)
             raise
@@ -245,7 +258,7 @@ class Dispatcher:
     def tick(self) -> None:
         """Do what is due: refuse who waited too long, tell the others that they still wait, forget old sessions."""
         now, wall = time.monotonic(), time.time()
-        for refuse in self.placer.expire(now):
+        for refuse in self.fleet.tick(now):
             session = self.fleet.routes[refuse.session_id]
             waited_ms = round((now - session.created) * 1000)
             message = f"no worker had a free slot within {waited_ms} ms"
@@ -253,7 +266,7 @@ class Dispatcher:
             if offered and session.profile not in offered:
                 message += f", nor offers {session.profile[:40]!r} (offered: {', '.join(offered)})"
             self.fleet.end(session, Code.NO_CAPACITY, message)
-        for session_id in self.placer.waiting():
+        for session_id in self.placer.queue:
             self.fleet.routes[session_id].beat(now, wall)
         self.directory.expire(now)
 

@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from .links import Link
     from .metrics import Metrics
     from .offers import Offers
-    from .placement import Lose, Placer, Wait
+    from .placement import Lose, Placer, Refuse, Wait
     from .store import Store
 
 log = logging.getLogger("enclave.broker")
+
+POSITIONS_EVERY_S = 1.0
+"""How often those who wait are told their position, if it changed."""
 
 
 class SessionOwner(Protocol):
@@ -83,6 +86,7 @@ class Fleet:
         self._offers = offers
         self._owner = owner
         self._overdue: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for the worker's final
+        self._positions_due = 0.0
 
     # Sessions
 
@@ -91,6 +95,8 @@ class Fleet:
         self.routes[session.session_id] = session
         if isinstance(decision, Place):
             self._place(decision, time.monotonic())
+        else:
+            session.tell_position(decision.position)
 
     def queue_deadline(self, session: BrokerSession) -> float:
         """Return until when a session may wait for a slot, on the monotonic clock."""
@@ -130,6 +136,17 @@ class Fleet:
         for session in [session for session in self.routes.values() if session.live]:
             self._cancel_on_worker(session, "broker stops")
             self.end(session, Code.SESSION_CANCELLED, "the broker is stopping")
+
+    def tick(self, now: float) -> list[Refuse]:
+        """Let the placer know the time, and tell who waits how long the line is; returns who has waited too long."""
+        late, placed = self._placer.tick(now)
+        self._place_all(placed)
+        # Not at each change: a long queue would write more events than all who run.
+        if self._placer.queue and now >= self._positions_due:
+            self._positions_due = now + POSITIONS_EVERY_S
+            for session_id, position in self._placer.positions():
+                self.routes[session_id].tell_position(position)
+        return late
 
     def tell_all(self, news: CatalogChangedPayload) -> None:
         """Tell every live session which tools came and went."""
@@ -196,6 +213,7 @@ class Fleet:
         if session.live and session.request is None:
             return  # it runs: what was refused is a late tool result or the like
         if session.live:
+            self._placer.blame(link.name)
             self.end(session, Code.VALIDATION_ERROR, f"the worker refused the session: {payload.message}")
         self._release(session)
 
@@ -255,11 +273,19 @@ class Fleet:
             session.session_id, self.queue_deadline(session), size_bytes=session.request_bytes
         )
         self._place_all(placed)
+        self._tell_wait(session)
+
+    def _tell_wait(self, session: BrokerSession) -> None:
+        """Tell the client of a session that was put back into the queue that it waits again, if it does."""
+        position = self._placer.position(session.session_id)
+        if position:
+            session.tell_position(position)
 
     def _release(self, session: BrokerSession) -> None:
         session.worker = None
         self.routes.pop(session.session_id, None)
-        self._place_all(self._placer.release(session.session_id))
+        failed = session.outcome == Code.INTERNAL_ERROR
+        self._place_all(self._placer.release(session.session_id, failed=failed))
 
     def _lose(self, lost: Lose, link: Link, reason: str) -> None:
         session = self.routes[lost.session_id]
@@ -291,6 +317,8 @@ class Fleet:
 
     def _end_overdue(self, session: BrokerSession, code: Code, message: str) -> None:
         log.error("worker %s, session %s: no final in time", session.worker, session.session_id)
+        if session.worker is not None:
+            self._placer.blame(session.worker)
         self._cancel_on_worker(session, "overdue")
         self.end(session, code, message)
 

@@ -40,6 +40,8 @@ from enclave_protocol.events import (
     HeartbeatPayload,
     SessionInit,
     SessionInitPayload,
+    Status,
+    StatusPayload,
     Stderr,
     Stdout,
     ToolCall,
@@ -144,6 +146,7 @@ class BrokerSession:
         "open_calls",
         "outcome",
         "profile",
+        "queue_position",
         "request",
         "request_bytes",
         "session_id",
@@ -187,6 +190,8 @@ class BrokerSession:
         self.started: float | None = None
         """When a worker got it."""
         self.ended: float | None = None
+        self.queue_position = 0
+        """What its client was last told; 0: nothing."""
         self.worker: str | None = None
         """The link it went out on."""
         self.worker_name: str | None = None
@@ -225,6 +230,7 @@ class BrokerSession:
             raise AssertionError("placed again after its worker began: only NO_CAPACITY re-queues")
         self.started = now
         self.first_seq = self.log.next_seq
+        self.queue_position = 0
         queue_ms = round((now - self.created) * 1000, 3)
         return msgspec.structs.replace(self.request, first_seq=self.first_seq, queue_ms=queue_ms)
 
@@ -235,6 +241,13 @@ class BrokerSession:
             self.heartbeat = now
             payload = HeartbeatPayload(ts=iso_time(wall))
             self._append(encode(Heartbeat(session_id=self.session_id, seq=self.log.next_seq, payload=payload)))
+
+    def tell_position(self, position: int) -> None:
+        """Write how long the line before it is, as it waits for a slot, unless that is known."""
+        if position != self.queue_position:
+            self.queue_position = position
+            payload = StatusPayload(state="queued", queue_position=position)
+            self._append(encode(Status(session_id=self.session_id, seq=self.log.next_seq, payload=payload)))
 
     def tell(self, change: CatalogChangedPayload) -> bool:
         """Take in that the tools changed; True: its worker has to be told, which then writes the event.

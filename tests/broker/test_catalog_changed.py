@@ -77,9 +77,9 @@ async def test_a_session_that_waits_for_a_slot_is_told_by_the_broker() -> None:
         release.set()
         waited = await second
         await first
-    assert kinds(waited) == ["session_init", "catalog_changed", "catalog_changed", "final"]
+    assert kinds(waited) == ["session_init", "status", "catalog_changed", "catalog_changed", "final"]
     assert changes(waited) == [(["pets_get"], []), ([], ["pets_get"])]
-    assert waited[-1]["payload"]["result"] == 4, "the worker numbers on from there"
+    assert waited[-1]["payload"]["result"] == 5, "the worker numbers on from there"
 
 
 async def test_what_changes_before_the_workers_first_event_is_told_after_it_as_one_change() -> None:
@@ -118,7 +118,7 @@ async def test_a_session_that_its_worker_refuses_is_told_while_it_waits_again() 
     async with fleet(worker, tools=registry) as running:
         events = await stream(running)
         assert not [message for message in worker.received if message["type"] == "catalog_changed"]
-    assert kinds(events) == ["session_init", "catalog_changed", "final"]
+    assert kinds(events) == ["session_init", "catalog_changed", "status", "final"]
 
 
 async def test_a_session_that_has_ended_is_told_nothing_and_a_broker_that_stopped_hears_nothing() -> None:

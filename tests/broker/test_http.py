@@ -197,6 +197,8 @@ async def test_a_session_that_waits_can_be_cancelled() -> None:
         async with running.http.stream("POST", "/sessions", json={"code": "1", "sessionId": "s_1"}) as response:
             lines = response.aiter_lines()
             await anext(lines)
+            waits = json.loads(await anext(lines))
+            assert (waits["type"], waits["payload"]) == ("status", {"state": "queued", "queuePosition": 1})
             await running.http.post("/sessions/s_1/cancel")
             assert json.loads(await anext(lines))["payload"]["error"]["code"] == "SESSION_CANCELLED"
         assert running.broker.dispatcher.placer.statistics().waiting == 0

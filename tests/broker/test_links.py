@@ -127,8 +127,8 @@ async def test_a_waiting_session_has_heartbeats_and_its_worker_numbers_on_from_t
         running.http.stream("POST", "/sessions", json={"code": "1", "limits": {"heartbeatIntervalMs": 1}}) as response,
     ):
         lines = response.aiter_lines()
-        kinds = [json.loads(await anext(lines))["type"] for _ in range(3)]
-        assert kinds == ["session_init", "heartbeat", "heartbeat"]
+        kinds = [json.loads(await anext(lines))["type"] for _ in range(4)]
+        assert kinds == ["session_init", "status", "heartbeat", "heartbeat"]
 
 
 async def test_events_out_of_order_end_the_session_and_free_the_slot_once_the_worker_lets_go() -> None:

@@ -19,13 +19,15 @@ import msgspec
 from enclave_protocol import EnclaveError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 MINUTE_S = 60.0
 HOUR_S = 3600.0
 SLICES = 60
 FULL_RETRY_S = 1.0
-"""When to ask again for a session's place: nobody knows when one ends."""
+"""When to ask again for a session's place, at least, and as long as nobody knows how long sessions take,"""
+FULL_RETRY_MAX_S = 60.0
+"""and at most."""
 
 QuotaName = Literal["concurrentSessions", "sessionsPerMinute", "cpuSecondsPerHour", "toolCallsPerMinute"]
 Amount = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
@@ -125,15 +127,26 @@ class Account:
         self._calls = Window(MINUTE_S)
         self._cpu_ms = Window(HOUR_S)
 
-    def admit(self, now: float) -> None:
-        """Take a place for a session; raises QuotaExceeded, and then took none."""
-        quotas = self.quotas
-        if quotas.concurrent_sessions is not None and self.active >= quotas.concurrent_sessions:
-            self._refuse("concurrentSessions", quotas.concurrent_sessions, self.active, FULL_RETRY_S)
-        self._check("sessionsPerMinute", self._sessions, quotas.sessions_per_minute, now)
-        self._check("cpuSecondsPerHour", self._cpu_ms, quotas.cpu_seconds_per_hour, now, unit=1000)
+    def admit(self, now: float, session_s: Callable[[], float | None] = lambda: None) -> None:
+        """Take a place for a session; raises QuotaExceeded, and then took none.
+
+        Args:
+            now: the time.
+            session_s: asked how long a session takes, on average, if that is known.
+        """
+        self.check(now, session_s)
         self._sessions.add(now)
         self.active += 1
+
+    def check(self, now: float, session_s: Callable[[], float | None] = lambda: None) -> None:
+        """Raise QuotaExceeded if there is no place for a session."""
+        quotas = self.quotas
+        if quotas.concurrent_sessions is not None and self.active >= quotas.concurrent_sessions:
+            each_s = session_s() or 0.0
+            wait_s = min(FULL_RETRY_MAX_S, max(FULL_RETRY_S, each_s / max(1, self.active)))
+            self._refuse("concurrentSessions", quotas.concurrent_sessions, self.active, wait_s)
+        self._check("sessionsPerMinute", self._sessions, quotas.sessions_per_minute, now)
+        self._check("cpuSecondsPerHour", self._cpu_ms, quotas.cpu_seconds_per_hour, now, unit=1000)
 
     def give_back(self, now: float) -> None:
         """Undo an `admit` of the same time, since nobody could take the session."""

@@ -44,7 +44,7 @@ def test_without_a_free_slot_a_session_waits_and_then_is_refused() -> None:
 def test_the_queue_is_bounded_in_bytes_too() -> None:
     placer = placer_with(queue_size=100)
     assert placer.submit("s_1", 9, size_bytes=900) == Wait("s_1", 1)
-    assert placer.submit("s_2", 9, size_bytes=101) == Refuse("s_2", "queue_full", 1.0)
+    assert placer.submit("s_2", 9, size_bytes=101) == Refuse("s_2", "queue_full", 5.0)
     assert placer.withdraw("s_1")
     assert placer.submit("s_2", 9, size_bytes=101) == Wait("s_2", 1)
 
@@ -84,6 +84,17 @@ def test_a_draining_worker_gets_nothing_new() -> None:
     placer = placer_with(2)
     placer.worker_status("w0", max_sessions=2, active=0, draining=True)
     assert placer.submit("s_1", 9) == Wait("s_1", 1)
+
+
+def test_a_worker_can_be_told_to_drain_and_is_busy_until_its_last_session_has_ended() -> None:
+    placer = placer_with(2)
+    placer.submit("s_1", 9)
+    placer.worker_draining("w0")
+    assert placer.submit("s_2", 9) == Wait("s_2", 1)
+    assert placer.is_busy("w0")
+    assert placer.release("s_1") == []
+    assert not placer.is_busy("w0")
+    assert not placer.is_busy("w1"), "nor is one that nobody knows"
 
 
 def test_a_lost_workers_sessions_are_named_and_those_that_wait_go_on_waiting() -> None:
@@ -181,7 +192,7 @@ def test_only_those_whose_deadline_has_passed_expire() -> None:
     placer = placer_with()
     placer.submit("s_1", 5)
     placer.submit("s_2", 7)
-    assert placer.expire(5) == [Refuse("s_1", "deadline", 1.0)]
+    assert placer.tick(5) == ([Refuse("s_1", "deadline", 5.0)], [])
     assert placer.waiting() == ["s_2"]
 
 
@@ -231,7 +242,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.placer = Placer(queue_size=5, queue_bytes=50)
+        self.placer = Placer(queue_size=5, queue_bytes=50, queue_wait_s=4)
         self.count = 0
         self.now = 0
         self.up: set[str] = set()
@@ -240,20 +251,32 @@ class AnyHistory(RuleBasedStateMachine):
         self.profiles: dict[str, str] = {}
         """What each session asks for, and each worker offers."""
 
-    @rule(target=sessions, wait=st.integers(1, 5), size=st.integers(0, 20), profile=st.sampled_from("ab"))
-    def submit(self, wait: int, size: int, profile: str) -> object:
+    @rule(
+        target=sessions,
+        wait=st.integers(1, 5),
+        size=st.integers(0, 20),
+        profile=st.sampled_from("ab"),
+        tenant=st.sampled_from("xyz"),
+    )
+    def submit(self, wait: int, size: int, profile: str, tenant: str) -> object:
         self.count += 1
         session = f"s_{self.count}"
-        if isinstance(self.placer.submit(session, self.now + wait, profile=profile, size_bytes=size), Refuse):
+        hopeless = self.placer.refuses(tenant)
+        decision = self.placer.submit(session, self.now + wait, profile=profile, tenant=tenant, size_bytes=size)
+        if isinstance(decision, Refuse):
             return multiple()
+        offered = "".join(self.profiles[worker] for worker in self.up)
+        assert hopeless is None or profile not in offered, "refused beforehand, and then accepted"
+        if isinstance(decision, Wait):
+            assert (session, decision.position) in self.placer.positions()
         self.alive.add(session)
         self.profiles[session] = profile
         return session
 
-    @rule(session=consumes(sessions))
-    def end(self, session: str) -> None:
+    @rule(session=consumes(sessions), failed=st.booleans())
+    def end(self, session: str, failed: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
         self.placer.withdraw(session)
-        self.placer.release(session)
+        self.placer.release(session, failed=failed)
         self.alive.discard(session)
 
     @rule(session=sessions, size=st.integers(0, 20))
@@ -278,6 +301,10 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(worker=workers, slots=st.integers(1, 3), active=st.integers(0, 4), draining=st.booleans())
     def worker_status(self, worker: str, slots: int, active: int, draining: bool) -> None:  # noqa: FBT001 - hypothesis passes it
         self.placer.worker_status(worker, max_sessions=slots, active=active, draining=draining)
+
+    @rule(worker=workers)
+    def blame(self, worker: str) -> None:
+        self.placer.blame(worker)
 
     @rule(worker=consumes(workers), again=st.booleans())
     def worker_down(self, worker: str, again: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
@@ -338,7 +365,8 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(passed=st.integers(0, 3))
     def expire(self, passed: int) -> None:
         self.now += passed
-        self.alive -= {refuse.session_id for refuse in self.placer.expire(self.now)}
+        late, _ = self.placer.tick(self.now)
+        self.alive -= {refuse.session_id for refuse in late}
 
     @invariant()
     def holds(self) -> None:
