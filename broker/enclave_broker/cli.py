@@ -209,3 +209,7 @@ async def _serve(broker: Broker) -> None:
         # Tools that ignore their cancellation: the loop would wait for them for ever.
         logging.shutdown()
         os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

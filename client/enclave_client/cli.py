@@ -12,6 +12,7 @@ import click
 COMMANDS = {
     "up": "Start a whole fleet on this machine.",
     "run": "Run code in a sandbox, live.",
+    "top": "Watch a fleet: workers, queue, rates, latencies.",
     "keys": "Make API keys and shared secrets.",
     "doctor": "Say whether sandboxes can run here, and what to mend.",
     "bench": "Measure a fleet on this machine.",

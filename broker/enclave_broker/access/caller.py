@@ -31,7 +31,7 @@ class Scope(enum.StrEnum):
     MINT = "tokens:create"
     """Make session tokens. Keys only: a token makes no tokens."""
     METRICS = "metrics:read"
-    """Read `/metrics`, which is about every tenant."""
+    """Read `/metrics` and `/fleet`, which are about every tenant."""
 
 
 SESSION_SCOPES = frozenset({Scope.CREATE, Scope.READ, Scope.CONTROL})

@@ -22,6 +22,7 @@ from .batch_routes import batch_routes
 from .catalog_routes import catalog_routes
 from .counting import RequestCounter
 from .docs import JsonPage, RoutesPage
+from .fleet_routes import fleet_routes
 from .origins import OriginGate, Origins
 from .session_routes import session_routes
 from .status_routes import status_routes
@@ -61,6 +62,7 @@ def _routes(broker: Broker) -> Litestar:
             *batch_routes(dispatcher),
             *access_routes(dispatcher),
             *status_routes(dispatcher, public_metrics=broker.config.public_metrics),
+            *fleet_routes(dispatcher),
             *catalog_routes(broker),
             create_ws_route(dispatcher),
         ],
