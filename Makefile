@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --root-user-action=ignore
 
-.PHONY: help demo test lint bench soak simulate clean
+.PHONY: help demo test lint bench soak simulate chaos clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make bench   measure; SESSIONS=10000 for a longer run, JSON=FILE to keep the figures"
 	@echo "make soak    run good and hostile sessions, then look for leaks; SESSIONS=20000 for the promised number"
 	@echo "make simulate  run a fleet under random schedules of faults, on a clock of its own; SEEDS=100000 for more, SEED=7 for one"
+	@echo "make chaos   kill, cut, freeze and fill a fleet while 2,000 sessions run; SEED=7 for other faults; root for hosts that vanish"
 	@echo "make clean   remove what the above have made"
 
 demo: $(VENV)/.installed
@@ -38,6 +39,9 @@ soak: $(VENV)/.installed
 
 simulate: $(VENV)/.test
 	@$(BIN)/python -m tests.fleet.simulation.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5000))
+
+chaos: $(VENV)/.test
+	@$(BIN)/python -m tests.fleet.chaos --sessions $(SESSIONS) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
