@@ -26,6 +26,7 @@ from enclave_protocol.encryption import EncryptionError, accept_hello
 from enclave_protocol.filters import InvalidFilter, parse_filter
 from enclave_protocol.inputs import ENV_FORM, FILES_FORM
 from enclave_protocol.limits import split_path
+from enclave_protocol.messages import Retry  # noqa: TC001 - msgspec reads it
 
 from .access import Denied, QuotaExceeded
 from .languages import Unsaid
@@ -83,6 +84,8 @@ class CreateSession(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     tools: list[Any] | UnsetType = UNSET
     """Tools that the client answers calls of, by `/sessions/{id}/tool-result`: each a name, or
     `{name, description?, inputSchema?, timeoutMs?}`."""
+    retry: Retry | UnsetType = UNSET
+    """`safe`: it may run again elsewhere if its worker is lost before its first event; `never` if left out."""
     encryption: EncryptionRequest | UnsetType = UNSET
     filter: Any = UNSET
     """Which events are sent: `{mode, rules, alwaysAllow?}`; all if left out."""
@@ -321,6 +324,7 @@ def new_session(
             files={} if request.files is UNSET else parse_files(request.files),
             client_tools=NO_TOOLS if request.tools is UNSET else parse_declared_tools(request.tools),
             channel=channel,
+            retry=request.retry or "never",
             fingerprint=fingerprint,
         )
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from enclave_protocol import AnyEvent
+    from enclave_protocol.messages import Retry
 
     from .channels import Runtime
     from .finding.sources import Source
@@ -191,6 +192,7 @@ class Broker:
         profile: str = DEFAULT_PROFILE,
         env: dict[str, str] | None = None,
         files: dict[str, str | bytes] | None = None,
+        retry: Retry = "never",
     ) -> AsyncGenerator[AnyEvent, None]:
         """Run code and yield its events, the last of which is the `final`. Leaving early cancels the session.
 
@@ -202,6 +204,7 @@ class Broker:
             profile: one that a worker offers.
             env: environment variables of the code.
             files: files in its working directory, by relative path.
+            retry: `safe` lets it run again elsewhere if its worker is lost before its first event.
 
         Raises:
             RemoteProtocolError: the code is too large, a limit is not one, or one of the others is not acceptable.
@@ -224,6 +227,7 @@ class Broker:
             profile=profile,
             env=parse_env(env or {}),
             files=parse_files(contents),
+            retry=retry,
         )
         session = self.dispatcher.submit(new, LOCAL)
         more = asyncio.Event()

@@ -84,7 +84,12 @@ class Dial(Protocol):
     """Opens a transport to one worker, again and again over the link's life."""
 
     async def __call__(self) -> Transport:
-        """Return a fresh transport; raises ConnectionError with a reason for people."""
+        """Return a fresh transport.
+
+        Raises:
+            ConnectionRefusedError: nothing listens there.
+            ConnectionError: any other reason, for people.
+        """
 
 
 class _Queue:
@@ -244,12 +249,14 @@ class WebSocketDial:
                 proxy=None,
             )
         except InvalidStatus as error:
-            raise ConnectionRefusedError(_refused(error)) from error
+            raise ConnectionAbortedError(_refused(error)) from error
         except InvalidMessage as error:
             # With TLS, also what is left of an alert: a certificate is checked after our own handshake is done.
-            raise ConnectionRefusedError(f"{error}: {_NO_ANSWER}") from error
+            raise ConnectionAbortedError(f"{error}: {_NO_ANSWER}") from error
+        except ConnectionRefusedError as error:  # of several addresses behind a name, every one: that is no such error
+            raise ConnectionRefusedError(str(error)) from error
         except (OSError, WebSocketException, TimeoutError) as error:
-            raise ConnectionRefusedError(str(error) or type(error).__name__) from error
+            raise ConnectionAbortedError(str(error) or type(error).__name__) from error
         return WebSocketTransport(connection)
 
 

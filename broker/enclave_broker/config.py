@@ -95,6 +95,11 @@ class BrokerConfig:
     ping_interval_s: float = 1.0
     dead_after_s: float = 5.0
     """A worker that was silent for so long is dead."""
+    resume_s: float = 10.0
+    """How long the sessions of a worker whose connection broke wait for it to come back; 0 ends them at once."""
+    refused_is_dead: bool = True
+    """Whether a worker whose connection broke and whose address then refuses another is dead, and its sessions need not
+    wait. Wrong where an address is not one worker's own, such as that of a load balancer or a Kubernetes Service."""
     hello_timeout_s: float = 5.0
     """Longest wait for a worker's connection, and for its `hello` on it."""
     reconnect_min_s: float = 0.1

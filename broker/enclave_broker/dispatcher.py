@@ -108,7 +108,7 @@ class Dispatcher:
         )
         self.offers = Offers(config.default_limits, config.default_language)
         self.fleet = Fleet(config, metrics, self.store, placer=self.placer, offers=self.offers, owner=self)
-        self.tool_calls = ToolCalls(config, metrics, self.fleet.send, secrets=secrets, approve=approve)
+        self.tool_calls = ToolCalls(config, metrics, self.fleet.answer, secrets=secrets, approve=approve)
         self._client_calls = ClientCalls(self._give_up_call)
         self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
         self._closing = False
@@ -158,6 +158,7 @@ class Dispatcher:
             channel=new.channel,
             fingerprint=new.fingerprint,
             tenant=caller.tenant,
+            may_retry=new.retry == "safe",
         )
         account = self._admit(caller, now)
         decision = self.placer.submit(
@@ -234,7 +235,7 @@ class Dispatcher:
             raise RemoteProtocolError(reason, field="callId", allowed="one result per call", session_id=session_id)
         self._client_calls.answered(session_id, call_id)
         self.metrics.tool_calls.labels("ok" if result.success else "error").inc()
-        self.fleet.send(session, message)
+        self.fleet.answer(session, call_id, message)
 
     def reader_came(self, session: BrokerSession) -> None:
         """Note that somebody reads the session: it need not be given up."""
@@ -301,6 +302,11 @@ class Dispatcher:
         self.metrics.ended(session.outcome, session.duration_ms(now) / 1000, start_ms / 1000)
         self.metrics.tenant_ended(session.tenant, cpu_ms / 1000)
 
+    def find_ended(self, session_id: str) -> BrokerSession | None:
+        """Return a session that has ended, if it is retained."""
+        session = self.directory.get(session_id)
+        return None if session is None or session.live else session
+
     def _give_up(self, session: BrokerSession) -> None:
         self._unread.pop(session.session_id, None)
         if not session.log.readers:
@@ -337,7 +343,8 @@ class Dispatcher:
         """Answer a call in place of the client, which took too long."""
         if session.answer(call_id):
             self.metrics.tool_calls.labels("timeout").inc()
-            self.fleet.send(session, encode(tool_calls.failed(session.session_id, call_id, Code.TOOL_TIMEOUT, reason)))
+            failed = tool_calls.failed(session.session_id, call_id, Code.TOOL_TIMEOUT, reason)
+            self.fleet.answer(session, call_id, encode(failed))
 
 
 _named = functools.lru_cache(maxsize=64)(Limits.named)  # most sessions share theirs

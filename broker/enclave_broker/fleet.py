@@ -5,6 +5,11 @@ instructions out. A session is in `routes` from `enter` until it has ended and h
 `final`, which also frees the slot. One that ends here instead (`end`: cancelled or too late in the queue, its worker
 gone or senseless or overdue) keeps its slot until the worker says `final`, refuses a message about it, or goes away.
 
+A worker whose link broke is away: its sessions keep their slots and wait, for it to come back or to be given up
+(`absences`). Whatever comes first, `resuming` says what becomes of each session. Nothing that was sent to a worker is
+known to have arrived before an event says so, so that what matters is kept until then and sent again after an attach:
+the answers of calls, a cancel, news of tools.
+
 Nothing here waits. What goes out for a session goes by the store, which lets nothing out before it is stored.
 """
 
@@ -18,11 +23,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import UNSET
 
-from enclave_protocol import Cancel, CatalogNotice, Code, encode
+from enclave_protocol import Ack, Attach, Cancel, CatalogNotice, Code, encode
+from enclave_protocol.logs import about
 
-from . import languages
+from . import languages, resuming
+from .absences import Absences
 from .placement import Place
-from .sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
+from .sessions import Broken, BrokerSession, Ended, Missing, Refused, Replayed, ToolCalled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,13 +42,17 @@ if TYPE_CHECKING:
     from .links import Link
     from .metrics import Metrics
     from .offers import Offers
-    from .placement import Lose, Placer, Refuse, Wait
+    from .placement import Placer, Refuse, Wait
+    from .resuming import Fate
+    from .sessions import Step
     from .store import Store
 
 log = logging.getLogger("enclave.broker")
 
 POSITIONS_EVERY_S = 1.0
 """How often those who wait are told their position, if it changed."""
+_ATTACH_FIELDS = frozenset({"sessionId", "fromSeq"})
+"""What is wrong with an `attach` that a worker refuses."""
 
 
 class SessionOwner(Protocol):
@@ -52,6 +63,9 @@ class SessionOwner(Protocol):
 
     def session_ended(self, session: BrokerSession, /) -> None:
         """Account for a session that has just got its `final`."""
+
+    def find_ended(self, session_id: str, /) -> BrokerSession | None:
+        """Return a session that has ended, if it is still known."""
 
 
 class Fleet:
@@ -87,6 +101,13 @@ class Fleet:
         self._owner = owner
         self._overdue: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for the worker's final
         self._positions_due = 0.0
+        self._absences = Absences(config.resume_s, self._lose_worker)
+        self._closing = False
+
+    @property
+    def broker_id(self) -> str:
+        """What the broker calls itself."""
+        return self._store.broker_id
 
     # Sessions
 
@@ -98,6 +119,19 @@ class Fleet:
         else:
             session.tell_position(decision.position)
 
+    def adopt(self, session: BrokerSession) -> None:
+        """Take in a session that was on a worker before the broker was started again, as if the link had just broken.
+
+        Its `worker`, `worker_name` and `instance` are as they were. It needs no link of that name: a worker that is not
+        found within `resume_s` is lost.
+        """
+        worker = session.worker
+        if worker is None:
+            raise AssertionError(f"{session.session_id} was on no worker: it is placed, not adopted")
+        self.routes[session.session_id] = session
+        self._placer.adopt(session.session_id, worker, session.need)
+        self._absences.begin(worker, "the broker was started again")
+
     def queue_deadline(self, session: BrokerSession) -> float:
         """Return until when a session may wait for a slot, on the monotonic clock."""
         return session.created + min(self._config.queue_timeout_ms, session.limits.wall_ms) / 1000
@@ -105,7 +139,14 @@ class Fleet:
     def send(self, session: BrokerSession, message: bytes) -> None:
         """Pass a message on to a session's worker, if that still waits for one."""
         if session.live and session.worker is not None:
-            self._store.then(functools.partial(self._send_to, session.worker, session, message))
+            self._store.then(functools.partial(self._send_to, session.placement, session, message))
+
+    def answer(self, session: BrokerSession, call_id: str, message: bytes) -> None:
+        """Pass the result of a tool call on, again and again until the guest has it."""
+        if session.live and session.worker is not None and call_id in session.open_calls:
+            session.answers[call_id] = message
+            self._store.answer(session, call_id, message)
+            self.send(session, message)
 
     def cancel(self, session: BrokerSession, reason: str, message: str) -> None:
         """Have a live session ended by its worker, and soon. One that waits for a worker ends at once.
@@ -121,7 +162,7 @@ class Fleet:
         session.cancelling = message
         self._store.update(session)
         self.send(session, encode(Cancel(session_id=session.session_id, reason=reason[:1000] or UNSET)))
-        self._end_later(session, self._config.cancel_grace_s, Code.SESSION_CANCELLED, message)
+        self.end_later(session, self._config.cancel_grace_s, Code.SESSION_CANCELLED, message)
 
     def end(self, session: BrokerSession, code: Code, message: str) -> None:
         """Write the final that no worker will, whatever state the session is in."""
@@ -132,7 +173,9 @@ class Fleet:
             self.routes.pop(session.session_id, None)
 
     def end_all(self) -> None:
-        """End every session, because the broker stops."""
+        """End every session, because the broker stops, and wait for no worker any more."""
+        self._closing = True
+        self._absences.clear()
         for session in [session for session in self.routes.values() if session.live]:
             self._cancel_on_worker(session, "broker stops")
             self.end(session, Code.SESSION_CANCELLED, "the broker is stopping")
@@ -165,9 +208,12 @@ class Fleet:
     # Links
 
     def link_up(self, link: Link, hello: Hello) -> None:
-        """Offer the worker's slots."""
+        """Go on with what is on the worker, then offer its slots."""
         self._offers.learn(link.name, hello)
-        placed = self._placer.worker_up(
+        away = self._placer.is_away(link.name)
+        self._resume(link, hello)
+        comes = self._placer.worker_back if away else self._placer.worker_up
+        placed = comes(
             link.name,
             max_sessions=hello.max_sessions,
             active=hello.active,
@@ -177,10 +223,26 @@ class Fleet:
         self._place_all(placed)
 
     def link_down(self, link: Link, reason: str) -> None:
-        """End what was on the worker."""
+        """Wait for the worker, if it may come back with what it has; else end that."""
         self._metrics.workers_lost.inc()
-        for lost in self._placer.worker_down(link.name):
-            self._lose(lost, link, reason)
+        may_return = link.resumes and self._config.resume_s > 0 and not self._closing
+        if may_return and self._placer.is_busy(link.name):
+            self._placer.worker_away(link.name)
+            self._absences.begin(link.name, reason)
+        else:
+            self._lose_worker(link.name, reason)
+
+    def link_refused(self, link: Link, reason: str) -> None:
+        """Give a worker up that is away, and that nobody is any more where it was.
+
+        Only a process that listens keeps a port from refusing, and a worker listens until it exits.
+        """
+        if self._config.refused_is_dead and self._placer.is_away(link.name):
+            self._lose_worker(link.name, f"{self._absences.end(link.name)}, and then {reason}")
+
+    def link_unfit(self, _link: Link) -> None:
+        """Count a worker of another age."""
+        self._metrics.workers_unfit.inc()
 
     def link_pong(self, link: Link, pong: Pong) -> None:
         """Take in how busy the worker is."""
@@ -199,6 +261,7 @@ class Fleet:
 
     def link_gone(self, link: Link) -> None:
         """Forget a worker whose link has ended for good."""
+        self._lose_worker(link.name, "it was removed")
         self.links.pop(link.name, None)
         self._offers.forget(link.name)
 
@@ -209,6 +272,10 @@ class Fleet:
         log.debug("worker %s refused a message: %s", link.name, payload.message)
         session = None if rejection.session_id is UNSET else self.routes.get(rejection.session_id)
         if session is None or session.worker != link.name:
+            return
+        if session.live and session.attached_from == session.log.next_seq and payload.field in _ATTACH_FIELDS:
+            reason = f"it refused to go on with the session: {payload.message}"
+            self._carry_out(session, resuming.fate_on_loss(session.known), link, reason)
             return
         if session.live and session.request is None:
             return  # it runs: what was refused is a late tool result or the like
@@ -221,28 +288,118 @@ class Fleet:
         """Pass an event on, and do what it asks for."""
         session = None if envelope.session_id is UNSET else self.routes.get(envelope.session_id)
         if session is None or session.worker != link.name:
-            self._metrics.stray_events.inc()
+            self._stray(link, envelope, line)
             return
-        final = envelope.type == "final"
         if session.live:
             step = session.accept(envelope, line, time.monotonic())
-            if session.untold is not None and session.request is None:
+            if link.resumes:
+                link.acks.kept(session, len(line))
+            if session.untold is not None and session.may_tell:
                 self._tell_rest(session)
-            if step is None:
+            if step is None or not self._follow(session, link, step, envelope):
                 return
-            if isinstance(step, Refused) and session.cancelling is None:
-                self._requeue(session)
-                return
-            if isinstance(step, Refused):
-                self.end(session, Code.SESSION_CANCELLED, session.cancelling or "")
-            elif isinstance(step, ToolCalled):
-                self._store.then(functools.partial(self._owner.tool_called, session, step))
-            elif isinstance(step, Ended):
-                self._ended(session)
-            else:
-                self._broken(session, step)
-        if final:
+        else:
+            self._stray(link, envelope, line)
+        if envelope.type == "final":
             self._release(session)
+
+    def _follow(self, session: BrokerSession, link: Link, step: Step, envelope: Envelope) -> bool:
+        """Do what an event asks for; returns whether the session still is where it was, and where its events were."""
+        if isinstance(step, ToolCalled):
+            self._store.then(functools.partial(self._owner.tool_called, session, step))
+        elif isinstance(step, Ended):
+            self._ended(session)
+        elif isinstance(step, Refused) and session.cancelling is None:
+            self._requeue(session)
+            return False
+        elif isinstance(step, Refused):
+            self.end(session, Code.SESSION_CANCELLED, session.cancelling or "")
+        elif isinstance(step, Missing) and link.resumes:
+            self._ask_again(session, link, step, envelope.seq or 0)
+            return False
+        elif isinstance(step, Missing):
+            self._broken(session, Broken(step.reason))
+        elif isinstance(step, Broken):
+            self._broken(session, step)
+        return not isinstance(step, Replayed)
+
+    # Coming back
+
+    def _resume(self, link: Link, hello: Hello) -> None:
+        """Decide about every session that we have on a worker which says hello, and every one that it says it has."""
+        kept = {one.session_id: one for one in hello.sessions or ()} if link.resumes else {}
+        reason = f"{self._absences.end(link.name)}, and then another one was in its place"
+        for session in self._sessions_on(link.name):
+            same = link.resumes and session.instance == link.instance
+            fate = resuming.fate_on_return(session.known, kept.pop(session.session_id, None), same_instance=same)
+            self._carry_out(session, fate, link, reason)
+        for session_id, one in kept.items():
+            ended = self._owner.find_ended(session_id)
+            ended_at = None if ended is None or ended.ended_here else ended.log.next_seq - 1
+            known = ended is not None or session_id in self.routes
+            match resuming.fate_of_leftover(one, known=known, ended_at=ended_at):
+                case resuming.Acknowledge(last_seq):
+                    link.send(encode(Ack(seqs={session_id: last_seq})))
+                case resuming.Discard(from_seq):
+                    self._discard(session_id, from_seq, link)
+
+    def _lose_worker(self, name: str, reason: str) -> None:
+        """Decide about every session that was on a worker which is gone."""
+        self._absences.end(name)
+        sessions = self._sessions_on(name)
+        self._placer.worker_down(name)
+        for session in sessions:
+            self._carry_out(session, resuming.fate_on_loss(session.known), None, reason)
+
+    def _sessions_on(self, name: str) -> list[BrokerSession]:
+        return [session for session in self.routes.values() if session.worker == name]
+
+    def _carry_out(self, session: BrokerSession, fate: Fate, link: Link | None, reason: str) -> None:
+        if isinstance(fate, resuming.Attach) and link is not None:
+            self._attach(session, link, fate)
+            return
+        if isinstance(fate, resuming.Discard) and link is not None:
+            self._discard(session.session_id, fate.from_seq, link)
+            return
+        if isinstance(fate, resuming.PlaceAgain):
+            self._place_again(session, counts=fate.counts)
+            return
+        session.worker = None
+        if isinstance(fate, resuming.Cancelled):
+            self.end(session, Code.SESSION_CANCELLED, session.cancelling or "")
+        elif isinstance(fate, resuming.Lose):
+            self.end(session, Code.WORKER_LOST, f"worker {session.worker_name} was lost: {fate.reason or reason}")
+        self.routes.pop(session.session_id, None)
+        self._place_all(self._placer.release(session.session_id))
+
+    def _attach(self, session: BrokerSession, link: Link, fate: resuming.Attach) -> None:
+        """Have a session go on, and say again what the worker may not have heard."""
+        session.attach(fate.last_seq)
+        self._metrics.attaches.inc()
+        message = encode(Attach(session_id=session.session_id, from_seq=fate.from_seq))
+        self._store.then(functools.partial(link.send, message))
+        for answer in session.answers.values():
+            self.send(session, answer)
+        if session.cancelling is not None:
+            self._cancel_on_worker(session, session.cancelling)
+        if session.may_tell:
+            self._tell_rest(session)
+
+    def _discard(self, session_id: str, from_seq: int, link: Link) -> None:
+        link.send(encode(Attach(session_id=session_id, from_seq=from_seq)))
+        link.send(encode(Cancel(session_id=session_id, reason="it ended while the connection was lost")))
+
+    def _ask_again(self, session: BrokerSession, link: Link, missing: Missing, seq: int) -> None:
+        """Have the worker send what did not come: once for each place in the stream, the rest is on its way."""
+        if session.attached_from != session.log.next_seq:
+            log.warning("worker %s: %s", link.name, missing.reason, extra=about(session_id=session.session_id))
+            self._attach(session, link, resuming.Attach(session.log.next_seq, seq))
+
+    def _stray(self, link: Link, envelope: Envelope, line: bytes) -> None:
+        """Drop an event that nobody wants, for good: the worker need not keep it."""
+        self._metrics.stray_events.inc()
+        if link.resumes and envelope.session_id is not UNSET:
+            link.acks.dropped(envelope.session_id, envelope.seq or 0, len(line))
 
     # The way of one session
 
@@ -253,22 +410,18 @@ class Fleet:
 
     def _place(self, place: Place, now: float) -> None:
         link, session = self.links[place.worker], self.routes[place.session_id]
-        session.worker = place.worker
-        session.worker_name = link.worker_id
+        session.place(place.worker, link.worker_id, link.instance)
         execute = encode(session.execute(now))
         self._store.update(session)
-        self._store.then(functools.partial(self._send_to, place.worker, session, execute))
+        self.send(session, execute)
         self._metrics.queue_wait.observe(now - session.created)
         wall_s = session.limits.wall_ms / 1000
         message = f"the worker did not end the session within its {session.limits.wall_ms} ms"
-        self._end_later(session, wall_s + self._config.final_grace_s, Code.DEADLINE_EXCEEDED, message)
+        self.end_later(session, wall_s + self._config.final_grace_s, Code.DEADLINE_EXCEEDED, message)
 
     def _requeue(self, session: BrokerSession) -> None:
         self._metrics.requeues.inc()
-        _cancel_timer(self._overdue, session.session_id)
-        session.worker = session.worker_name = session.started = None
-        self._store.update(session)
-        self._tell_rest(session)
+        self._unplace(session)
         placed = self._placer.refused(
             session.session_id, self.queue_deadline(session), size_bytes=session.request_bytes
         )
@@ -287,13 +440,25 @@ class Fleet:
         failed = session.outcome == Code.INTERNAL_ERROR
         self._place_all(self._placer.release(session.session_id, failed=failed))
 
-    def _lose(self, lost: Lose, link: Link, reason: str) -> None:
-        session = self.routes[lost.session_id]
-        session.worker = None
-        if session.live:
-            self.end(session, Code.WORKER_LOST, f"worker {link.worker_id} was lost: {reason}")
-        else:
-            self.routes.pop(lost.session_id)
+    def _place_again(self, session: BrokerSession, *, counts: bool) -> None:
+        """Put a session back whose worker never got it, or was lost with it before it began."""
+        self._metrics.placed_again.labels("worker_lost" if counts else "never_arrived").inc()
+        session.retries += counts
+        self._unplace(session)
+        placed = self._placer.put_back(
+            session.session_id,
+            self.queue_deadline(session),
+            profile=session.need,
+            size_bytes=session.request_bytes,
+        )
+        self._place_all(placed)
+        self._tell_wait(session)
+
+    def _unplace(self, session: BrokerSession) -> None:
+        _cancel_timer(self._overdue, session.session_id)
+        session.unplace()
+        self._store.update(session)
+        self._tell_rest(session)
 
     def _broken(self, session: BrokerSession, broken: Broken) -> None:
         log.error("worker %s, session %s: %s", session.worker, session.session_id, broken.reason)
@@ -307,11 +472,12 @@ class Fleet:
         _cancel_timer(self._overdue, session.session_id)
         self._owner.session_ended(session)
 
-    def _end_later(self, session: BrokerSession, delay_s: float, code: Code, message: str) -> None:
+    def end_later(self, session: BrokerSession, delay_s: float, code: Code, message: str) -> None:
+        """Write the final in a while, unless the worker does before. An earlier ending that is due is not put off."""
         loop = asyncio.get_running_loop()
         earlier = self._overdue.get(session.session_id)
         if earlier is not None and earlier.when() <= loop.time() + delay_s:
-            return  # asking again must not put off an ending
+            return
         _cancel_timer(self._overdue, session.session_id)
         self._overdue[session.session_id] = loop.call_later(delay_s, self._end_overdue, session, code, message)
 
@@ -324,8 +490,8 @@ class Fleet:
 
     def _cancel_on_worker(self, session: BrokerSession, reason: str) -> None:
         if session.worker is not None:
-            message = encode(Cancel(session_id=session.session_id, reason=reason))
-            self._store.then(functools.partial(self._send_to, session.worker, session, message))
+            message = encode(Cancel(session_id=session.session_id, reason=reason[:1000]))
+            self._store.then(functools.partial(self._send_to, session.placement, session, message))
 
     def _tell(self, session: BrokerSession, news: CatalogChangedPayload) -> None:
         if session.live and session.tell(news):
@@ -336,9 +502,12 @@ class Fleet:
         if news is not None:
             self._tell(session, news)
 
-    def _send_to(self, worker: str, session: BrokerSession, message: bytes) -> None:
-        if session.worker == worker:  # else it left that worker while the message waited for the store
-            self.links[worker].send(message)
+    def _send_to(self, placement: int, session: BrokerSession, message: bytes) -> None:
+        # Else it left that worker while the message waited for the store. It may be there again, placed once more.
+        if session.worker is not None and session.placement == placement:
+            link = self.links.get(session.worker)
+            if link is not None:
+                link.send(message)
 
 
 def _cancel_timer(timers: dict[str, asyncio.TimerHandle], session_id: str) -> None:

@@ -2,8 +2,11 @@
 
 Theory of operation. `run` dials, waits for `hello`, reports `link_up`, and then has three jobs until one of them
 fails: read frames and hand them over, write what `send` buffered, and ping. The failure's reason is reported as
-`link_down` before anything slow is closed, so a worker's sessions end at once; then it dials again, with a delay that
-doubles up to a limit and is spread at random, so that a fleet does not come back in step.
+`link_down` before anything slow is closed; then it dials again, with a delay that doubles up to a limit and is spread
+at random, so that a fleet does not come back in step.
+
+With a worker of revision 1, its sessions are gone with the connection. One of revision 2 is answered by `welcome`, the
+first message to it, keeps events until they are acknowledged (`acks`), and its sessions until it is back.
 
 A worker is dead when it was silent for `dead_after_s`; any frame is a sign of life, and every `pong` says how busy it
 is. Silence is counted in ping intervals that this program was awake for: a broker that was itself stopped for a
@@ -22,8 +25,21 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import UNSET
 
-from enclave_protocol import Hello, Ping, Pong, Rejection, RemoteProtocolError, decode_worker_message, encode, peek
+from enclave_protocol import (
+    Hello,
+    Ping,
+    Pong,
+    Rejection,
+    RemoteProtocolError,
+    Welcome,
+    decode_worker_message,
+    encode,
+    peek,
+)
 from enclave_protocol.events import PROTOCOL_VERSION
+from enclave_protocol.revisions import NEWEST_REVISION, OLDEST_REVISION, RESUMING_REVISION, common_revision
+
+from .acks import Acks
 
 if TYPE_CHECKING:
     from enclave_protocol.messages import Envelope
@@ -37,11 +53,21 @@ log = logging.getLogger("enclave.broker.link")
 class LinkHandler(Protocol):
     """Who is told. None of these may block."""
 
+    @property
+    def broker_id(self) -> str:
+        """What the broker calls itself."""
+
     def link_up(self, link: Link, hello: Hello) -> None:
-        """The worker said hello."""
+        """The worker said hello, and was welcomed if it resumes."""
 
     def link_down(self, link: Link, reason: str) -> None:
-        """The worker is gone, and so is everything on it. Comes once for every `link_up`."""
+        """The connection is gone. Comes once for every `link_up`."""
+
+    def link_refused(self, link: Link, reason: str) -> None:
+        """Nothing listens where the worker is dialled."""
+
+    def link_unfit(self, link: Link) -> None:
+        """The worker said hello, and speaks nothing that this broker does."""
 
     def link_event(self, link: Link, envelope: Envelope, line: bytes) -> None:
         """An event of a session."""
@@ -80,6 +106,11 @@ class Link:
         self.retiring = False
         """Whether its worker gets no new sessions, whatever it says itself."""
         self.hello: Hello | None = None
+        self.revision = 1
+        """What both ends of the connection speak, see `enclave_protocol.revisions`."""
+        self.acks = Acks(self.send)
+        """What the worker need not keep any more."""
+        self._unfit = ""  # why the worker was not used when it last said hello
         self._transport: Transport | None = None
         self._dial = dial
         self._handler = handler
@@ -100,7 +131,7 @@ class Link:
         return f"<Link {self.name} {'up' if self.up else 'down'} outgoing={self._outgoing_bytes}>"
 
     def send(self, message: bytes) -> None:
-        """Send a message, or buffer it. Without a connection it is dropped: `link_down` ended its session.
+        """Send a message, or buffer it. Without a connection it is dropped: what matters is sent again on the next.
 
         A worker that leaves more than `link_buffer_bytes` unread is taken for dead.
         """
@@ -113,6 +144,16 @@ class Link:
         self._something_to_write.set()
         if self._outgoing_bytes > self._config.link_buffer_bytes:
             self._overflowed.set()
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the worker's sessions outlive the connection."""
+        return self.revision >= RESUMING_REVISION and self.instance is not None
+
+    @property
+    def instance(self) -> str | None:
+        """Which of its lives the worker is in; None if it does not say."""
+        return None if self.hello is None else self.hello.instance or None
 
     async def run(self) -> None:
         """Keep the connection up until cancelled."""
@@ -130,6 +171,9 @@ class Link:
         """Live through one connection; returns whether the worker said hello, and why it ended."""
         try:
             transport = await self._dial()
+        except ConnectionRefusedError as error:
+            self._handler.link_refused(self, str(error))
+            return False, str(error)
         except ConnectionError as error:
             return False, str(error)
         try:
@@ -147,6 +191,8 @@ class Link:
         self._reset(hello)
         self._transport = transport
         log.info("worker %s (%s) up: %d slots, level %s", self.name, hello.worker_id, hello.max_sessions, hello.level)
+        if self.revision >= RESUMING_REVISION:
+            self.send(encode(Welcome(revision=self.revision, broker_id=self._handler.broker_id)))
         self._handler.link_up(self, hello)
         try:
             async with asyncio.TaskGroup() as group:
@@ -159,6 +205,7 @@ class Link:
             self.up = False
             self._transport = None
             self._outgoing.clear()
+            self.acks.clear()
             self._handler.link_down(self, reason)
             await transport.close()
         return reason
@@ -166,6 +213,7 @@ class Link:
     def _reset(self, hello: Hello) -> None:
         self.hello = hello
         self.up = True
+        self._unfit = ""
         self._outgoing.clear()
         self._outgoing_bytes = 0
         self._something_to_write.clear()
@@ -186,10 +234,25 @@ class Link:
             raise LinkDown("its first message is no hello: is it an enclave-runtime?")
         if message.protocol_version != PROTOCOL_VERSION:
             raise LinkDown(f"it speaks protocol {message.protocol_version}, this broker {PROTOCOL_VERSION}")
+        self.revision = self._common_revision(message)
         refused = None if self._admit is None else self._admit(self, message)
         if refused is not None:
             raise LinkDown(refused)
         return message
+
+    def _common_revision(self, hello: Hello) -> int:
+        revision = common_revision(hello)
+        if revision is not None:
+            return revision
+        reason = (
+            f"it speaks revisions {hello.min_revision} to {hello.max_revision} of the link, "
+            f"this broker {OLDEST_REVISION} to {NEWEST_REVISION}: upgrade the older one"
+        )
+        self._handler.link_unfit(self)
+        if reason != self._unfit:  # it is tried again for ever, and told of once
+            log.error("worker %s (%s) can't be used: %s", self.name, hello.worker_id, reason)
+        self._unfit = reason
+        raise LinkDown(reason)
 
     async def _read(self, transport: Transport) -> None:
         while True:

@@ -71,6 +71,20 @@ class Metrics:
             registry=registry,
         )
         self.workers_lost = Counter("enclave_workers_lost", "Connections to workers that broke", registry=registry)
+        self.workers_unfit = Counter(
+            "enclave_workers_unfit", "Connections to workers that speak no common revision", registry=registry
+        )
+        self.attaches = Counter(
+            "enclave_session_attaches",
+            "Sessions that went on after their connection to a worker broke",
+            registry=registry,
+        )
+        self.placed_again = Counter(
+            "enclave_sessions_placed_again",
+            "Sessions that went to a worker once more: the first never got them, or was lost before they began",
+            ["reason"],
+            registry=registry,
+        )
         self.requeues = Counter("enclave_requeues", "Sessions a worker had no slot for", registry=registry)
         self.rejections = Counter("enclave_rejections", "Requests that were refused", ["code"], registry=registry)
         self.stray_events = Counter("enclave_stray_events", "Events for no live session", registry=registry)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from enclave_protocol import ClientTools
     from enclave_protocol.encryption import Channel
     from enclave_protocol.languages import Language
+    from enclave_protocol.messages import Retry
 
 MAX_PROFILE_CHARS = 128
 
@@ -51,6 +52,8 @@ class NewSession:
     """The tools that its client answers for, by name; None: every one that the broker does not have."""
     channel: Channel | None = None
     """What seals its events. It is made for one session id, so that must be given too."""
+    retry: Retry = "never"
+    """Whether it may run once more if its worker is lost before its first event: `safe`."""
     fingerprint: bytes = b""
     """Tells the request from others, so that one that is made again is recognised."""
 

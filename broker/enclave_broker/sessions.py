@@ -50,7 +50,9 @@ from enclave_protocol.events import (
 )
 from enclave_protocol.inputs import size_bytes
 
+from . import languages
 from .access import DEFAULT_TENANT
+from .resuming import Known
 from .tools.catalog import merged
 
 if TYPE_CHECKING:
@@ -91,7 +93,19 @@ class Broken:
     code: Code = Code.INTERNAL_ERROR
 
 
-Step = Refused | ToolCalled | Ended | Broken | None
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The event is in the log already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Events before this one did not come."""
+
+    reason: str
+
+
+Step = Refused | ToolCalled | Ended | Broken | Replayed | Missing | None
 """What a worker's event asks of the broker; None: it is in the log, and that is all."""
 
 
@@ -128,9 +142,12 @@ class BrokerSession:
         channel: what seals its events; None leaves them as they are.
         fingerprint: tells its request from others; empty for one that is not to be recognised.
         tenant: whose it is.
+        may_retry: whether it may run once more if its worker is lost before its first event.
     """
 
     __slots__ = (
+        "answers",
+        "attached_from",
         "calls",
         "cancelling",
         "channel",
@@ -138,22 +155,29 @@ class BrokerSession:
         "created",
         "created_at",
         "ended",
+        "ended_here",
         "fingerprint",
         "first_seq",
         "heartbeat",
+        "instance",
         "limits",
         "log",
+        "may_retry",
         "open_calls",
         "outcome",
+        "placement",
         "profile",
         "queue_position",
         "request",
         "request_bytes",
+        "retries",
         "session_id",
         "started",
         "state",
         "stats",
         "tenant",
+        "told",
+        "told_after",
         "tool_call_count",
         "untold",
         "worker",
@@ -173,6 +197,7 @@ class BrokerSession:
         channel: Channel | None = None,
         fingerprint: bytes = b"",
         tenant: str = DEFAULT_TENANT,
+        may_retry: bool = False,
     ) -> None:
         self.session_id = session_id
         self.tenant = tenant
@@ -195,24 +220,44 @@ class BrokerSession:
         self.worker: str | None = None
         """The link it went out on."""
         self.worker_name: str | None = None
+        """What that worker calls itself,"""
+        self.instance: str | None = None
+        """and which of its lives it was in; None if it does not say."""
+        self.placement = 0
+        """How often it was placed: what was meant for one placement must not go out for another."""
+        self.may_retry, self.retries = may_retry, 0
+        """Whether it may be placed again if its worker is lost before it began, and how often it was."""
         self.cancelling: str | None = None
         """Why its worker was asked to end it: one that refuses it then must not have it placed elsewhere."""
-        """What that worker calls itself."""
         self.calls: dict[str, bool] = {}
         """Tool calls by id, and whether each was answered."""
         self.open_calls: set[str] = set()
         """Calls whose result the guest does not have yet."""
         self.tool_call_count = 0
         self.stats: Stats | None = None
-        self.untold: CatalogChangedPayload | None = None
-        """What changed among the tools between the placement and the worker's first event."""
         self.outcome = ""
         """How it ended: `ok`, or the code of its error."""
+        self.ended_here = False
+        """Whether its `final` is the broker's own."""
         self.log = log
         self.first_seq = 0
         """Number of its worker's first event."""
+        self._init_unheard()
         if log.next_seq == 1:
             log.append(encode(self._init_event()))
+
+    def _init_unheard(self) -> None:
+        """Make what its worker may not have heard yet: it is said again if the connection is lost with it."""
+        self.attached_from = 0
+        """From which event on its worker was last asked to go on."""
+        self.answers: dict[str, bytes] = {}
+        """Results of open calls that were sent."""
+        self.untold: CatalogChangedPayload | None = None
+        """What changed among the tools while the worker could not be told."""
+        self.told: list[CatalogChangedPayload] = []
+        """What it was told of that, and has not written into the stream yet, the first first."""
+        self.told_after = 0
+        """It can be told more when its events up to this number are here."""
 
     @property
     def expires_at(self) -> float:
@@ -223,6 +268,54 @@ class BrokerSession:
     def live(self) -> bool:
         """Whether its `final` is still to come."""
         return not self.log.closed
+
+    @property
+    def need(self) -> str:
+        """What it asks of a worker, as the placer has it."""
+        language = None if self.request is None else self.request.language or None
+        return languages.need(self.profile, language)
+
+    @property
+    def stored_seq(self) -> int:
+        """Number of the last event of its worker's that is kept for good."""
+        return self.log.end_seq - 1 - self.ended_here
+
+    @property
+    def stored(self) -> bool:
+        """Whether that is the last one that it has."""
+        return self.log.end_seq == self.log.next_seq
+
+    @property
+    def known(self) -> Known:
+        """What decides its fate when its worker's connection breaks."""
+        return Known(
+            next_seq=self.log.next_seq,
+            live=self.live,
+            begun=self.request is None,
+            cancelling=self.cancelling is not None,
+            may_retry=self.may_retry,
+            retries=self.retries,
+        )
+
+    def place(self, worker: str, worker_name: str, instance: str | None) -> None:
+        """Note on which worker it is from now on."""
+        self.worker, self.worker_name, self.instance = worker, worker_name, instance
+        self.placement += 1
+
+    def unplace(self) -> None:
+        """Note that it is on no worker, and was on none."""
+        self.worker = self.worker_name = self.instance = self.started = None
+
+    def attach(self, last_seq: int) -> None:
+        """Note that its worker is asked for all events that the log lacks; it has them up to `last_seq`.
+
+        Which of our messages arrived before the connection broke can be seen from those events, when they are here.
+        """
+        self.attached_from = self.log.next_seq
+        self.told_after = last_seq
+        for change in self.told:
+            self.untold = merged(self.untold, change)
+        self.told.clear()
 
     def execute(self, now: float) -> Execute:
         """Return what to send to the worker that it was just placed on."""
@@ -254,23 +347,30 @@ class BrokerSession:
 
         Whoever numbers the events writes this one: the broker while the session waits, then the worker, whose own
         events may be on their way. In between, until the worker's first event shows that it has the session, the change
-        is kept: a worker that has no slot after all would lose it.
+        is kept: a worker that has no slot after all would lose it. So it is after an attach, until it can be seen
+        which changes the worker had been told of.
         """
         if self.worker is None:
             event = CatalogChanged(session_id=self.session_id, seq=self.log.next_seq, payload=change)
             self._append(encode(event))
             return False
-        if self.request is not None:
+        if not self.may_tell:
             self.untold = merged(self.untold, change)
             return False
+        self.told.append(change)
         return True
+
+    @property
+    def may_tell(self) -> bool:
+        """Whether a change of the tools can be told to the worker that it is on."""
+        return self.request is None and self.log.next_seq > self.told_after
 
     def accept(self, envelope: Envelope, line: bytes, now: float) -> Step:
         """Take in an event of the worker's, and say what to do about it."""
         if not self.live:
             raise AssertionError("an event for an ended session: the broker drops those")
         if envelope.seq != self.log.next_seq:
-            return Broken(f"event {envelope.seq} of type {envelope.type} came where {self.log.next_seq} was due")
+            return self._out_of_turn(envelope, line)
         if envelope.type != "final" and self.channel is not None and self.channel.to_client.left <= 1:
             reason = "its key has sealed as many events as one may; the final is the last"
             return Broken(reason, code=Code.ENCRYPTION_KEY_EXPIRED)
@@ -279,6 +379,8 @@ class BrokerSession:
                 return self._accept_final(line, now)
             self._begin()
             step = self._accept_call(line) if envelope.type.startswith("tool_") else None
+            if self.told and envelope.type == "catalog_changed":
+                self.told.pop(0)
         except ProtocolError as error:
             return Broken(str(error))
         except msgspec.MsgspecError as error:
@@ -303,6 +405,7 @@ class BrokerSession:
         error = FinalError(message=message, code=code.value, retryable=is_retryable(code))
         payload = FinalPayload(ok=False, error=error, stats=stats)
         line = encode(Final(session_id=self.session_id, seq=self.log.next_seq, payload=payload))
+        self.ended_here = True
         self._finish(code.value, stats, line, now)
 
     def answer(self, call_id: str) -> bool:
@@ -315,6 +418,16 @@ class BrokerSession:
     def duration_ms(self, now: float) -> float:
         """Return how long it has lived, or did."""
         return round(((self.ended or now) - self.created) * 1000, 3)
+
+    def _out_of_turn(self, envelope: Envelope, line: bytes) -> Step:
+        seq, due = envelope.seq or 0, self.log.next_seq
+        reason = f"event {seq} of type {envelope.type} came where {due} was due"
+        if seq > due:
+            return Missing(reason)
+        kept = seq >= self.log.first_seq
+        if kept and self._opened(self.log.kept()[seq - self.log.first_seq]) != line:
+            return Broken(f"{reason}, and was another one before")
+        return Replayed()
 
     def _accept_final(self, line: bytes, now: float) -> Step:
         body = _final_decoder.decode(line).payload
@@ -347,6 +460,7 @@ class BrokerSession:
         if isinstance(event, ToolResultApplied):
             self.calls[event.payload.call_id] = True
             self.open_calls.discard(event.payload.call_id)
+            self.answers.pop(event.payload.call_id, None)
             if self.state is State.WAITING_FOR_TOOL and not self.open_calls:
                 self.state = transition(self.state, Trigger.TOOL_RESULT)
         return None
@@ -361,6 +475,8 @@ class BrokerSession:
         self.stats = stats
         self.ended = now
         self.request = None
+        self.answers.clear()
+        self.told.clear()
         self.client_tools = NO_TOOLS  # nobody calls any more; the log outlives the session
         self._append(line, last=True)
 

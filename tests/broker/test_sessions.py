@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_broker.event_log import EventLog, Trimmed
-from enclave_broker.sessions import Broken, BrokerSession, Ended, Refused, ToolCalled
+from enclave_broker.sessions import Broken, BrokerSession, Ended, Missing, Refused, Replayed, ToolCalled
 from enclave_protocol import Code, Execute, Limits, State, decode_event, peek
 from enclave_protocol.events import iso_time
 
@@ -60,11 +60,29 @@ def test_a_workers_bytes_are_kept_as_they_came() -> None:
     assert session.log.lines(2, 1000) == [data]
 
 
-@pytest.mark.parametrize("seq", [1, 3, 99])
-def test_a_missing_or_doubled_event_is_the_workers_fault_and_ends_nothing_by_itself(seq: int) -> None:
+@pytest.mark.parametrize("seq", [3, 99])
+def test_a_missing_event_changes_nothing_and_is_told(seq: int) -> None:
     session = new_session()
-    assert isinstance(give(session, line(seq, "stdout", {"chunk": "x"})), Broken)
+    assert isinstance(give(session, line(seq, "stdout", {"chunk": "x"})), Missing)
     assert session.live
+    assert session.log.next_seq == 2
+
+
+def test_an_event_that_comes_again_changes_nothing_unless_it_is_another_one() -> None:
+    session = new_session()
+    give(session, line(2, "stdout", {"chunk": "x"}))
+    assert give(session, line(2, "stdout", {"chunk": "x"})) == Replayed()
+    assert isinstance(give(session, line(2, "stdout", {"chunk": "y"})), Broken)
+    assert isinstance(give(session, line(1, "stdout", {"chunk": "x"})), Broken)
+    assert session.log.next_seq == 3
+
+
+def test_an_event_that_comes_again_after_it_was_trimmed_is_believed() -> None:
+    session = new_session(log_bytes=400)
+    for seq in range(2, 12):
+        give(session, line(seq, "stdout", {"chunk": "x" * 100}))
+    assert session.log.first_seq > 2
+    assert give(session, line(2, "stdout", {"chunk": "x" * 100})) == Replayed()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from enclave_broker.api import REFUSALS, ApiError, CreateSession, SessionConfig, decode_body, invalid, new_session
 from enclave_protocol import parse_env, parse_files
 from enclave_protocol.items import with_item
+from enclave_protocol.messages import Retry  # noqa: TC001 - msgspec reads it
 
 from .streams import stream_headers, wait_disconnected
 from .views import NDJSON
@@ -51,6 +52,7 @@ class BatchItem(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     files: dict[str, Any] | UnsetType = UNSET
     limits: dict[str, Any] | UnsetType = UNSET
     config: SessionConfig | UnsetType = UNSET
+    retry: Retry | UnsetType = UNSET
 
 
 class CreateBatch(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -69,6 +71,7 @@ class CreateBatch(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     files: dict[str, Any] | UnsetType = UNSET
     limits: dict[str, Any] | UnsetType = UNSET
     config: SessionConfig | UnsetType = UNSET
+    retry: Retry | UnsetType = UNSET
 
 
 class ItemLine(msgspec.Struct, rename="camel", tag_field="type", tag="item"):
@@ -294,13 +297,14 @@ def _merged(batch: CreateBatch, item: BatchItem) -> BatchItem:
     return msgspec.structs.replace(item, **changes)
 
 
-SHARED: tuple[Literal["language", "profile", "env", "files", "limits", "config"], ...] = (
+SHARED: tuple[Literal["language", "profile", "env", "files", "limits", "config", "retry"], ...] = (
     "language",
     "profile",
     "env",
     "files",
     "limits",
     "config",
+    "retry",
 )
 """Fields of a batch that are for every run that has none of its own."""
 SETTINGS = tuple(field for field in SHARED if field not in {"env", "files"})

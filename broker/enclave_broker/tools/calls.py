@@ -56,7 +56,7 @@ class ToolCalls:
     Args:
         config: threads, and room for stored results.
         metrics: where to count.
-        send: passes a message on to a session's worker, if that still waits for one.
+        answer: passes the answer of a session's call on to its worker, if that still waits for it.
         secrets: what tools may be given; none if not given.
         approve: who is asked about tools that need approval; nobody if not given, which refuses them.
     """
@@ -65,13 +65,13 @@ class ToolCalls:
         self,
         config: BrokerConfig,
         metrics: Metrics,
-        send: Callable[[BrokerSession, bytes], None],
+        answer: Callable[[BrokerSession, str, bytes], None],
         *,
         secrets: Secrets | None = None,
         approve: ApprovalHook | None = None,
     ) -> None:
         self._metrics = metrics
-        self._send = send
+        self._pass_on = answer
         secrets = secrets or Secrets()
         stored = References(session_bytes=config.tool_ref_bytes, total_bytes=config.tool_ref_total_bytes)
         self._runner = ToolRunner(secrets, stored, approve, threads=config.tool_threads)
@@ -126,7 +126,8 @@ class ToolCalls:
             outcome=code,
             duration_ms=0.0,
         )
-        self._send(session, encode(tool_calls.failed(session.session_id, payload.call_id, code, message)))
+        failed = tool_calls.failed(session.session_id, payload.call_id, code, message)
+        self._pass_on(session, payload.call_id, encode(failed))
         self._audit.write(line)
         self._metrics.tool_calls.labels(outcome).inc()
 
@@ -159,7 +160,9 @@ class ToolCalls:
         self._give_up(running)
 
     def _answer(self, running: _Running, result: ToolResult) -> None:
-        self._send(running.session, encode(result))  # first: what follows can be written while the guest goes on
+        self._pass_on(
+            running.session, running.call.call_id, encode(result)
+        )  # first: what follows can be written while the guest goes on
         code = "ok" if result.error is UNSET or result.error.code is UNSET else str(result.error.code)
         self._over(running, code)
         outcome = "ok" if result.success else "timeout" if code == Code.TOOL_TIMEOUT else "error"

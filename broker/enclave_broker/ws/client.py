@@ -188,6 +188,7 @@ class SocketClient:
                 profile=profile,
                 env={} if message.env is UNSET else parse_env(message.env),
                 files={} if message.files is UNSET else parse_files(message.files),
+                retry=message.retry or "never",
                 client_tools=None if message.tools is UNSET else parse_declared_tools(message.tools),
             )
             session = self._dispatcher.submit(new, self._caller)
