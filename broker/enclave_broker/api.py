@@ -156,6 +156,8 @@ class Health(msgspec.Struct, rename="camel"):
     free_slots: int
     waiting: int
     """Sessions that wait for a slot."""
+    store: Literal["memory", "durable", "failing"]
+    """Whether sessions outlive the broker. `failing`: they should, but their file can't be written at the moment."""
 
 
 class ErrorDetails(msgspec.Struct, rename="camel", omit_defaults=True):

@@ -33,7 +33,9 @@ from .http import create_app
 from .metrics import Metrics
 from .new_session import NewSession
 from .placement import DEFAULT_PROFILE
+from .recovery import Recovery
 from .server import Server, server_config
+from .store.options import make_store
 from .tls import check_server_files, worker_context
 from .tools import Secrets, ToolRegistry
 from .tools.secrets import ENVIRONMENT_PREFIX
@@ -109,7 +111,9 @@ class Broker:
             check_server_files(config.tls_cert, config.tls_key)
         if not (gate.closed or config.insecure or is_loopback(config.host)):
             raise ValueError(_EXPOSED.format(host=config.host))
-        self.dispatcher = Dispatcher(config, tools, self.metrics, gate, secrets=secrets, approve=approve)
+        store = make_store(config.store)
+        self.metrics.watch_store(lambda: store.failure)
+        self.dispatcher = Dispatcher(config, tools, self.metrics, gate, secrets=secrets, approve=approve, store=store)
         self.sources = SourceKeeper(list(sources), tools)
         self.sources.count_in(self.metrics.tool_sources)
         token = self._worker_tokens[0] if self._worker_tokens else ""
@@ -119,6 +123,7 @@ class Broker:
         self._started: list[Runtime] = []  # to be stopped, the last first
         self._socket: socket.socket | None = None
         self._port = config.port
+        self._recovery: Recovery | None = None
         self._main: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
 
@@ -144,18 +149,21 @@ class Broker:
         Raises:
             PortInUse: something listens there already.
             OSError: the address can't be listened on.
+            StoreError: the file of sessions can't be used.
         """
         if self._main is not None:
             raise RuntimeError("the broker was started before")
         listener = listen(self.config.host, self.config.port)
         self._port = listener.getsockname()[1]
         try:
+            self._recover()
             for runtime in self._runtimes:
                 await runtime.start()
                 self._started.append(runtime)
         except BaseException:
             listener.close()
             await self._stop_runtimes()
+            await self.dispatcher.store.close()
             raise
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._main = asyncio.create_task(self._run(listener, ready), name="enclave-broker")
@@ -165,13 +173,14 @@ class Broker:
             await self.stop()
 
     async def stop(self) -> None:
-        """End every session and everything that runs. Safe to call again."""
+        """End everything that runs, and every session that the store does not keep. Safe to call again."""
         self._stop.set()
         try:
             if self._main is not None:
                 await self._main
         finally:
             await self._stop_runtimes()
+            await self.dispatcher.store.close()
 
     async def wait_stopped(self) -> None:
         """Wait until `stop` was called, or something went fatally wrong; raises what did."""
@@ -263,7 +272,7 @@ class Broker:
                 background.append(group.create_task(self.links.run()))
                 background.append(group.create_task(self.sources.run()))
                 await server.wait_started()
-                looking = group.create_task(self.sources.wait_looked(SOURCES_WAIT_S))
+                looking = group.create_task(self._look_for_tools())
                 looking.add_done_callback(lambda _: _set(ready))
                 background.append(looking)
                 await self._stop.wait()
@@ -273,6 +282,17 @@ class Broker:
                 await serving
                 for task in background:
                     task.cancel()
+
+    def _recover(self) -> None:
+        found = self.dispatcher.store.open(log_bytes=self.config.log_bytes, now=time.monotonic(), wall=time.time())
+        self._recovery = Recovery(self.dispatcher, found)
+        self._recovery.sessions()
+
+    async def _look_for_tools(self) -> None:
+        await self.sources.wait_looked(SOURCES_WAIT_S)
+        if self._recovery is not None:
+            self._recovery.calls()
+            self._recovery = None
 
     async def _stop_runtimes(self) -> None:
         while self._started:

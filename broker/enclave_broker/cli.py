@@ -24,6 +24,8 @@ from .broker import Broker, PortInUse
 from .config import BrokerConfig
 from .finding.options import NO_WORKER, finding_options
 from .server import raise_descriptor_limit
+from .store import StoreError
+from .store.options import store_options
 from .tools.options import set_up, tool_options
 from .tools.sources.options import load_sources, source_options
 
@@ -76,7 +78,7 @@ MAX_TOOLS_SAID = 12
     type=click.IntRange(0),
     help="Refuse at once what would wait longer for a slot, by all that is known.",
 )
-@click.option("--retain-s", default=60.0, type=click.FloatRange(0), help="How long finished sessions can be replayed.")
+@store_options
 @click.option(
     "--disconnect-grace-s", default=10.0, type=click.FloatRange(0), help="Life of a session that nobody reads any more."
 )
@@ -111,7 +113,6 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
     queue_size: int,
     queue_timeout_ms: int,
     queue_wait_ms: int,
-    retain_s: float,
     disconnect_grace_s: float,
     ping_interval_s: float,
     dead_after_s: float,
@@ -131,7 +132,6 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
             queue_size=queue_size,
             queue_timeout_ms=queue_timeout_ms,
             queue_wait_ms=queue_wait_ms,
-            retain_s=retain_s,
             disconnect_grace_s=disconnect_grace_s,
             ping_interval_s=ping_interval_s,
             dead_after_s=dead_after_s,
@@ -149,6 +149,8 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
         os.environ.pop(name, None)
     try:
         uvloop.run(_serve(broker))
+    except StoreError as error:
+        raise click.ClickException(f"--store: {error}") from error
     except PortInUse as error:
         raise click.ClickException(error.args[0]) from error
     except OSError as error:

@@ -11,6 +11,7 @@ from enclave_protocol import Limits
 from enclave_protocol.languages import DEFAULT_LANGUAGE, LANGUAGES, Language
 
 from .finding.urls import check_worker_url, is_encrypted
+from .store.options import MEMORY, RETENTION, Retention, check_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,12 +86,14 @@ class BrokerConfig:
 
     log_bytes: int = 8 * MIB
     """Events kept per session for replay and for slow readers; the oldest are trimmed, and asking for them is 410."""
-    retained_sessions: int = 1000
-    """Finished sessions kept for replay, at most,"""
-    retained_bytes: int = 16 * MIB
-    """and their events, at most,"""
-    retain_s: float = 60.0
-    """and for how long, at most."""
+    store: str = MEMORY
+    """Where sessions are kept: `memory`, where they end with the broker, or `sqlite:` and the path of a file."""
+    retained_sessions: int | None = None
+    """Finished sessions kept for replay, at most. None: 1,000 in memory, 20,000 in a file."""
+    retained_bytes: int | None = None
+    """Their events, at most. None: 16 MiB in memory, 1 GiB in a file."""
+    retain_s: float | None = None
+    """How long they are kept, at most. None: 60 s in memory, a day in a file."""
 
     ping_interval_s: float = 1.0
     dead_after_s: float = 5.0
@@ -134,8 +137,19 @@ class BrokerConfig:
     stop_grace_s: float = 2.0
     """How long `stop` waits for tools and streams to end."""
 
+    @property
+    def retention(self) -> Retention:
+        """How much of finished sessions is kept."""
+        usual = RETENTION[check_store(self.store)]
+        return Retention(
+            usual.sessions if self.retained_sessions is None else self.retained_sessions,
+            usual.size_bytes if self.retained_bytes is None else self.retained_bytes,
+            usual.age_s if self.retain_s is None else self.retain_s,
+        )
+
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
+        check_store(self.store)
         for url in self.workers:
             check_worker_url(url)
             if (self.worker_tls_ca or self.worker_tls_cert) and not is_encrypted(url):

@@ -100,11 +100,12 @@ class Dispatcher:
             queue_wait_s=config.queue_wait_ms / 1000,
             shared=self.gate.closed,
         )
+        retention = config.retention
         self.directory = Directory(
             self.store,
-            max_finished=config.retained_sessions,
-            max_bytes=config.retained_bytes,
-            max_age_s=config.retain_s,
+            max_finished=retention.sessions,
+            max_bytes=retention.size_bytes,
+            max_age_s=retention.age_s,
         )
         self.offers = Offers(config.default_limits, config.default_language)
         self.fleet = Fleet(config, metrics, self.store, placer=self.placer, offers=self.offers, owner=self)
@@ -248,6 +249,12 @@ class Dispatcher:
                 self.config.disconnect_grace_s, self._give_up, session
             )
 
+    def take_over(self, session: BrokerSession) -> None:
+        """Take in a live session of an earlier broker, which nobody reads yet."""
+        self.gate.ledger.account(session.tenant).take_over()
+        self.fleet.routes[session.session_id] = session
+        self.reader_left(session)
+
     # Tools
 
     def catalog_changed(self, change: CatalogChange) -> None:
@@ -338,6 +345,21 @@ class Dispatcher:
             self.tool_calls.refuse(session, payload, Code.UNKNOWN_TOOL, reason, "unknown")
         else:
             self.tool_calls.start(session, tool, payload, size_bytes=called.size_bytes)
+
+    def call_again(self, session: BrokerSession, called: ToolCalled) -> None:
+        """Have a call answered that a broker before this one left open: it was counted then, and may have been run."""
+        payload = called.call.payload
+        tool = self.tools.get(payload.tool_name)
+        who = answerer(payload.tool_name, broker_has=tool is not None, client_tools=session.client_tools)
+        if who is Answerer.CLIENT:
+            self._client_calls.left(session, payload.call_id, payload.tool_name)
+            return
+        session.answer(payload.call_id)
+        if tool is not None and tool.policy.retryable:
+            self.tool_calls.start(session, tool, payload, size_bytes=called.size_bytes)
+            return
+        reason = "the broker was started again during this call: whether it had its effect is not known"
+        self.tool_calls.refuse(session, payload, Code.INTERNAL_ERROR, reason, "error")
 
     def _give_up_call(self, session: BrokerSession, call_id: str, reason: str) -> None:
         """Answer a call in place of the client, which took too long."""

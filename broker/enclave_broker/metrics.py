@@ -107,6 +107,11 @@ class Metrics:
         self.resumes = Counter("enclave_stream_resumes", "Streams opened on an existing session", registry=registry)
         self.sockets = Gauge("enclave_client_sockets", "Open WebSockets of clients", registry=registry)
         self.readers_cut = Counter("enclave_readers_cut", "Readers that were too slow", registry=registry)
+        self._store_failing = Gauge(
+            "enclave_store_failing",
+            "1 while sessions go on in memory alone because their file cannot be written",
+            registry=registry,
+        )
         self.keys_stale = Gauge(
             "enclave_keys_stale", "1 while the keys file cannot be read and the old keys hold", registry=registry
         )
@@ -175,6 +180,10 @@ class Metrics:
         self._tool_waiting.set_function(lambda: threads().queued)
         self._tool_given_up.set_function(given_up)
         self._tool_refs.set_function(stored_bytes)
+
+    def watch_store(self, failure: Callable[[], str]) -> None:
+        """Ask this for why sessions are not stored; empty if they are."""
+        self._store_failing.set_function(lambda: bool(failure()))
 
     def tenant_ended(self, tenant: str, cpu_s: float) -> None:
         """Count the end of a tenant's session."""

@@ -14,13 +14,20 @@ from hypothesis import strategies as st
 from enclave_broker.directory import Directory
 from enclave_broker.event_log import BATCH_BYTES, Trimmed
 from enclave_broker.sessions import BrokerSession
+from enclave_broker.store.sqlite import SqliteStore
 from enclave_protocol import Code, Execute, Limits, peek
 
 if TYPE_CHECKING:
     from enclave_broker.event_log import EventLog
-    from enclave_broker.store import Store
+    from enclave_broker.store import Loaded, Store
 
 NOW, WALL = 1000.0, 1_700_000_000.0
+
+
+def opened(path: str, *, later_s: float = 5.0, **options: int) -> tuple[SqliteStore, Loaded]:
+    """Open a file, on a clock that began anew since the sessions in it were made; return what it has, too."""
+    store = SqliteStore(path, **options)
+    return store, store.open(log_bytes=1 << 20, now=NOW + 100_000, wall=WALL + later_s)
 
 
 def event(session_id: str, seq: int, kind: str = "stdout", **payload: Any) -> bytes:

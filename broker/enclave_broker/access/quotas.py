@@ -148,6 +148,10 @@ class Account:
         self._check("sessionsPerMinute", self._sessions, quotas.sessions_per_minute, now)
         self._check("cpuSecondsPerHour", self._cpu_ms, quotas.cpu_seconds_per_hour, now, unit=1000)
 
+    def take_over(self) -> None:
+        """Count a session that was admitted by an earlier broker."""
+        self.active += 1
+
     def give_back(self, now: float) -> None:
         """Undo an `admit` of the same time, since nobody could take the session."""
         self._sessions.add(now, -1)

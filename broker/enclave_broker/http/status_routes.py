@@ -51,6 +51,14 @@ def status_routes(dispatcher: Dispatcher, *, public_metrics: bool) -> list[HTTPR
 def _health(dispatcher: Dispatcher) -> Health:
     fleet = dispatcher.placer.statistics()
     status = "no workers" if not fleet.workers else "ok" if fleet.workers > fleet.draining else "draining"
+    store = "memory" if not dispatcher.store.durable else "failing" if dispatcher.store.failure else "durable"
     return msgspec.convert(
-        {"status": status, "workers": fleet.workers, "freeSlots": fleet.free, "waiting": fleet.waiting}, Health
+        {
+            "status": status,
+            "workers": fleet.workers,
+            "freeSlots": fleet.free,
+            "waiting": fleet.waiting,
+            "store": store,
+        },
+        Health,
     )

@@ -12,6 +12,7 @@ A store in memory has stored at once: `then` runs its action, logs wake their re
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from enclave_protocol import EnclaveError
@@ -22,9 +23,36 @@ if TYPE_CHECKING:
     from enclave_broker.event_log import EventLog
     from enclave_broker.sessions import BrokerSession
 
+    from .logs import StoredLog
+
 
 class StoreError(EnclaveError):
     """The store can't be used; the text says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unended:
+    """A session that had not ended."""
+
+    session: BrokerSession
+    log: StoredLog
+    """The session's."""
+    answers: dict[str, bytes]
+    """By the calls' ids: those that the guest does not have yet, as far as its events tell."""
+    encrypted: bool
+    """Whether its events were sealed, with a key that is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a file has."""
+
+    finished: list[BrokerSession]
+    """The one that ended first comes first."""
+    live: list[Unended]
+    """In the order they were made."""
+    unwritten: bool
+    """Whether the live ones may have told more than what is stored."""
 
 
 class Store(Protocol):
@@ -35,8 +63,22 @@ class Store(Protocol):
 
     durable: bool
     """Whether the next broker finds what this one has stored."""
+    failure: str
+    """Why what should be stored is not, at the moment: sessions go on in memory. Empty if all is well."""
     broker_id: str
     """Names the broker to its workers: the same at every start if the store is durable, else a new one."""
+
+    def open(self, *, log_bytes: int, now: float, wall: float) -> Loaded:
+        """Get ready, and return what there is. To be called first, and once.
+
+        Args:
+            log_bytes: the size of live sessions' logs.
+            now: seconds on the monotonic clock.
+            wall: seconds since the epoch.
+
+        Raises:
+            StoreError: it can't be used.
+        """
 
     def new_log(self, max_bytes: int) -> EventLog:
         """Return the log of a new session, which is kept here from `add` on. Its readers see what is stored."""

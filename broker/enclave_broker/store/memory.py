@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from enclave_broker.event_log import EventLog
 
+from .base import Loaded
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,9 +19,14 @@ class MemoryStore:
     """Keeps nothing but what the sessions themselves do."""
 
     durable = False
+    failure = ""
 
     def __init__(self) -> None:
         self.broker_id = f"b_{uuid.uuid4()}"
+
+    def open(self, *, log_bytes: int, now: float, wall: float) -> Loaded:
+        """Return nothing."""
+        return Loaded(finished=[], live=[], unwritten=False)
 
     def new_log(self, max_bytes: int) -> EventLog:
         """Return a log whose lines can be read at once."""

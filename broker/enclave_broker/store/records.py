@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,7 +10,7 @@ from enclave_broker.sessions import BrokerSession
 from enclave_protocol import NO_TOOLS, Execute, Limits, ProtocolError, State, Stats
 from enclave_protocol.declared_tools import DeclaredTool  # noqa: TC001 - msgspec reads it at run time
 
-from .base import StoreError
+from .base import Loaded, StoreError, Unended
 from .logs import ShelvedLog, StoredLog
 
 if TYPE_CHECKING:
@@ -118,31 +117,6 @@ def ending_of(session: BrokerSession) -> bytes:
             stats=session.stats,
         )
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unended:
-    """A session that had not ended."""
-
-    session: BrokerSession
-    log: StoredLog
-    """The session's."""
-    answers: dict[str, bytes]
-    """By the calls' ids: those that the guest does not have yet, as far as its events tell."""
-    encrypted: bool
-    """Whether its events were sealed, with a key that is gone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """What a file has."""
-
-    finished: list[BrokerSession]
-    """The one that ended first comes first."""
-    live: list[Unended]
-    """In the order they were made."""
-    unwritten: bool
-    """Whether the live ones may have told more than what is stored."""
 
 
 def load(database: Database, store: SqliteStore, *, log_bytes: int, now: float, wall: float) -> Loaded:

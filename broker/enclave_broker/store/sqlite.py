@@ -26,13 +26,15 @@ from enclave_protocol import encode
 from .batch import Batch
 from .database import Database
 from .logs import ShelvedLog, StoredLog
-from .records import Loaded, ending_of, load, place_of, record_of
+from .records import ending_of, load, place_of, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from enclave_broker.event_log import EventLog
     from enclave_broker.sessions import BrokerSession
+
+    from .base import Loaded
 
 log = logging.getLogger("enclave.broker.store")
 
@@ -49,20 +51,17 @@ class SqliteStore:
     Args:
         path: where it is; made if there is none.
         unwritten_bytes: what may wait while it can't be written.
-
-    Raises:
-        StoreError: the file can't be used.
     """
 
     durable = True
 
     def __init__(self, path: str, *, unwritten_bytes: int = UNWRITTEN_BYTES) -> None:
-        self._database = Database(path)
-        self.broker_id = self._database.broker_id
+        self.broker_id = ""
         self.failure = ""
-        """Why the file can't be written at the moment; empty if it can."""
+        self._path = path
+        self._opened: Database | None = None
         self._unwritten_bytes = unwritten_bytes
-        self._next_key = self._database.last_key() + 1
+        self._next_key = 1
         self._logs: dict[int, StoredLog] = {}  # of the sessions whose end is not stored
         self._batch = Batch()
         self._storing: Batch | None = None
@@ -73,18 +72,27 @@ class SqliteStore:
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def load(self, *, log_bytes: int, now: float, wall: float) -> Loaded:
-        """Return the sessions that the file has. To be called before anything else.
+    @property
+    def _database(self) -> Database:
+        if self._opened is None:
+            raise AssertionError("the store is not open")
+        return self._opened
 
-        Args:
-            log_bytes: the size of live sessions' logs.
-            now: seconds on the monotonic clock.
-            wall: seconds since the epoch.
+    def open(self, *, log_bytes: int, now: float, wall: float) -> Loaded:
+        """Open the file, and return the sessions that it has.
 
         Raises:
-            StoreError: it is damaged.
+            StoreError: it can't be used, another broker uses it, or it is damaged.
         """
-        loaded = load(self._database, self, log_bytes=log_bytes, now=now, wall=wall)
+        database = Database(self._path)
+        try:
+            loaded = load(database, self, log_bytes=log_bytes, now=now, wall=wall)
+            self._next_key = database.last_key() + 1
+        except BaseException:
+            database.close()
+            raise
+        self._opened = database
+        self.broker_id = database.broker_id
         self._logs = {found.log.key: found.log for found in loaded.live}
         return loaded
 
@@ -164,7 +172,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Store the rest, and let go of the file."""
-        if self._closed:
+        if self._closed or self._opened is None:
             return
         await self.settle()
         self._closed = True

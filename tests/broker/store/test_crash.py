@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from enclave_broker.store.sqlite import SqliteStore
 from tests.broker.store.writer import worker_line
-from tests.conformance.stores import NOW, WALL, read
+from tests.conformance.stores import opened, read
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,8 +36,7 @@ async def test_after_a_kill_every_stream_is_a_whole_beginning_of_what_was_sent_a
                 told[found[1]] = int(found[2])
             elif found := re.fullmatch(r"ended (\S+)\n", line):
                 ended.add(found[1])
-        store = SqliteStore(str(path))
-        loaded = store.load(log_bytes=1 << 20, now=NOW, wall=WALL)
+        store, loaded = opened(str(path))
         kept = {found.session.session_id: found.log.kept() for found in loaded.live}
         kept |= {session.session_id: await read(session.log) for session in loaded.finished}
         assert ended <= {session.session_id for session in loaded.finished}

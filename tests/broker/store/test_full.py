@@ -8,14 +8,15 @@ import resource
 import sqlite3
 from typing import TYPE_CHECKING
 
-from enclave_broker.store.sqlite import SqliteStore
-from tests.conformance.stores import NOW, WALL, directory_of, event, made, placed, read, run, take_in
+from tests.conformance.stores import directory_of, event, made, opened, placed, read, run, take_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     import pytest
+
+    from enclave_broker.store.sqlite import SqliteStore
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def path_in(directory: Path) -> str:
 
 
 async def test_on_a_full_disk_sessions_go_on_and_when_there_is_room_again_nothing_is_missing(tmp_path: Path) -> None:
-    store = SqliteStore(path_in(tmp_path))
+    store, _ = opened(path_in(tmp_path))
     directory, before = directory_of(store), made(store, "s_before")
     directory.add(before)
     placed(store, before)
@@ -62,8 +63,7 @@ async def test_on_a_full_disk_sessions_go_on_and_when_there_is_room_again_nothin
     also = run(during, directory)
     await store.close()
 
-    store = SqliteStore(path_in(tmp_path))
-    loaded = store.load(log_bytes=1 << 20, now=NOW, wall=WALL)
+    store, loaded = opened(path_in(tmp_path))
     assert not loaded.unwritten
     assert not loaded.live
     found = {session.session_id: (await read(session.log))[1:] for session in loaded.finished}
@@ -72,7 +72,7 @@ async def test_on_a_full_disk_sessions_go_on_and_when_there_is_room_again_nothin
 
 
 async def test_a_broker_that_dies_while_the_disk_is_full_leaves_word_of_it(tmp_path: Path) -> None:
-    store = SqliteStore(path_in(tmp_path))
+    store, _ = opened(path_in(tmp_path))
     session = made(store)
     directory_of(store).add(session)
     placed(store, session)
@@ -83,8 +83,7 @@ async def test_a_broker_that_dies_while_the_disk_is_full_leaves_word_of_it(tmp_p
         assert session.log.end_seq == 3
         await store.close()  # what could not be written is lost with it
 
-    store = SqliteStore(path_in(tmp_path))
-    loaded = store.load(log_bytes=1 << 20, now=NOW, wall=WALL)
+    store, loaded = opened(path_in(tmp_path))
     assert loaded.unwritten
     assert [found.log.next_seq for found in loaded.live] == [2]
     await store.close()
@@ -94,7 +93,7 @@ async def test_a_lock_that_somebody_holds_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("enclave_broker.store.database.BUSY_S", 0.01)
-    store = SqliteStore(path_in(tmp_path))
+    store, _ = opened(path_in(tmp_path))
     directory, session = directory_of(store), made(store)
     directory.add(session)
     await store.settle()
@@ -114,7 +113,7 @@ async def test_a_lock_that_somebody_holds_is_waited_out(
 
 
 async def test_what_waits_for_a_full_disk_is_bounded_and_what_is_given_up_is_given_up_whole(tmp_path: Path) -> None:
-    store = SqliteStore(path_in(tmp_path), unwritten_bytes=10_000)
+    store, _ = opened(path_in(tmp_path), unwritten_bytes=10_000)
     directory = directory_of(store)
     done, live = made(store, "s_done"), made(store, "s_live")
     for session in (done, live):
@@ -140,8 +139,7 @@ async def test_what_waits_for_a_full_disk_is_bounded_and_what_is_given_up_is_giv
     assert (await read(live.log))[1:] == sent
     await store.close()
 
-    store = SqliteStore(path_in(tmp_path))
-    loaded = store.load(log_bytes=1 << 20, now=NOW, wall=WALL)
+    store, loaded = opened(path_in(tmp_path))
     assert [session.session_id for session in loaded.finished] == ["s_done"]
     assert [found.session.session_id for found in loaded.live] == ["s_later"]
     await store.close()

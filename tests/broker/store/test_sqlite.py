@@ -13,7 +13,6 @@ from hypothesis import given
 
 from enclave_broker.store import StoreError
 from enclave_broker.store.database import SCHEMA
-from enclave_broker.store.sqlite import SqliteStore
 from enclave_protocol import Code, State
 from enclave_protocol.declared_tools import DeclaredTool
 from tests.conformance.stores import (
@@ -26,6 +25,7 @@ from tests.conformance.stores import (
     event,
     follow,
     made,
+    opened,
     placed,
     read,
     run,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from enclave_broker.store.batch import Batch
-    from enclave_broker.store.records import Loaded
+    from enclave_broker.store.sqlite import SqliteStore
 
 
 def path_in(directory: Path) -> str:
@@ -45,18 +45,13 @@ def path_in(directory: Path) -> str:
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    opened = SqliteStore(path_in(tmp_path))
-    yield opened
-    await opened.close()
+    store, _ = opened(path_in(tmp_path))
+    yield store
+    await store.close()
 
 
 def modes_in(directory: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
-
-
-def load(store: SqliteStore, *, later_s: float = 5.0) -> Loaded:
-    """Load what there is, on a clock that began anew."""
-    return store.load(log_bytes=1 << 20, now=NOW + 100_000, wall=WALL + later_s)
 
 
 class TestSqliteStore(StoreConformance):
@@ -69,11 +64,11 @@ async def test_whatever_happens_in_whatever_order_every_stream_is_what_was_sent(
     steps: list[tuple[str, int, int]],
 ) -> None:
     with TemporaryDirectory() as name:
-        opened = SqliteStore(path_in(Path(name)))
+        store, _ = opened(path_in(Path(name)))
         try:
-            await follow(opened, steps)
+            await follow(store, steps)
         finally:
-            await opened.close()
+            await store.close()
 
 
 async def test_nothing_is_read_and_nothing_is_done_before_it_is_stored(store: SqliteStore) -> None:
@@ -136,7 +131,7 @@ async def test_a_reader_of_a_session_that_is_forgotten_meanwhile_is_cut_off(stor
 
 
 async def test_the_next_broker_finds_everything(tmp_path: Path) -> None:
-    store = SqliteStore(path_in(tmp_path))
+    store, _ = opened(path_in(tmp_path))
     directory = directory_of(store)
     tool = DeclaredTool(name="ask", timeout_ms=5)
     done = made(store, "s_done", tenant="acme", fingerprint=b"\x00\xff")
@@ -152,8 +147,7 @@ async def test_the_next_broker_finds_everything(tmp_path: Path) -> None:
     store.answer(runs, "c_1", b"the answer")
     await store.close()
 
-    store = SqliteStore(path_in(tmp_path))
-    loaded = load(store)
+    store, loaded = opened(path_in(tmp_path))
     assert not loaded.unwritten
     (found,) = loaded.finished
     assert (found.session_id, found.tenant, found.fingerprint) == ("s_done", "acme", b"\x00\xff")
@@ -187,7 +181,7 @@ async def test_the_next_broker_finds_everything(tmp_path: Path) -> None:
 
 
 async def test_a_session_goes_on_where_the_last_broker_left_it(tmp_path: Path) -> None:
-    store = SqliteStore(path_in(tmp_path))
+    store, _ = opened(path_in(tmp_path))
     session = made(store)
     directory_of(store).add(session)
     placed(store, session)
@@ -195,8 +189,8 @@ async def test_a_session_goes_on_where_the_last_broker_left_it(tmp_path: Path) -
     take_in(session, first)
     await store.close()
 
-    store = SqliteStore(path_in(tmp_path))
-    (found,) = load(store).live
+    store, loaded = opened(path_in(tmp_path))
+    (found,) = loaded.live
     directory = directory_of(store)
     directory.restore([found.session])
     sent = [first, *run(found.session, directory)]
@@ -204,14 +198,14 @@ async def test_a_session_goes_on_where_the_last_broker_left_it(tmp_path: Path) -
     assert (await read(found.session.log))[1:] == sent
     await store.close()
 
-    store = SqliteStore(path_in(tmp_path))
-    (again,) = load(store).finished
+    store, loaded = opened(path_in(tmp_path))
+    (again,) = loaded.finished
     assert (await read(again.log))[1:] == sent
     await store.close()
 
 
 async def test_what_was_removed_stays_away(tmp_path: Path) -> None:
-    store = SqliteStore(path_in(tmp_path))
+    store, _ = opened(path_in(tmp_path))
     directory = directory_of(store, number=1)
     for i in range(3):
         session = made(store, f"s_{i}")
@@ -227,15 +221,14 @@ async def test_what_was_removed_stays_away(tmp_path: Path) -> None:
         assert connection.execute("SELECT count(DISTINCT key) FROM lines").fetchone() == (1,)
         assert connection.execute("SELECT count(*) FROM requests").fetchone() == (0,)
     connection.close()
-    store = SqliteStore(path_in(tmp_path))
-    loaded = load(store)
+    store, loaded = opened(path_in(tmp_path))
     assert [session.session_id for session in loaded.finished] == ["s_2"]
     assert not loaded.live
     await store.close()
 
 
 async def test_an_answer_is_forgotten_once_it_was_applied_and_a_request_once_it_ended(tmp_path: Path) -> None:
-    store = SqliteStore(path_in(tmp_path))
+    store, _ = opened(path_in(tmp_path))
     directory, session = directory_of(store), made(store)
     directory.add(session)
     placed(store, session)
@@ -259,7 +252,7 @@ async def test_an_answer_is_forgotten_once_it_was_applied_and_a_request_once_it_
 async def test_a_broker_keeps_its_name_and_two_have_different_ones(tmp_path: Path) -> None:
     names = []
     for name in ("one", "one", "two"):
-        store = SqliteStore(str(tmp_path / f"{name}.sqlite"))
+        store, _ = opened(str(tmp_path / f"{name}.sqlite"))
         names.append(store.broker_id)
         await store.close()
     assert names[0] == names[1] != names[2]
@@ -270,7 +263,7 @@ async def test_a_file_that_a_broker_uses_is_refused_by_whatever_name(tmp_path: P
     (tmp_path / "link.sqlite").symlink_to(tmp_path / "broker.sqlite")
     for name in ("broker.sqlite", "link.sqlite"):
         with pytest.raises(StoreError, match=r"in use by another broker \(process \d+\): each needs"):
-            SqliteStore(str(tmp_path / name))
+            opened(str(tmp_path / name))
 
 
 async def test_nobody_else_may_read_the_file(store: SqliteStore, tmp_path: Path) -> None:
@@ -292,7 +285,7 @@ async def test_nobody_else_may_read_the_file(store: SqliteStore, tmp_path: Path)
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "broker.sqlite").write_bytes(content)
     with pytest.raises(StoreError, match=reason):
-        SqliteStore(path_in(tmp_path))
+        opened(path_in(tmp_path))
     assert (tmp_path / "broker.sqlite").read_bytes() == content
 
 
@@ -301,24 +294,25 @@ def test_the_database_of_something_else_is_refused(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE theirs (x)")
     connection.close()
     with pytest.raises(StoreError, match="is the database of something else: give the broker a file of its own"):
-        SqliteStore(path_in(tmp_path))
+        opened(path_in(tmp_path))
 
 
 async def test_a_file_of_a_newer_broker_is_refused(tmp_path: Path) -> None:
-    await SqliteStore(path_in(tmp_path)).close()
+    store, _ = opened(path_in(tmp_path))
+    await store.close()
     with sqlite3.connect(path_in(tmp_path)) as connection:
         connection.execute(f"PRAGMA user_version = {SCHEMA + 1}")
     connection.close()
     with pytest.raises(StoreError, match=rf"newer Enclave \(its schema is {SCHEMA + 1}, this one knows {SCHEMA}\)"):
-        SqliteStore(path_in(tmp_path))
+        opened(path_in(tmp_path))
 
 
 def test_a_place_where_no_file_can_be_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"nowhere/broker\.sqlite\.lock can't be opened: No such file or directory"):
-        SqliteStore(path_in(tmp_path / "nowhere"))
+        opened(path_in(tmp_path / "nowhere"))
     (tmp_path / "broker.sqlite").mkdir()
     with pytest.raises(StoreError, match=r"can't be used: .*Is a directory"):
-        SqliteStore(path_in(tmp_path))
+        opened(path_in(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +325,7 @@ def test_a_place_where_no_file_can_be_says_so(tmp_path: Path) -> None:
     ],
 )
 async def test_a_damaged_file_is_refused_with_what_is_wrong(tmp_path: Path, damage: str, reason: str) -> None:
-    store = SqliteStore(path_in(tmp_path))
+    store, _ = opened(path_in(tmp_path))
     session = made(store)
     directory_of(store).add(session)
     placed(store, session)
@@ -343,7 +337,5 @@ async def test_a_damaged_file_is_refused_with_what_is_wrong(tmp_path: Path, dama
     with sqlite3.connect(path_in(tmp_path)) as connection:
         connection.execute(damage)
     connection.close()
-    store = SqliteStore(path_in(tmp_path))
     with pytest.raises(StoreError, match=reason):
-        load(store)
-    await store.close()
+        opened(path_in(tmp_path))

@@ -9,12 +9,15 @@ import asyncio
 import random
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from enclave_broker.directory import Directory
 from enclave_broker.sessions import BrokerSession
-from enclave_broker.store.sqlite import SqliteStore
 from enclave_protocol import Execute, Limits, peek
-from tests.conformance.stores import event, final
+from tests.conformance.stores import event, final, opened
+
+if TYPE_CHECKING:
+    from enclave_broker.store.sqlite import SqliteStore
 
 
 def worker_line(session_id: str, seq: int) -> bytes:
@@ -69,7 +72,7 @@ class Writer:
 
 
 async def main(path: str, seed: str) -> None:
-    store = SqliteStore(path)
+    store, _ = opened(path)
     writer = Writer(store, seed)
     number = 0
     while True:

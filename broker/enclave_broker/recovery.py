@@ -1,0 +1,102 @@
+"""What a broker does at its start with the sessions that it had before.
+
+Finished ones can be read as before. One that waited for a slot waits again, in its place and for the rest of its time.
+One that was on a worker is treated as if the connection had just broken: the worker has some time to come back with
+it. Deadlines go by the clock on the wall, so the time in which no broker ran counts too. And every live session gets
+the time to be found by its client again that it gets when a reader leaves.
+
+What can't go on ends here: an encrypted session, whose key died with the broker, and sessions of which the store says
+that it may lack what their clients were told.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from enclave_protocol import Code, decode_event
+from enclave_protocol.events import ToolCall
+
+from . import languages
+from .sessions import ToolCalled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .dispatcher import Dispatcher
+    from .sessions import BrokerSession
+    from .store import Loaded, Unended
+
+log = logging.getLogger("enclave.broker")
+
+UNWRITTEN = (
+    "the broker could not write this session down when it was ended (its disk was full, or the like): what happened "
+    "after event {seq} is not known"
+)
+NO_KEY = "the broker was started again, and keeps no keys: nobody could read this session's next events"
+
+
+class Recovery:
+    """Takes in the sessions of an earlier broker.
+
+    Args:
+        dispatcher: of this one.
+        loaded: what the store had.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, loaded: Loaded) -> None:
+        self._dispatcher = dispatcher
+        self._loaded = loaded
+
+    def sessions(self) -> None:
+        """Take them in. To be called before anybody is answered and before any worker is dialled."""
+        dispatcher, loaded = self._dispatcher, self._loaded
+        dispatcher.directory.restore([*loaded.finished, *(found.session for found in loaded.live)])
+        dispatcher.directory.expire(time.monotonic())
+        for found in loaded.live:
+            dispatcher.take_over(found.session)
+        for found in loaded.live:
+            if self._goes_on(found) and found.session.worker is None:
+                self._put_back(found.session)
+        if loaded.live or loaded.finished:
+            log.info("the store had %d sessions that ended, %d that did not", len(loaded.finished), len(loaded.live))
+
+    def calls(self) -> None:
+        """Have the open tool calls answered. To be called when the broker has its tools."""
+        for found in self._loaded.live:
+            for called in _open_calls(found):
+                self._dispatcher.call_again(found.session, called)
+
+    def _goes_on(self, found: Unended) -> bool:
+        session, fleet = found.session, self._dispatcher.fleet
+        if self._loaded.unwritten:
+            session.worker = None
+            fleet.end(session, Code.INTERNAL_ERROR, UNWRITTEN.format(seq=session.log.next_seq - 1))
+        elif found.encrypted:
+            session.worker = None
+            fleet.end(session, Code.ENCRYPTION_KEY_EXPIRED, NO_KEY)
+        elif session.worker is not None:
+            session.worker = None
+            fleet.end(session, Code.WORKER_LOST, f"worker {session.worker_name} was lost: the broker was started again")
+        return session.live
+
+    def _put_back(self, session: BrokerSession) -> None:
+        language = None if session.request is None else session.request.language or None
+        self._dispatcher.placer.put_back(
+            session.session_id,
+            self._dispatcher.fleet.queue_deadline(session),
+            profile=languages.need(session.profile, language),
+            size_bytes=session.request_bytes,
+        )
+
+
+def _open_calls(found: Unended) -> Iterator[ToolCalled]:
+    """Yield the calls that nobody has answered."""
+    session = found.session
+    if not session.live or all(session.calls.values()):
+        return
+    for line in found.log.kept():
+        event = decode_event(line) if b'"tool_call"' in line else None
+        if isinstance(event, ToolCall) and not session.calls.get(event.payload.call_id, True):
+            yield ToolCalled(event, len(line))
