@@ -46,7 +46,8 @@ class AsyncClient:
             is no part of it.
         ssl: for `https`, in place of the system's certificates.
         connect_timeout_s: longest wait for one connection.
-        reconnect_s: how long a lost connection is tried to be replaced before its sessions count as lost.
+        reconnect_s: how long a lost connection is tried to be replaced before its sessions count as lost: longer than
+            the broker takes to be started again.
         wait_s: longest wait for a session's end, where neither its options nor its limits say another.
         tool_threads: tools that are plain functions run in so many threads at once.
         buffer_bytes: events of one session that may wait for their reader before the session is given up.

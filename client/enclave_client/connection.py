@@ -45,8 +45,9 @@ log = logging.getLogger("enclave.client")
 SUBPROTOCOL = "enclave.v2"
 MAX_OUTGOING_BYTES = 4 * 1024 * 1024
 """What may wait to be sent before new sessions and answers wait too."""
-PING_INTERVAL_S = 10.0
-PING_TIMEOUT_S = 10.0
+PING_INTERVAL_S = 5.0
+"""A connection that nothing goes through any more, in either direction, is found out within this and the timeout."""
+PING_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
 FIRST_PAUSE_S = 0.025
 LONGEST_PAUSE_S = 5.0

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
     from enclave_protocol.messages import Envelope, ToolResult
 
+    from .errors import LossReason
+
 log = logging.getLogger("enclave.client")
 
 MAX_REASON_CHARS = 1000
@@ -124,6 +126,8 @@ class _Session:
     abandoned: bool = False
     calls: dict[str, bytes | None] = field(default_factory=dict)
     """Calls that were not applied yet: None while one runs, then its answer."""
+    called: set[str] = field(default_factory=set)
+    """Every call that was handed out: none is run twice, whatever a broker says."""
 
 
 class Engine:
@@ -301,6 +305,10 @@ class Engine:
         event = _decoded(line)
         if not isinstance(event, ev.ToolCall) or event.payload.tool_name not in session.tools:
             return []
+        if event.payload.call_id in session.called:
+            log.warning("session %s: call %s came again, and is not run again", session_id, event.payload.call_id)
+            return []
+        session.called.add(event.payload.call_id)
         session.calls[event.payload.call_id] = None
         return [] if session.abandoned else [Called(session_id, event.payload)]
 
@@ -336,17 +344,24 @@ class Engine:
             session.resends += 1
             self._execute(session, session.execute)
             return []
-        return self._lose(session_id, f"the broker cannot go on with it: {payload.message}")
+        return self._not_resumed(session_id, session, refusal)
 
-    def _lose(self, session_id: str, reason: str) -> list[Action]:
-        session = self._sessions.pop(session_id)
-        return [Lost(session_id, SessionLost(reason, session_id=session_id, last_seq=session.next_seq - 1))]
+    def _not_resumed(self, session_id: str, session: _Session, refusal: RequestRefused) -> list[Action]:
+        if refusal.field == "fromSeq":
+            message = f"the broker no longer keeps event {session.next_seq}, which is due: {refusal}"
+            return self._lose(session_id, message, "trimmed")
+        # It was restarted without a store that keeps sessions, or the session ended too long ago.
+        return self._lose(session_id, f"the broker does not know it any more: {refusal}", "forgotten")
+
+    def _lose(self, session_id: str, message: str, reason: LossReason = "given up") -> list[Action]:
+        last_seq = self._sessions.pop(session_id).next_seq - 1
+        return [Lost(session_id, SessionLost(message, session_id=session_id, last_seq=last_seq, reason=reason))]
 
 
 def _loss(session_id: str, session: _Session, error: EnclaveError) -> EnclaveError:
     if isinstance(error, RequestRefused) or not session.sent or session.joined:
         return error
-    return SessionLost(str(error), session_id=session_id, last_seq=session.next_seq - 1)
+    return SessionLost(str(error), session_id=session_id, last_seq=session.next_seq - 1, reason="unreachable")
 
 
 def _attach(session_id: str, from_seq: int) -> bytes:

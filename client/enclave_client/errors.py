@@ -13,12 +13,16 @@ struck, a lost worker and a full fleet are in its `error`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from enclave_protocol import EnclaveError, ProtocolError
 
 if TYPE_CHECKING:
     from .results import Result
+
+
+LossReason = Literal["unreachable", "forgotten", "trimmed", "given up"]
+"""Why the end of a session cannot be learned."""
 
 
 class RequestRefused(EnclaveError):  # noqa: N818 - a fact about the request
@@ -52,11 +56,15 @@ class SessionLost(BrokerUnavailable):
     Attributes:
         session_id: which one.
         last_seq: number of the last event that arrived, 0 if none did.
+        reason: `unreachable`, no connection could be had for as long as the client is patient; `forgotten`, the broker
+            does not know the session any more; `trimmed`, it no longer keeps the event after `last_seq`; `given up`,
+            this side no longer wanted it, or could not make sense of it.
     """
 
-    def __init__(self, message: str, *, session_id: str, last_seq: int) -> None:
+    def __init__(self, message: str, *, session_id: str, last_seq: int, reason: LossReason = "given up") -> None:
         self.session_id = session_id
         self.last_seq = last_seq
+        self.reason: LossReason = reason
         super().__init__(f"session {session_id}: {message}")
 
 

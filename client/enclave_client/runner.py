@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .session import AsyncSession
 
 CANCEL_GRACE_S = 10.0
-RECONNECT_S = 30.0
 PRIVATE_RECONNECT_S = 0.5
 """A private broker that is gone does not come back."""
 
@@ -36,6 +35,7 @@ def run_code(
     *,
     broker: str | None,
     raw_events: bool,
+    reconnect_s: float,
     tools: tuple[str, ...] = (),
     tools_files: tuple[str, ...] = (),
     profiles: tuple[str, ...] = (),
@@ -46,6 +46,7 @@ def run_code(
         request: `code`, and the options of `AsyncClient.stream`.
         broker: its address; None starts a fleet of one worker for this run alone.
         raw_events: print the event lines byte for byte instead of what they mean.
+        reconnect_s: how long a lost connection to that broker is tried to be replaced.
         tools: modules with tools for the private fleet's broker.
         tools_files: files that say where more tools come from.
         profiles: what the private fleet's worker offers; its default if empty.
@@ -56,7 +57,7 @@ def run_code(
         None if broker else FleetSpec(workers=1, pool_size=1, tools=tools, tools_files=tools_files, profiles=profiles)
     )
     try:
-        return asyncio.run(_run(request, broker or "", fleet, printer))
+        return asyncio.run(_run(request, broker or "", reconnect_s, fleet, printer))
     except BrokenPipeError:
         discard_output()
         return 1
@@ -90,7 +91,9 @@ def _warn(name: str, line: str) -> None:
         sys.stderr.write(f"{name}: {line}\n")
 
 
-async def _run(request: dict[str, Any], broker: str, fleet: FleetSpec | None, printer: Printer) -> int:
+async def _run(
+    request: dict[str, Any], broker: str, reconnect_s: float, fleet: FleetSpec | None, printer: Printer
+) -> int:
     running = asyncio.current_task()
     if running is None:
         raise AssertionError("a coroutine that runs outside of a task")
@@ -99,7 +102,7 @@ async def _run(request: dict[str, Any], broker: str, fleet: FleetSpec | None, pr
         stack.push_async_callback(interrupt.close)
         if fleet is not None:
             broker = (await stack.enter_async_context(running_fleet(fleet, _warn))).url
-        patience_s = RECONNECT_S if fleet is None else PRIVATE_RECONNECT_S
+        patience_s = reconnect_s if fleet is None else PRIVATE_RECONNECT_S
         client = await stack.enter_async_context(AsyncClient(broker, reconnect_s=patience_s))
         return await _stream(client, request, printer, interrupt)
 

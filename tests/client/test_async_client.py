@@ -525,9 +525,9 @@ async def test_a_broker_that_comes_back_without_the_session_has_lost_it() -> Non
             await broker.stop()
             broker.forget()
             await broker.start()
-            with pytest.raises(SessionLost, match="cannot go on") as lost:
+            with pytest.raises(SessionLost, match="does not know it any more") as lost:
                 await session.wait()
-        assert lost.value.last_seq == 2
+        assert (lost.value.last_seq, lost.value.reason) == (2, "forgotten")
         broker.script = says_hello
         assert (await client.run("and it goes on")).ok
 
@@ -536,10 +536,34 @@ async def test_a_broker_that_stays_away_loses_the_session_in_the_end() -> None:
     async with client_of(waits_for_cancel, reconnect_s=0.1) as (client, broker):
         async with client.stream("") as session:
             await broker.stop()
-            with pytest.raises(SessionLost):
+            with pytest.raises(SessionLost) as lost:
                 await session.wait()
+        assert lost.value.reason == "unreachable"
         with pytest.raises(BrokerUnavailable):
             await client.run("")
+
+
+async def test_a_broker_that_is_killed_and_comes_back_with_its_sessions_is_waited_for_and_loses_nothing() -> None:
+    ran: list[int] = []
+
+    def square(n: int) -> int:
+        ran.append(n)
+        return n * n
+
+    async def script(told: Told) -> None:
+        first = await told.call("square", {"n": 3}, call_id="c_1")
+        await told.broker.stop()
+        second = asyncio.create_task(told.call("square", {"n": 4}, call_id="c_2"))
+        await told.broker.start()
+        await told.final([first["value"], (await second)["value"]])
+
+    async with client_of(script) as (client, broker):
+        result = await client.run("", tools=[square])
+        attached = await broker.wait_received("attach")
+
+    assert result.value == [9, 16]
+    assert ran == [3, 4]
+    assert attached[0]["fromSeq"] > 1
 
 
 async def test_a_connection_that_nobody_needs_is_replaced_by_the_next_session() -> None:

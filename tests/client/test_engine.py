@@ -129,7 +129,7 @@ def test_a_session_that_the_broker_forgot_is_lost_and_says_what_came_last() -> N
 
     assert isinstance(lost, Lost)
     assert isinstance(lost.error, SessionLost)
-    assert lost.error.last_seq == 1
+    assert (lost.error.last_seq, lost.error.reason) == (1, "forgotten")
     assert engine.live == 0
 
 
@@ -142,6 +142,8 @@ def test_events_that_are_not_kept_any_more_lose_the_session() -> None:
 
     assert isinstance(lost, Lost)
     assert isinstance(lost.error, SessionLost)
+    assert lost.error.reason == "trimmed"
+    assert "no longer keeps event 2, which is due" in str(lost.error)
 
 
 def test_a_refused_request_is_the_callers_error_with_its_field() -> None:
@@ -202,6 +204,17 @@ def test_a_call_is_handed_out_once_and_its_answer_sent_until_it_was_applied() ->
     assert [message["type"] for message in again(engine)] == ["attach"]
     engine.answer(answer())
     assert said(engine) == []
+
+
+def test_a_call_that_comes_again_under_another_number_is_not_run_again() -> None:
+    engine = started(tools=("search",))
+    engine.receive(call(1, "c_1"))
+    assert [type(action) for action in engine.receive(call(2, "c_1"))] == [Arrived]
+
+    engine.answer(answer())
+    engine.receive(event(3, "tool_result_applied", callId="c_1"))
+    assert [type(action) for action in engine.receive(call(4, "c_1"))] == [Arrived]
+    assert [type(action) for action in engine.receive(call(5, "c_2"))] == [Arrived, Called]
 
 
 def test_a_call_that_somebody_else_answered_need_not_run_on() -> None:

@@ -123,7 +123,32 @@ async def test_a_broker_that_forgot_the_session_is_said_so() -> None:
         code, out, err = await run("-", "--broker", broker.url)
 
     assert (code, out) == (1, "x")
+    assert "does not know it any more" in err
     assert "whether the code ran to its end is unknown" in err
+
+
+async def test_how_long_a_broker_is_waited_for_is_an_option() -> None:
+    async def script(told: Told) -> None:
+        await told.stdout("x")
+        await told.broker.stop()
+
+    async with FakeSocketBroker(script) as broker:
+        code, out, err = await run("-", "--broker", broker.url, "--reconnect-s", "0")
+
+    assert (code, out) == (1, "x")
+    assert "whether the code ran to its end is unknown" in err
+
+
+async def test_a_broker_that_is_killed_and_comes_back_with_its_sessions_is_waited_for() -> None:
+    async def script(told: Told) -> None:
+        await told.stdout("x")
+        await told.broker.stop()
+        await told.stdout("y\n")
+        await told.broker.start()
+        await told.final(2)
+
+    async with FakeSocketBroker(script) as broker:
+        assert await run("-", "--broker", broker.url) == (0, "xy\n2\n", "")
 
 
 async def test_a_second_signal_gives_up_on_a_broker_that_ends_nothing() -> None:

@@ -26,6 +26,7 @@ USAGE = 2
 
 DEFAULT_TIMEOUT_MS = 15_000
 """The SECURE level's: somebody waits at a terminal, and an endless loop should not keep him for a minute."""
+DEFAULT_RECONNECT_S = 30.0
 
 
 @click.command(name="run")
@@ -77,6 +78,14 @@ DEFAULT_TIMEOUT_MS = 15_000
     help="Wall deadline of the code; 0 leaves it to the session's time to live.",
 )
 @click.option(
+    "--reconnect-s",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_RECONNECT_S,
+    show_default=True,
+    envvar="ENCLAVE_RECONNECT_S",
+    help="How long a lost connection to --broker is tried to be replaced before the session counts as lost.",
+)
+@click.option(
     "--tools",
     multiple=True,
     metavar="MODULE",
@@ -101,6 +110,7 @@ def command(  # noqa: PLR0917 - click passes by name
     file_texts: tuple[str, ...],
     language: str | None,
     timeout_ms: int,
+    reconnect_s: float,
     tools: tuple[str, ...],
     tools_files: tuple[str, ...],
 ) -> None:
@@ -131,7 +141,15 @@ def command(  # noqa: PLR0917 - click passes by name
     from enclave_client.runner import run_code  # noqa: PLC0415 - so that --help starts fast
 
     profiles = (profile,) if profile else ()
-    code = run_code(request, broker=broker, raw_events=events, tools=tools, tools_files=tools_files, profiles=profiles)
+    code = run_code(
+        request,
+        broker=broker,
+        raw_events=events,
+        reconnect_s=reconnect_s,
+        tools=tools,
+        tools_files=tools_files,
+        profiles=profiles,
+    )
     sys.exit(code)
 
 
