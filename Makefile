@@ -2,7 +2,6 @@
 # Choose an interpreter with `make demo PYTHON=python3.12`.
 
 PYTHON ?= python3
-SESSIONS ?= 2000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --root-user-action=ignore
@@ -15,7 +14,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make lint    check style and types"
 	@echo "make bench   measure; SESSIONS=10000 for a longer run, JSON=FILE to keep the figures"
-	@echo "make soak    run good and hostile sessions, then look for leaks; SESSIONS=20000 for the promised number"
+	@echo "make soak    run good and hostile sessions, 50,000 of them, and look for leaks; SESSIONS=2000 for fewer"
 	@echo "make simulate  run a fleet under random schedules of faults, on a clock of its own; SEEDS=100000 for more, SEED=7 for one"
 	@echo "make chaos   kill, cut, freeze and fill a fleet while 2,000 sessions run; SEED=7 for other faults; root for hosts that vanish"
 	@echo "make clean   remove what the above have made"
@@ -32,16 +31,16 @@ lint: $(VENV)/.test $(VENV)/.lint
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	@$(BIN)/python -m enclave_client.bench --sessions $(SESSIONS) $(if $(JSON),--json $(JSON))
+	@$(BIN)/python -m enclave_client.bench --sessions $(or $(SESSIONS),2000) $(if $(JSON),--json $(JSON))
 
 soak: $(VENV)/.installed
-	@$(BIN)/python -m enclave_client.bench.soak --sessions $(SESSIONS)
+	@$(BIN)/python -m enclave_client.bench.soak --sessions $(or $(SESSIONS),50000)
 
 simulate: $(VENV)/.test
 	@$(BIN)/python -m tests.fleet.simulation.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5000))
 
 chaos: $(VENV)/.test
-	@$(BIN)/python -m tests.fleet.chaos --sessions $(SESSIONS) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.fleet.chaos --sessions $(or $(SESSIONS),2000) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

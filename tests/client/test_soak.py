@@ -17,7 +17,13 @@ from enclave_client.bench.soak import Errors, Look, Tally, differences, ending, 
 from tests.support import PATIENCE_S
 
 HELD = Held(processes=14, zombies=0, broker_fds=2, worker_fds=3, zygote_fds=4, mounts=5, cgroups=6)
-BEFORE = Look(held=HELD, broker_mb=50.0, worker_mb=40.0)
+
+
+def look(sessions: int, *, held: Held = HELD, broker_mb: float = 50.0, worker_mb: float = 40.0) -> Look:
+    return Look(sessions=sessions, held=held, broker_mb=broker_mb, worker_mb=worker_mb)
+
+
+BEFORE = look(100)
 SUM = next(kind for kind in KINDS if kind.name == "sum")
 SPIN = next(kind for kind in KINDS if kind.name == "spin loop")
 
@@ -31,7 +37,18 @@ def stream(*kinds: str, first_seq: int = 1, **final: Any) -> bytes:
 
 
 async def test_a_short_soak_of_all_kinds_ends_well() -> None:
-    command = [sys.executable, "-P", "-m", "enclave_client.bench.soak", "--sessions", "60", "--warm-up", "60"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "enclave_client.bench.soak",
+        "--sessions",
+        "60",
+        "--warm-up",
+        "60",
+        "--looks",
+        "1",
+    ]
     env = {name: value for name, value in os.environ.items() if not name.startswith("ENCLAVE_")}
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=env)
@@ -80,23 +97,33 @@ def test_an_ending_that_its_kind_may_not_have_is_counted_and_shown() -> None:
 
     assert (tally.sessions, tally.wrong, tally.without_final) == (4, 1, 1)
     assert tally.examples[0].startswith("sum: WORKER_LOST")
-    assert "OK 1, WORKER_LOST 1" in table(tally, BEFORE, BEFORE)
+    assert "OK 1, WORKER_LOST 1" in table(tally, [BEFORE, look(200)])
 
 
 @pytest.mark.parametrize("name", [field.name for field in msgspec.structs.fields(Held)])
 @pytest.mark.parametrize("change", [-1, 1])
 def test_any_count_that_differs_is_said(name: str, change: int) -> None:
     other = msgspec.structs.replace(HELD, **{name: getattr(HELD, name) + change})
-    after = Look(held=other, broker_mb=50.0, worker_mb=40.0)
+    looks = [BEFORE, BEFORE, look(200, held=other)]
 
-    assert differences(BEFORE, after) == [f"{name}: {getattr(HELD, name)} before, {getattr(other, name)} after"]
+    assert differences(looks) == [f"{name}: {getattr(HELD, name)} before, {getattr(other, name)} after"]
 
 
-def test_memory_may_shrink_or_grow_a_little_but_not_by_a_twentieth() -> None:
-    assert differences(BEFORE, Look(held=HELD, broker_mb=20.0, worker_mb=41.9)) == []
-    assert differences(BEFORE, Look(held=HELD, broker_mb=50.0, worker_mb=42.0)) == [
-        "worker_mb: grew by 5.0%, at most 5%"
-    ]
+def test_a_count_that_is_as_it_was_in_the_end_is_no_leak() -> None:
+    meanwhile = msgspec.structs.replace(HELD, processes=HELD.processes + 1)
+
+    assert differences([BEFORE, look(200, held=meanwhile), look(300)]) == []
+
+
+def test_memory_may_shrink_move_or_grow_a_little_but_not_by_a_twentieth_along_its_line() -> None:
+    assert differences([BEFORE, look(200, broker_mb=20.0, worker_mb=41.9)]) == []
+    assert differences([BEFORE, look(200, worker_mb=42.0)]) == ["worker_mb: grew by 5.0%, at most 5%"]
+
+    steady = [look(100 * n, broker_mb=50.0 + n % 2 * 4) for n in range(1, 12)]
+    assert differences(steady) == []
+    rising = [look(100 * n, broker_mb=50.0 + 0.5 * n + n % 2 * 4) for n in range(1, 11)]
+    [found] = differences(rising)
+    assert found.startswith("broker_mb: grew by ")
 
 
 def test_an_exception_in_a_programs_log_is_counted_an_error_is_shown_and_the_rest_is_neither() -> None:

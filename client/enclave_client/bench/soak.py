@@ -2,10 +2,11 @@
 
 Theory of operation. A real fleet runs a shuffled mixture of all kinds (`hostile.KINDS`), a bounded number at once. Each
 session has to end with exactly one `final`, the last of a numbered stream, and in a way that its kind may end. After
-a warm-up of the same mixture, and again at the end, the fleet is left alone until the broker has forgotten the
-sessions and the counts stand still; then what it holds is compared. A count that differs is a leak. Memory is compared
-at the same two moments, with an allocator that gives back what is free: how much it would keep of the largest moment so
-far is chance, and says nothing of a leak.
+a warm-up of the same mixture, and then several times until the end, the fleet is left alone until the broker has
+forgotten the sessions and the counts stand still; then what it holds is looked at. A count that differs in the end is a
+leak. Memory moves a little for many reasons: a straight line is fitted through all looks, and it is the line that may
+not rise. The programs run with an allocator that gives back what is free: how much it would keep of the largest moment
+so far is chance, and says nothing of a leak.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import collections
 import itertools
 import os
 import random
+import statistics
 import sys
 import time
 import uuid
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from enclave_client.fleet import Fleet
 
 MAX_GROWTH = 0.05
-"""Of a program's resident memory, from the warm-up to the end."""
+"""Of a program's resident memory, from the warm-up to the end, by the line through all looks."""
 SPARE_SLOTS = 4
 """Of the worker: a session that was left, and waits to be given up, has a slot, and nobody runs it."""
 DISCONNECT_GRACE_S = 0.2
@@ -51,6 +53,7 @@ _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131
 """glibc's own first thresholds. Said, they stay; unsaid, they grow with the largest block that was ever freed."""
 _MAX_EXAMPLES = 10
 _ERROR = " ERROR "
+_MEMORY = ("broker_mb", "worker_mb")
 _TRACEBACKS = ("Traceback", "    | Traceback")
 """How an exception begins: one that nobody logged, and one below the line of a record."""
 
@@ -61,6 +64,8 @@ class SoakPlan(msgspec.Struct, frozen=True, kw_only=True):
     sessions: int
     warm_up: int
     """Sessions before the first look at what is held."""
+    looks: int
+    """After the warm-up: in equal parts of the sessions, the last at the end."""
     at_once: int
     minutes: float
     """After so long no session is started any more."""
@@ -186,47 +191,58 @@ class Errors:
 class Look(msgspec.Struct, frozen=True, kw_only=True):
     """What a fleet that has come to rest holds."""
 
+    sessions: int
+    """After how many."""
     held: footprint.Held
     broker_mb: float
     worker_mb: float
     """All workers together."""
 
 
-async def look(fleet: Fleet, before: Look | None) -> Look:
+async def look(fleet: Fleet, sessions: int, before: Look | None) -> Look:
     """Leave the fleet alone until it holds what it held before, or no longer changes; say what it holds."""
     await asyncio.sleep(_FORGOTTEN_S)
     held = await settled(fleet, None if before is None else before.held)
     broker, workers = pids(fleet)
     return Look(
+        sessions=sessions,
         held=held,
         broker_mb=footprint.resident_mb(broker),
         worker_mb=sum(footprint.resident_mb(worker) for worker in workers),
     )
 
 
-def differences(before: Look, after: Look) -> list[str]:
-    """Return what is not as it was, in words: any count, and memory that grew by `MAX_GROWTH` or more."""
-    was, now = msgspec.to_builtins(before.held), msgspec.to_builtins(after.held)
+def growth(looks: list[Look], name: str) -> float:
+    """Return by what share memory grew from the first look to the last, by the line of least squares through all."""
+    if looks[0].sessions == looks[-1].sessions:
+        return 0.0  # the time was over before there was anything to compare
+    fit = statistics.linear_regression([each.sessions for each in looks], [getattr(each, name) for each in looks])
+    first, last = (fit.intercept + fit.slope * each.sessions for each in (looks[0], looks[-1]))
+    return last / first - 1
+
+
+def differences(looks: list[Look]) -> list[str]:
+    """Return what is not as it was, in words: any count in the end, and memory that grew by `MAX_GROWTH` or more."""
+    was, now = msgspec.to_builtins(looks[0].held), msgspec.to_builtins(looks[-1].held)
     found = [f"{name}: {was[name]} before, {now[name]} after" for name in was if was[name] != now[name]]
-    for name in ("broker_mb", "worker_mb"):
-        growth = getattr(after, name) / getattr(before, name) - 1
-        if growth >= MAX_GROWTH:
-            found.append(f"{name}: grew by {growth:.1%}, at most {MAX_GROWTH:.0%}")
-    return found
+    grown = {name: growth(looks, name) for name in _MEMORY}
+    return found + [
+        f"{name}: grew by {share:.1%}, at most {MAX_GROWTH:.0%}" for name, share in grown.items() if share >= MAX_GROWTH
+    ]
 
 
-def table(tally: Tally, before: Look, after: Look) -> str:
-    """Return the endings of each kind, and what was held before and after."""
+def table(tally: Tally, looks: list[Look]) -> str:
+    """Return the endings of each kind, and what was held at each look."""
     lines = [f"{'kind':25} {'sessions':>8}  endings"]
     for name, counts in tally.endings.items():
         said = ", ".join(f"{code} {count}" for code, count in counts.most_common())
         lines.append(f"{name:25} {counts.total():8}  {said}")
-    lines += ["", f"{'held':25} {'before':>8} {'after':>8}"]
-    was, now = msgspec.to_builtins(before.held), msgspec.to_builtins(after.held)
-    lines += [f"{name:25} {was[name]:8} {now[name]:8}" for name in was]
-    for name in ("broker_mb", "worker_mb"):
-        old, new = getattr(before, name), getattr(after, name)
-        lines.append(f"{name:25} {old:8.1f} {new:8.1f}  {new / old - 1:+.1%}")
+    lines += ["", f"{'held after sessions':25} " + " ".join(f"{each.sessions:8}" for each in looks)]
+    held = [msgspec.to_builtins(each.held) for each in looks]
+    lines += [f"{name:25} " + " ".join(f"{each[name]:8}" for each in held) for name in held[0]]
+    for name in _MEMORY:
+        values = " ".join(f"{getattr(each, name):8.1f}" for each in looks)
+        lines.append(f"{name:25} {values}  {growth(looks, name):+.1%} by the line through all")
     return "\n".join(lines)
 
 
@@ -240,14 +256,16 @@ async def soak(plan: SoakPlan, say: Callable[[str], None]) -> bool:
     async with running_fleet(spec, errors.read) as fleet:
         started_s = time.monotonic()
         running = Soak(fleet.url, plan, until_s=started_s + plan.minutes * 60)
+        tally = running.tally
         await running.run(plan.warm_up)
-        before = await look(fleet, None)
+        looks = [await look(fleet, tally.sessions, None)]
         say(f"{plan.warm_up} sessions to warm up, then {plan.sessions}, {plan.at_once} at once, seed {plan.seed}")
-        await running.run(plan.sessions)
-        after = await look(fleet, before)
+        for part in range(plan.looks):
+            await running.run(plan.sessions * (part + 1) // plan.looks - plan.sessions * part // plan.looks)
+            looks.append(await look(fleet, tally.sessions, looks[0]))
         took_s = time.monotonic() - started_s
-    say(table(running.tally, before, after))
-    tally, found = running.tally, differences(before, after)
+    say(table(tally, looks))
+    found = differences(looks)
     if tally.sessions < plan.warm_up + plan.sessions:
         say(f"stopped after {plan.minutes:g} minutes")
     say(f"sessions: {tally.sessions} in {took_s:.0f} s; without one final: {tally.without_final}; wrong: {tally.wrong}")
@@ -259,8 +277,9 @@ async def soak(plan: SoakPlan, say: Callable[[str], None]) -> bool:
 
 
 @click.command(name="soak", context_settings={"show_default": True})
-@click.option("--sessions", type=click.IntRange(min=1), default=20_000, help="Sessions after the warm-up.")
+@click.option("--sessions", type=click.IntRange(min=1), default=50_000, help="Sessions after the warm-up.")
 @click.option("--warm-up", type=click.IntRange(min=1), default=2000, help="Sessions before the first look.")
+@click.option("--looks", type=click.IntRange(1, 100), default=10, help="How often what is held is looked at after it.")
 @click.option("--at-once", type=click.IntRange(1, 256), default=16, help="How many run at once.")
 @click.option("--minutes", type=click.FloatRange(min=0.1), default=60.0, help="No session starts after so long.")
 @click.option("--seed", type=int, default=1, help="Order of the sessions.")
