@@ -10,6 +10,7 @@ sessions end, so that it forgets fast where sessions are short, and lasts where 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,8 +51,18 @@ class Pace:
         return [(self.held_s, self.freed), *self._buckets]
 
 
-def hold_s(paces: Sequence[Pace], held: int) -> float | None:
-    """Return how long a session holds a slot, on average; None if none of these has had any.
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """How long a session holds a slot."""
+
+    each_s: float
+    """On average."""
+    sessions: int
+    """How many say so."""
+
+
+def hold(paces: Sequence[Pace], held: int) -> Hold | None:
+    """Return how long a session holds a slot; None if none of these has had any.
 
     Args:
         paces: of the workers that it is about.
@@ -68,4 +79,4 @@ def hold_s(paces: Sequence[Pace], held: int) -> float | None:
         if freed >= max(ENOUGH, ENOUGH_A_SLOT * held):
             break
     ended = max(freed, held)
-    return held_s / ended if ended else None
+    return Hold(held_s / ended, freed) if ended else None

@@ -106,7 +106,7 @@ class Placer:
         wait_s = self._estimates.wait_s(profile, ahead)
         if not self.queue.fits(tenant, size_bytes):
             return Refuse(session_id, "queue_full", self._estimates.retry_after_s(profile, wait_s))
-        if wait_s is not None and wait_s > self._longest_wait_s(deadline):
+        if wait_s is not None and wait_s > self._longest_wait_s(deadline) and self._estimates.sure(profile):
             return Refuse(session_id, "long_wait", self._estimates.retry_after_s(profile, wait_s))
         self.queue.add(session_id, deadline, need=profile, tenant=tenant, size_bytes=size_bytes)
         return Wait(session_id, ahead + 1)
@@ -127,7 +127,7 @@ class Placer:
             if rivals not in ahead:
                 ahead[rivals] = self.queue.ahead(tenant, rivals)
             wait_s = self._estimates.wait_s(profile, ahead[rivals])
-            if fits and (wait_s is None or wait_s <= self.queue_wait_s):
+            if fits and (wait_s is None or wait_s <= self.queue_wait_s or not self._estimates.sure(profile)):
                 return None
             retry_after_s = max(retry_after_s or 0.0, self._estimates.retry_after_s(profile, wait_s))
         return retry_after_s

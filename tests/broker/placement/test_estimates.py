@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_broker.placement import Place, Placer, Refuse, Wait
-from enclave_broker.placement.pace import BUCKETS, Pace, hold_s
+from enclave_broker.placement.pace import BUCKETS, Hold, Pace, hold
 from enclave_broker.placement.placer import EVERYBODY
 
 
@@ -45,9 +45,9 @@ def busy_placer(slots: int, each_s: float, *, queue_wait_s: float = 30.0, second
 
 @given(held=st.integers(1, 50), each_s=st.floats(0.2, 5))
 def test_the_time_that_sessions_hold_a_slot_is_found_out(held: int, each_s: float) -> None:
-    found = hold_s([pace_of(held, each_s, 40)], held)
+    found = hold([pace_of(held, each_s, 40)], held)
     assert found is not None
-    assert each_s * 0.7 <= found <= each_s * 1.3
+    assert each_s * 0.7 <= found.each_s <= each_s * 1.3
 
 
 def test_of_a_fleet_that_was_idle_too() -> None:
@@ -56,7 +56,9 @@ def test_of_a_fleet_that_was_idle_too() -> None:
         pace.pass_time(0.5, 1)
         pace.freed += 1
         pace.pass_time(9.5 if second % 2 else 1.0, 0)
-    assert hold_s([pace], 0) == pytest.approx(0.5, rel=0.05)
+    found = hold([pace], 0)
+    assert found is not None
+    assert found.each_s == pytest.approx(0.5, rel=0.05)
 
 
 def test_short_sessions_of_an_hour_ago_say_nothing_about_long_ones_of_now() -> None:
@@ -64,20 +66,20 @@ def test_short_sessions_of_an_hour_ago_say_nothing_about_long_ones_of_now() -> N
     for step in range(1, 151):
         pace.freed += 4 * (step % 50 == 0)
         pace.pass_time(0.1, 4)
-    found = hold_s([pace], 4)
+    found = hold([pace], 4)
     assert found is not None
-    assert found > 0.5, "15 s of sessions of 5 s"
+    assert found.each_s > 0.5, "15 s of sessions of 5 s"
 
 
 def test_nothing_is_said_where_nothing_has_run() -> None:
-    assert hold_s([], 0) is None
-    assert hold_s([Pace()], 0) is None
+    assert hold([], 0) is None
+    assert hold([Pace()], 0) is None
 
 
 def test_sessions_that_all_run_still_take_at_least_as_long_as_they_have() -> None:
     pace = Pace()
     pace.pass_time(3, 4)
-    assert hold_s([pace], 4) == 3
+    assert hold([pace], 4) == Hold(each_s=3, sessions=0)
 
 
 def test_the_past_is_bounded() -> None:
@@ -107,7 +109,15 @@ def test_a_fleet_that_has_just_begun_refuses_nobody_for_a_wait_that_nobody_knows
     placer = Placer(queue_size=1000, queue_bytes=1000, queue_wait_s=0.001)
     placer.worker_up("w", max_sessions=2, active=0, draining=False)
     assert all(isinstance(placer.submit(f"s_{i}", 9), Place) for i in range(2))
-    assert all(isinstance(placer.submit(f"s_{i}", 9), Wait) for i in range(2, 100))
+    assert all(isinstance(placer.submit(f"s_{i}", 9), Wait) for i in range(2, 50))
+    for i in range(10):
+        placer.tick(i)
+        assert placer.refuses(EVERYBODY) is None
+        assert isinstance(placer.submit(f"s_{50 + i}", 99), Wait), f"{i} sessions have ended"
+        placer.release(f"s_{i}")
+    placer.tick(10)
+    assert placer.refuses(EVERYBODY) is not None
+    assert isinstance(placer.submit("s_99", 99), Refuse)
 
 
 def test_a_burst_on_a_fleet_that_had_little_to_do_is_not_taken_for_a_fleet_that_is_slow() -> None:
