@@ -27,6 +27,7 @@ from .access.files import KeysWatch, load_gate, load_secrets
 from .channels import RuntimeDial
 from .config import BrokerConfig
 from .dispatcher import Dispatcher
+from .finding.dial_in import DialIn
 from .finding.keeper import LinkKeeper
 from .finding.sources import Connecting, FileSource, FixedSource, fixed_urls
 from .http import create_app
@@ -40,6 +41,7 @@ from .tls import check_server_files, worker_context
 from .tools import Secrets, ToolRegistry
 from .tools.secrets import ENVIRONMENT_PREFIX
 from .tools.sources import SourceKeeper
+from .ws import WorkersDoor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -119,6 +121,8 @@ class Broker:
         token = self._worker_tokens[0] if self._worker_tokens else ""
         self._connecting = Connecting(timeout_s=config.hello_timeout_s, token=token, tls=worker_tls)
         self._runtimes = runtimes
+        self.dial_in = DialIn(self._cut_link)
+        self.workers_door = WorkersDoor(config, self._worker_tokens, closed=gate.closed)
         self.links = LinkKeeper(self._find(), self.dispatcher.fleet, config)
         self._started: list[Runtime] = []  # to be stopped, the last first
         self._socket: socket.socket | None = None
@@ -306,7 +310,10 @@ class Broker:
         if config.workers_file:
             stale, every_s = self.metrics.worker_source_stale, config.workers_file_look_s
             sources.append(FileSource(config.workers_file, connecting, stale=stale, every_s=every_s))
-        return sources
+        return [*sources, self.dial_in] if config.accept_workers else sources
+
+    def _cut_link(self, name: str, reason: str) -> None:
+        self.links.cut(name, reason)
 
     async def _tick(self) -> None:
         while True:

@@ -142,7 +142,7 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
         broker = Broker(config, tools, secrets=given, approve=hook, sources=sources)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if not (config.workers or config.workers_file):
+    if not (config.workers or config.workers_file or config.accept_workers):
         raise click.UsageError(NO_WORKER)
     raise_descriptor_limit()
     for name in SECRET_VARIABLES:

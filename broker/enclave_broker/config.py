@@ -40,6 +40,9 @@ class BrokerConfig:
     """A file with more of them, one per line; read again when it changes."""
     workers_file_look_s: float = 1.0
     """How often it is looked at."""
+    accept_workers: bool = False
+    """Whether workers may dial in, on `/workers`. They must show the workers' secret; without one it is only for
+    loopback, and only where clients need no keys."""
     host: str = "127.0.0.1"
     port: int = 3000
     """0 takes a free one; `Broker.port` says which."""
@@ -162,7 +165,7 @@ class BrokerConfig:
                 raise ValueError(f"{setting.name}: {value} is not a finite number")
         if self.default_language not in LANGUAGES:
             raise ValueError(f"default_language: {self.default_language!r} is not one of {', '.join(LANGUAGES)}")
-        if self.mode == "embedded" and (self.workers or self.workers_file):
+        if self.mode == "embedded" and (self.workers or self.workers_file or self.accept_workers):
             raise ValueError("mode 'embedded' runs its workers here and takes no worker URLs")
 
 

@@ -120,6 +120,7 @@ class Link:
         self._outgoing_bytes = 0
         self._something_to_write = asyncio.Event()
         self._overflowed = asyncio.Event()
+        self._cut = ""
         self._silent_intervals = 0
 
     @property
@@ -154,6 +155,12 @@ class Link:
     def instance(self) -> str | None:
         """Which of its lives the worker is in; None if it does not say."""
         return None if self.hello is None else self.hello.instance or None
+
+    def cut(self, reason: str) -> None:
+        """End the connection that there is, for a reason that is known here."""
+        if self.up:
+            self._cut = reason
+            self._overflowed.set()
 
     async def run(self) -> None:
         """Keep the connection up until cancelled."""
@@ -218,6 +225,7 @@ class Link:
         self._outgoing_bytes = 0
         self._something_to_write.clear()
         self._overflowed.clear()
+        self._cut = ""
         self._silent_intervals = 0
 
     async def _hello(self, transport: Transport) -> Hello:
@@ -303,7 +311,7 @@ class Link:
                 if self._silent_intervals * interval_s >= self._config.dead_after_s:
                     raise LinkDown(f"silent for {self._config.dead_after_s:g} s") from None
             else:
-                raise LinkDown(f"left more than {self._config.link_buffer_bytes} bytes unread")
+                raise LinkDown(self._cut or f"left more than {self._config.link_buffer_bytes} bytes unread")
 
     def _delay_s(self, failures: int) -> float:
         longest = min(self._config.reconnect_max_s, self._config.reconnect_min_s * 2 ** min(failures - 1, 20))

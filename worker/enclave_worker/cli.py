@@ -100,10 +100,18 @@ _LISTEN_HINTS = {
 )
 @click.option("--processes", type=click.IntRange(2), help="Processes and threads of a sandbox [default: the level's].")
 @click.option(
+    "--dial",
+    multiple=True,
+    metavar="URL",
+    envvar="ENCLAVE_DIAL",
+    help="Dial in to this broker, such as wss://broker:3000/workers; repeat it for several.",
+)
+@click.option("--no-listen", is_flag=True, help="Open no port: with --dial.")
+@click.option(
     "--worker-token-file",
     default="",
     metavar="FILE",
-    help="The secret that brokers must show. Or ENCLAVE_WORKER_TOKEN has it.",
+    help="The secret that brokers must show, and that we show with --dial. Or ENCLAVE_WORKER_TOKEN has it.",
 )
 @click.option("--tls-cert", default="", metavar="FILE", help="Our certificate: wss:// instead of ws://.")
 @click.option("--tls-key", default="", metavar="FILE", help="Its key.")
@@ -135,7 +143,13 @@ def main(**options: object) -> None:
     assert isinstance(grace_s, float)
     if not math.isfinite(grace_s):
         raise click.UsageError(f"--grace-s: {grace_s} is not a finite number")
-    config = RuntimeConfig(**options)  # type: ignore[arg-type]  # click has converted each to its field's type
+    options["listen"] = not options.pop("no_listen")
+    if not (options["listen"] or options["dial"]):
+        raise click.UsageError("--no-listen without --dial: nobody could reach the worker")
+    try:
+        config = RuntimeConfig(**options)  # type: ignore[arg-type]  # click has converted each to its field's type
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     worker = create_runtime_worker(config)
     _start_logging(log_format, worker.worker_id)
     uvloop.run(_run(worker, grace_s))
@@ -171,7 +185,8 @@ async def _run(worker: RuntimeWorker, grace_s: float) -> None:
         hint = _LISTEN_HINTS.get(error.errno or 0, "check --host and --port")
         _exit(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {hint}")
     # The one line that a script waits for.
-    print(f"enclave-runtime listening on {worker.url} at level {worker.level}", flush=True)  # noqa: T201
+    where = f"listening on {worker.url}" if config.listen else f"dialling {','.join(config.dial)}"
+    print(f"enclave-runtime {where} at level {worker.level}", flush=True)  # noqa: T201
     await stop.wait()
     async with asyncio.TaskGroup() as group:
         impatient = group.create_task(_end_sessions(worker, hurry))

@@ -8,6 +8,7 @@ import msgspec
 
 from enclave_protocol import MAX_CODE_BYTES, Limits
 
+from .broker_urls import check_broker_url
 from .sandbox.levels import BEST, DEFAULT_LEVEL, LEVELS, Level, Resources
 
 
@@ -24,9 +25,11 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Port to listen on; 0 takes any free one (`RuntimeWorker.port` tells which)."""
     listen: bool = True
     """False opens no port: sessions then come by `RuntimeWorker.handle`, `execute` or `execute_sync` only."""
+    dial: tuple[str, ...] = ()
+    """Brokers to dial in to, `ws://broker:3000/workers`: for networks in which they can't reach this worker."""
     worker_token_file: str = ""
-    """A file with the secret that brokers must show, or several, one per line. Without it `ENCLAVE_WORKER_TOKEN` of the
-    environment holds it; without either, none is wanted."""
+    """A file with the secret that brokers must show, and are shown where we dial in; or several, one per line, of which
+    the first is shown. Without it `ENCLAVE_WORKER_TOKEN` of the environment holds it; without either, there is none."""
     tls_cert: str = ""
     """The worker's certificate; empty speaks in clear."""
     tls_key: str = ""
@@ -87,6 +90,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: {value!r} is not a whole number above 0")
+        for url in self.dial:
+            check_broker_url(url)
         if self.level not in {*LEVELS, BEST}:
             raise ValueError(f"level: {self.level!r} is not one of {', '.join(LEVELS)} or {BEST}")
 

@@ -105,7 +105,7 @@ def _telling(door: Door) -> type[ssl.SSLObject]:
 
 def open_door(config: RuntimeConfig) -> Door:
     """Return the door that a worker's configuration and environment describe; raises AccessError."""
-    secrets = _secrets(config.worker_token_file)
+    secrets = load_secrets(config.worker_token_file)
     tls = _context(config)
     door = Door(secrets, tls, wants_certificate=bool(config.tls_ca))
     if not (door.closed or config.insecure or is_loopback(config.host)):
@@ -117,7 +117,8 @@ def open_door(config: RuntimeConfig) -> Door:
     return door
 
 
-def _secrets(path: str) -> tuple[str, ...]:
+def load_secrets(path: str) -> tuple[str, ...]:
+    """Return the secrets of a file, else those in `ENCLAVE_WORKER_TOKEN`, if any; raises AccessError."""
     where = path or WORKER_TOKEN_VARIABLE
     try:
         text = _read(path) if path else os.environ.get(WORKER_TOKEN_VARIABLE, "")

@@ -17,7 +17,8 @@ from enclave_protocol import LocalProtocolError
 
 from .config import RuntimeConfig
 from .connection import WorkerIdentity
-from .door import Door, open_door
+from .dialing import Dialing, client_context
+from .door import Door, load_secrets, open_door
 from .embedding import Embedding
 from .executions import DEFAULT_BUFFER_BYTES, ExecutionResult, collect, make_execute
 from .footing import Footing, find_footing
@@ -93,6 +94,7 @@ class RuntimeWorker(Observable):
         self._pools: Pools | None = None
         self._sessions: Sessions | None = None
         self._server: WorkerServer | None = None
+        self._dialing: Dialing | None = None
         self._embedding: Embedding | None = None
         self._thread: LoopThread | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -175,9 +177,17 @@ class RuntimeWorker(Observable):
             )
             self._embedding = Embedding(self._sessions, identity)
             self._server = WorkerServer(self._sessions, self._pools, self.metrics, identity, door)
+            secrets = load_secrets(self.config.worker_token_file) if self.config.dial else ()
+            self._dialing = Dialing(
+                self.config.dial,
+                token=secrets[0] if secrets else "",
+                tls=client_context(self.config) if self.config.dial else None,
+                serve=self._server.serve_socket,
+            )
             if listens:
                 self.port = await self._server.start(self.config.host, self.config.port)
             await self._pools.start()
+            self._dialing.start()
         except BaseException:
             await self._stop_parts()
             self._enter(RuntimeState.STOPPED)
@@ -330,6 +340,8 @@ class RuntimeWorker(Observable):
             await self._embedding.stop()
         if self._server is not None:
             await self._server.stop()
+        if self._dialing is not None:
+            await self._dialing.stop()
         if self._sessions is not None:
             self._sessions.holdings.close()
         if self._pools is not None:
@@ -339,7 +351,7 @@ class RuntimeWorker(Observable):
         self._slots = []
         if self._footing is not None:
             self._footing.close()
-        self._embedding = self._server = self._pools = self._footing = None
+        self._embedding = self._server = self._dialing = self._pools = self._footing = None
 
     def _enter(self, state: RuntimeState) -> None:
         if state not in _TRANSITIONS[self._state]:

@@ -18,6 +18,7 @@ from enclave_protocol import MAX_MESSAGE_BYTES
 from .connection import Connection, PeerLeft, flush
 
 if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
     from websockets.asyncio.server import Server
 
     from .connection import WorkerIdentity
@@ -36,7 +37,7 @@ WEBSOCKET_PATH = "/ws"
 class WebSocketPeer:
     """A WebSocket as `Connection` wants it."""
 
-    def __init__(self, socket: ServerConnection) -> None:
+    def __init__(self, socket: ServerConnection | ClientConnection) -> None:
         self.name = f"{socket.remote_address[0]}:{socket.remote_address[1]}"
         self._socket = socket
 
@@ -82,7 +83,7 @@ class WorkerServer:
     async def start(self, host: str, port: int) -> int:
         """Listen; return the port. Raises OSError when the address can't be had."""
         self._server = await serve(
-            self._serve_websocket,
+            self.serve_socket,
             host,
             port,
             process_request=self._serve_http,
@@ -98,13 +99,15 @@ class WorkerServer:
         raise AssertionError("a server that started has a socket")
 
     async def stop(self) -> None:
-        """Let what was said go out; close the port and every connection."""
-        if self._server is not None:
+        """Let what was said go out; close the port and every connection that it has accepted."""
+        if self._server is not None or self._connections:
             await flush(self._connections, self._sessions.holdings)
+        if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
 
-    async def _serve_websocket(self, socket: ServerConnection) -> None:
+    async def serve_socket(self, socket: ServerConnection | ClientConnection) -> None:
+        """Serve a connection until it has ended, whoever has opened it."""
         peer = WebSocketPeer(socket)
         log.info("connection from %s opened", peer.name)
         with self._metrics.connections.track_inprogress():

@@ -69,6 +69,12 @@ class LinkKeeper:
         if self._left and self._group is not None:
             self._apply()
 
+    def cut(self, name: str, reason: str) -> None:
+        """End the present connection of a link, if there is one."""
+        link = self._links.get(name)
+        if link is not None:
+            link.cut(reason)
+
     def _apply(self) -> None:
         wanted: dict[str, Source] = {}
         for source in self.sources:
@@ -115,6 +121,8 @@ class LinkKeeper:
         if link.name in self._stopping:  # else the broker stops
             self._stopping.discard(link.name)
             self._fleet.link_gone(link)
+            for source in self.sources:
+                source.forget(link.name)
             log.info("worker %s: link closed", link.name)
             self._apply()
 

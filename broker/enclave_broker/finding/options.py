@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-NO_WORKER = "no worker: give at least one --worker ws://HOST:PORT/ws (or ENCLAVE_WORKER), or --workers-file"
+NO_WORKER = (
+    "no worker: give at least one --worker ws://HOST:PORT/ws (or ENCLAVE_WORKER), --workers-file or --accept-workers"
+)
 
 
 def finding_options(command: F) -> F:
@@ -31,6 +33,11 @@ def finding_options(command: F) -> F:
             show_default=False,
             metavar="FILE",
             help="File with URLs of workers, one per line; read again when it changes.",
+        ),
+        click.option(
+            "--accept-workers",
+            is_flag=True,
+            help="Let workers dial in (enclave-runtime --dial); they must show the workers' token.",
         ),
     ]
     for option in reversed(options):

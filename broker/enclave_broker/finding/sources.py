@@ -80,6 +80,9 @@ class Source(abc.ABC):
     def dial(self, name: str) -> Dial:
         """Return what connects to one of them."""
 
+    def forget(self, name: str) -> None:  # noqa: B027 - most keep nothing
+        """Let go of what was kept for a link that has ended for good."""
+
     @abc.abstractmethod
     async def run(self, changed: Callable[[], None]) -> None:
         """Keep `names` true, calling `changed` after each change, until cancelled or there will be none."""

@@ -13,7 +13,7 @@ from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
 from enclave_broker.access import Denied, QuotaExceeded
 from enclave_broker.api import ApiError, ErrorBody, error_body, refusal
-from enclave_broker.ws import create_ws_route
+from enclave_broker.ws import create_workers_route, create_ws_route
 from enclave_protocol import MAX_MESSAGE_BYTES, __version__
 
 from .access import guard
@@ -65,6 +65,9 @@ def _routes(broker: Broker) -> Litestar:
             *fleet_routes(dispatcher),
             *catalog_routes(broker),
             create_ws_route(dispatcher),
+            create_workers_route(
+                broker.dial_in, broker.workers_door, metrics, hello_timeout_s=broker.config.hello_timeout_s
+            ),
         ],
         guards=[guard(dispatcher.gate)],
         exception_handlers={ApiError: refuse, HTTPException: refuse, Exception: refuse},

@@ -35,7 +35,7 @@ def create_ws_route(dispatcher: Dispatcher) -> WebsocketRouteHandler:
         except (Denied, ApiError) as error:
             told = refusal(error) if isinstance(error, Denied) else error
             dispatcher.metrics.rejections.labels(told.body.code).inc()
-            await _refuse(socket, told)
+            await refuse(socket, told)
             return
         with sockets:
             await socket.accept(subprotocols=subprotocol)
@@ -85,7 +85,7 @@ async def _serve(socket: WebSocket[Any, Any, Any], dispatcher: Dispatcher, calle
         await socket.close(code=closing.code, reason=closing.reason)
 
 
-async def _refuse(socket: WebSocket[Any, Any, Any], told: ApiError) -> None:
+async def refuse(socket: WebSocket[Any, Any, Any], told: ApiError) -> None:
     """Answer the handshake with an HTTP error, in the one shape that every refusal has."""
     body = msgspec.json.encode(told.body)
     headers = {"Content-Type": "application/json", **told.headers}
