@@ -115,7 +115,7 @@ class Fleet:
         """Take in a new session, and send it where the placer wants it."""
         self.routes[session.session_id] = session
         if isinstance(decision, Place):
-            self._place(decision, time.monotonic())
+            self._place(decision, session.created)  # in this step: it has not waited
         else:
             session.tell_position(decision.position)
 
