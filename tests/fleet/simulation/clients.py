@@ -109,7 +109,7 @@ class ClientHost:
             return number * 10
 
         await asyncio.sleep(plan.at_s)
-        options: dict[str, Any] = {"retry": "safe"} if plan.safe and world.can_retry else {}
+        options: dict[str, Any] = {"retry": "safe"} if plan.safe else {}
         session = self._library.stream(
             msgspec.json.encode(plan.script).decode(),
             session_id=plan.session_id,
@@ -145,7 +145,7 @@ class ClientHost:
             "session_id": plan.session_id,
             "code": msgspec.json.encode(plan.script).decode(),
             "limits": {"sessionTtlMs": plan.wall_ms, "heartbeatIntervalMs": 4000},
-            "retry": "safe" if plan.safe else None,
+            "retry": "safe" if plan.safe else "never",
         }
         if plan.cancel_after_s is not None:
             self.process.spawn(self._cancel_over_http(plan, plan.cancel_after_s))

@@ -9,16 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .called_tools import EXTRA
-from .hosts import BROKER
+from .guests import SLOW_DEATH_S
+from .hosts import BROKER, LEASE_S, RESUME_S, RESUMES, SERVER_PATIENCE_S
 
 if TYPE_CHECKING:
     from .guests import GuestRun
+    from .hosts import WorkerHost
     from .network import End
     from .plan import Fault, SessionPlan
+    from .truth import Note
     from .world import World
 
+ROLL_GRACE_S = 6.0
+"""How long a worker that is told to stop waits for its sessions."""
 FOUND_OUT_S = 4.0
 """How long it takes at most to notice that a link is silent and to have another one."""
+
+
+MAX_RETRIES = 2
 
 
 class Faults:
@@ -68,7 +76,7 @@ class Faults:
     def _cut_worker(self, fault: Fault) -> None:
         for end in self._links(fault):
             self._world.network.cut(end)
-        self._world.truth.note("unreachable", f"worker{fault.who}", 1.0)
+        self._world.truth.note("unreachable", f"worker{fault.who}", 2.0)
 
     def _half_open_worker(self, fault: Fault) -> None:
         for end in self._links(fault):
@@ -76,11 +84,6 @@ class Faults:
         self._world.truth.note("unreachable", f"worker{fault.who}", FOUND_OUT_S)
 
     def _stall_worker(self, fault: Fault) -> None:
-        for end in self._links(fault):
-            if not self._world.network.stalled(end):  # two in a row could be taken for a death
-                self._world.network.stall(end, fault.for_s)
-
-    def _stall_worker_long(self, fault: Fault) -> None:
         for end in self._links(fault):
             self._world.network.stall(end, fault.for_s)
         self._world.truth.note("unreachable", f"worker{fault.who}", fault.for_s + FOUND_OUT_S)
@@ -104,13 +107,13 @@ class Faults:
         if worker.alive:
             worker.kill(vanish=vanish)
             self._world.truth.note("killed", worker.name, fault.for_s)
-            self._world.loop.call_later(fault.for_s, worker.start)
+            self._world.loop.call_later(fault.for_s, self._start_again, worker, worker.incarnation)
 
     def _freeze_broker(self, fault: Fault) -> None:
         if self._world.broker.alive and not self._world.broker.process.frozen:
             self._world.broker.process.freeze()
             self._world.loop.call_later(fault.for_s, self._world.broker.process.thaw)
-            self._world.truth.note("freeze", BROKER, fault.for_s)
+            self._world.truth.note("freeze", BROKER, fault.for_s + FOUND_OUT_S)
 
     def _freeze_worker(self, fault: Fault) -> None:
         worker = self._world.workers[f"worker{fault.who}"]
@@ -119,10 +122,16 @@ class Faults:
             self._world.loop.call_later(fault.for_s, worker.process.thaw)
             self._world.truth.note("unreachable", worker.name, fault.for_s + FOUND_OUT_S)
 
-    def _drain_worker(self, fault: Fault) -> None:
-        sessions = self._world.workers[f"worker{fault.who}"].sessions
-        sessions.draining = True
-        self._world.loop.call_later(fault.for_s, setattr, sessions, "draining", False)
+    def _roll_worker(self, fault: Fault) -> None:
+        worker = self._world.workers[f"worker{fault.who}"]
+        if worker.alive and not worker.process.frozen and not worker.sessions.draining:
+            worker.stop(grace_s=ROLL_GRACE_S)
+            self._world.truth.note("killed", worker.name, ROLL_GRACE_S + fault.for_s)
+            self._world.loop.call_later(ROLL_GRACE_S + 4.0 + fault.for_s, self._start_again, worker, worker.incarnation)
+
+    def _start_again(self, worker: WorkerHost, incarnation: int) -> None:
+        if worker.incarnation == incarnation and not worker.alive:
+            worker.start()
 
     def _catalog(self, fault: Fault) -> None:
         if self._world.broker.alive and not self._world.broker.process.frozen:
@@ -139,17 +148,32 @@ class Faults:
     # What is allowed, given what went wrong
 
     def may_lose_worker(self, plan: SessionPlan, begin: float, end: float) -> bool:
-        """Return whether the worker of a session that lived then can count as lost."""
-        del plan
-        return any(
-            begin - 10.0 <= until and at_s <= end and kind in {"killed", "unreachable"} and who in self._world.workers
-            for at_s, until, kind, who in self._world.truth.notes
-        )
+        """Return whether the worker of a session that lived then can count as lost, and the session with it."""
+        away = [span for name in self._world.workers for span in self._away(name) if span[0] <= end]
+        killed = [note for note in self._notes("killed") if begin - FOUND_OUT_S <= note[1] and note[0] <= end]
+        long = [since for since, until in away if until >= begin and until - since >= RESUME_S]
+        if not RESUMES or not plan.safe or len(self._world.truth.seen_of_worker(plan.session_id)) > 0:
+            return bool(killed or long)
+        return len(killed) + len(long) > MAX_RETRIES  # nothing was seen of it, so it is placed again
+
+    def _notes(self, kind: str) -> list[Note]:
+        return [note for note in self._world.truth.notes if note[2] == kind and note[3] in self._world.workers]
+
+    def _away(self, name: str) -> list[tuple[float, float]]:
+        """Return when a worker may have been out of the broker's sight: spells that overlap are one."""
+        spells: list[tuple[float, float]] = []
+        for since, until, kind, who in sorted(self._world.truth.notes):
+            if (kind, who) not in {("unreachable", name), ("freeze", BROKER), ("down", BROKER)}:
+                continue
+            if spells and since <= spells[-1][1]:
+                spells[-1] = (spells[-1][0], max(until, spells[-1][1]))
+            else:
+                spells.append((since, until))
+        return spells
 
     def outlives_s(self, run: GuestRun) -> float:
         """Return how long a guest may be there after its session has ended."""
-        worst = 4.0
-        for at_s, until, _, who in self._world.truth.notes:
-            if who in {run.worker.partition("#")[0], BROKER}:
-                worst = max(worst, 45.0 + until - at_s)  # until the WebSocket library's own pings find out
-        return worst
+        name = run.worker.partition("#")[0]
+        if not any(who in {name, BROKER} for _, _, _, who in self._world.truth.notes):
+            return SLOW_DEATH_S + 1.0
+        return SERVER_PATIENCE_S[1] + LEASE_S + SLOW_DEATH_S + 1.0  # nobody could tell the worker

@@ -7,9 +7,11 @@ nothing. What `Broker` and `RuntimeWorker` are besides (HTTP, sockets, zygotes) 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import TYPE_CHECKING, Any, cast
 
 from enclave_broker.access.caller import LOCAL
+from enclave_broker.config import BrokerConfig
 from enclave_broker.dispatcher import Dispatcher
 from enclave_broker.finding.keeper import LinkKeeper
 from enclave_broker.finding.sources import FixedSource
@@ -20,7 +22,7 @@ from enclave_broker.tools import ToolRegistry
 from enclave_broker.ws.client import SocketClient
 from enclave_protocol import NoCapacity, RemoteProtocolError, decode_tool_result, parse_limits
 from enclave_worker.config import RuntimeConfig
-from enclave_worker.connection import Connection, PeerLeft, WorkerIdentity
+from enclave_worker.connection import Connection, PeerLeft, WorkerIdentity, flush
 from enclave_worker.metrics import WorkerMetrics
 from enclave_worker.sessions import Sessions
 
@@ -30,7 +32,6 @@ from .virtual_time import Process
 
 if TYPE_CHECKING:
     from enclave_broker.channels import Dial
-    from enclave_broker.config import BrokerConfig
     from enclave_broker.sessions import BrokerSession
     from enclave_broker.tools.functions import FunctionTool
 
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 BROKER = "broker"
 WS, HTTP = f"{BROKER}:ws", f"{BROKER}:http"
 TICK_S = 0.1
+RESUMES = hasattr(BrokerConfig, "resume_s")
+RESUME_S = 8.0 if RESUMES else 0.0
+"""How long a broker waits for a worker that is away,"""
+LEASE_S = 14.0
+"""and a worker for its broker."""
 SERVER_PATIENCE_S = (20.0, 40.0)
 """What the WebSocket library, at its defaults, gives a broker's connection before it breaks it."""
 CLIENT_PATIENCE_S = (10.0, 20.0)
@@ -89,7 +95,13 @@ class WorkerHost:
         self.pools: FakePools
         self.sessions: Sessions
         self._world = world
-        self._config = RuntimeConfig(max_sessions=slots, level="SECURE", send_buffer_bytes=16 * 1024)
+        self._config = RuntimeConfig(
+            max_sessions=slots,
+            level="SECURE",
+            send_buffer_bytes=16 * 1024,
+            lease_s=LEASE_S,
+            kept_session_bytes=16 * 1024,
+        )
 
     @property
     def alive(self) -> bool:
@@ -115,15 +127,37 @@ class WorkerHost:
         world = self._world
         self.pools = FakePools(world.loop, world.rng, self.process, world.truth.runs)
         self.sessions = Sessions(self._config, cast("Any", self.pools), WORKER_METRICS)
-        self._identity = WorkerIdentity(worker_id=self.name, level="SECURE")
+        self._identity = WorkerIdentity(worker_id=self.name, instance=self.process.name, level="SECURE")
+        self._connections: dict[Connection, End] = {}
         world.network.listen(f"{self.name}:ws", self.process, self._accept, SERVER_PATIENCE_S)
 
     def _accept(self, end: End) -> None:
         self.process.spawn(self._serve(end))
 
     async def _serve(self, end: End) -> None:
-        await Connection(_WorkerPeer(end), self.sessions, self._identity).serve()
+        connection = Connection(_WorkerPeer(end), self.sessions, self._identity)
+        self._connections[connection] = end
+        try:
+            await connection.serve()
+        finally:
+            del self._connections[connection]
         await end.close()
+
+    def stop(self, grace_s: float) -> None:
+        """Have the program end in good order, as SIGTERM does."""
+        self.process.spawn(self._stop(grace_s))
+
+    async def _stop(self, grace_s: float) -> None:
+        self.sessions.drain("the worker stops")
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.sessions.wait_drained()
+        except TimeoutError:
+            await self.sessions.end_all("the worker stops")
+        await flush(self._connections, self.sessions.holdings)
+        for end in list(self._connections.values()):
+            await end.close()
+        self._world.loop.call_soon(self.kill, context=contextvars.Context())
 
 
 class _Dial:
@@ -214,12 +248,22 @@ class BrokerHost:
     def _post(self, request: dict[str, Any]) -> EventStream | int:
         dispatcher = self.dispatcher
         limits = parse_limits(request["limits"], defaults=dispatcher.offers.limits_of("python"))
-        new = NewSession(code=request["code"], session_id=request["session_id"], limits=limits, client_tools=None)
+        new = NewSession(
+            code=request["code"],
+            session_id=request["session_id"],
+            limits=limits,
+            client_tools=None,
+            **({"retry": request["retry"]} if RESUMES else {}),
+        )
         try:
             return EventStream(dispatcher.submit(new, LOCAL), dispatcher, 1)
         except DuplicateSession:
             return 409
         except NoCapacity:
+            if dispatcher.placer.statistics().free:
+                self._world.truth.violation(
+                    "overload is told, not made", f"{new.session_id} got no slot, and one is free"
+                )
             return 503
 
     def _get(self, session: BrokerSession, request: dict[str, Any]) -> EventStream | int:

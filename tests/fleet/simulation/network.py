@@ -181,12 +181,17 @@ class Network:
         timeout_s: float,
         patience_s: tuple[float, float] | None = None,
     ) -> End:
-        """Connect `host` to the listener `to`; raises ConnectionRefusedError."""
+        """Connect `host` to the listener `to`.
+
+        Raises:
+            ConnectionRefusedError: nobody listens there.
+            ConnectionError: nobody is there.
+        """
         await asyncio.sleep(2 * self.delay_s())
         machine = to.partition(":")[0]
         if machine in self._vanished or frozenset((host, machine)) in self._apart:
             await asyncio.sleep(timeout_s)
-            raise ConnectionRefusedError(f"{to} does not answer")
+            raise ConnectionAbortedError(f"{to} does not answer")
         listener = self._listeners.get(to)
         if listener is None or not listener[0].alive:
             raise ConnectionRefusedError(f"nobody listens on {to}")
@@ -272,10 +277,6 @@ class Network:
         if self.overheard is not None:
             said = data.decode() if isinstance(data, bytes) else str(data)
             self.overheard(f"{end.process.name} {what}{end.peer.host}: {shortened(said)}")
-
-    def stalled(self, end: End) -> bool:
-        """Whether nothing arrives at the moment."""
-        return max(end._arrives_s, end.peer._arrives_s) > self._loop.time() + self._delay_s[1]
 
     def _give_up(self, end: End) -> None:
         end.end(ConnectionResetError("no answer to a ping"))

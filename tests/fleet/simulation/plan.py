@@ -12,6 +12,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from enclave_client.request import SessionOptions
+
+from .hosts import RESUMES
 from .network import shortened
 
 Mood = Literal["calm", "gentle", "rough"]
@@ -100,12 +103,21 @@ class Plan:
         return "\n".join([head, *(f"  {at_s:7.3f}  {what}" for at_s, what in sorted(todo))])
 
 
-GENTLE = ("cut_client", "stall_client", "half_open_client", "stall_worker", "catalog")
-ROUGH = (
-    *GENTLE,
+HARMLESS = ("cut_client", "stall_client", "half_open_client", "catalog")
+GENTLE = (
+    *HARMLESS,
+    "cut_worker",
     "cut_worker",
     "half_open_worker",
-    "stall_worker_long",
+    "half_open_worker",
+    "stall_worker",
+    "stall_worker",
+    "part_worker",
+)
+ROUGH = (
+    *GENTLE,
+    "stall_worker",
+    "part_worker",
     "part_worker",
     "kill_worker",
     "vanish_worker",
@@ -113,7 +125,7 @@ ROUGH = (
     "part_client",
     "freeze_broker",
     "freeze_worker",
-    "drain_worker",
+    "roll_worker",
 )
 
 
@@ -124,8 +136,10 @@ def make_plan(seed: int) -> Plan:
     clients = rng.randint(1, 3)
     workers = [rng.choice((1, 1, 2, 3, 5)) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
     sessions = [_session(rng, i, clients, mood) for i in range(rng.choice((1, 2, 3, 4, 5, 6, 8)))]
-    kinds = {"calm": (), "gentle": GENTLE, "rough": ROUGH}[mood]
-    faults = [_fault(rng, rng.choice(kinds), len(workers), clients) for _ in range(rng.randint(1, 6))] if kinds else []
+    kinds = {"calm": (), "gentle": GENTLE if RESUMES else HARMLESS, "rough": ROUGH}[mood]
+    faults = (
+        [_fault(rng, mood, rng.choice(kinds), len(workers), clients) for _ in range(rng.randint(1, 6))] if kinds else []
+    )
     delay = rng.choice(((0.0002, 0.001), (0.001, 0.02), (0.0, 0.1), (0.05, 0.3)))
     return Plan(
         seed=seed,
@@ -166,24 +180,24 @@ def _session(rng: random.Random, number: int, clients: int, mood: Mood) -> Sessi
         at_s=round(rng.choice((0.0, 1.0, 6.0)) * rng.random(), 4),
         script=script,
         wall_ms=rng.choice((1500, 4000)) if tight else 60_000,
-        safe=rng.random() < 0.3,
+        safe=rng.random() < 0.3 and RESUMES and (over == "http" or "retry" in SessionOptions.__annotations__),
         cancel_after_s=round(rng.uniform(0.0, 3.0), 3) if rng.random() < 0.1 else None,
         second_reader_after_s=round(rng.uniform(0.0, 4.0), 3) if rng.random() < 0.15 else None,
     )
 
 
-def _fault(rng: random.Random, kind: str, workers: int, clients: int) -> Fault:
+def _fault(rng: random.Random, mood: Mood, kind: str, workers: int, clients: int) -> Fault:
+    longest_s = 8.0 if mood == "rough" else 2.0
     for_s = {
         "stall_client": (0.1, 3.0),
-        "stall_worker": (0.1, 0.8),
-        "stall_worker_long": (1.0, 8.0),
-        "part_worker": (0.2, 8.0),
+        "stall_worker": (0.1, longest_s),
+        "part_worker": (0.1, longest_s),
         "part_client": (0.2, 8.0),
         "kill_worker": (0.05, 5.0),
         "vanish_worker": (0.5, 8.0),
         "freeze_broker": (0.1, 6.0),
         "freeze_worker": (0.1, 6.0),
-        "drain_worker": (1.0, 6.0),
+        "roll_worker": (0.1, 2.0),
     }.get(kind)
     lasts_s = 0.0 if for_s is None else round(rng.uniform(*for_s), 3)
     at_s = round(rng.choice((1.0, 3.0, 8.0)) * rng.random(), 4)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 GRACE_S = 6.0
 """How much later than its deadline a session may end, whatever happens: the broker's own grace, a detection of silence,
 and a tick."""
+Note = tuple[float, float, str, str]
+"""From when, until when, what, and to whom."""
 KILLED = "its client was killed"
-ROOMY_QUEUE = 100
-"""Sessions that may wait where the queue is not what a run is about."""
 
 
 class Reading:
@@ -76,8 +76,8 @@ class Truth:
         """When a broker was first seen to have a session."""
         self.ended_s: dict[str, float] = {}
         self.cancelled_s: dict[str, float] = {}
-        self.notes: list[tuple[float, float, str, str]] = []
-        """What went wrong: from when, until when, what, and to whom."""
+        self.notes: list[Note] = []
+        """What went wrong."""
         self.tool_calls: dict[str, list[str]] = defaultdict(list)
         """By call: the brokers that ran its tool."""
         self._world = world
@@ -210,7 +210,7 @@ class Truth:
         if why == KILLED or self._world.forgets:
             return ""
         if why == "HTTP 503":
-            return "" if self._world.plan.queue_size < ROOMY_QUEUE else "the queue has room"
+            return ""  # see BrokerHost: not while a slot is free
         if why.startswith("BrokerUnavailable"):
             return "" if accepted_s == float("inf") else "it was accepted"
         if why == "HTTP 404" and reading.next_seq == 1:
@@ -316,7 +316,7 @@ class Truth:
                 )
         for session_id, runs in by_session.items():
             plan = self._world.sessions[session_id]
-            most = 3 if plan.safe and self._world.can_retry else 1
+            most = 3 if plan.safe else 1
             if len(runs) > most and not self._world.forgets:
                 self.violation("a session is run once", f"{session_id}, safe={plan.safe}: {runs}")
             for earlier, later in itertools.pairwise(runs):
@@ -324,11 +324,14 @@ class Truth:
                 if first is not None and first < later.began_s and not self._world.forgets:
                     self.violation("run again only if unseen", f"{session_id}: {earlier} and {later}, seen {first:.2f}")
 
+    def seen_of_worker(self, session_id: str) -> list[int]:
+        """Return the numbers of a session's events that were a worker's, as far as anybody saw them."""
+        kinds = {"stdout", "tool_call", "log"}
+        return [seq for seq, line in sorted(self.seen[session_id].items()) if peek(line).type in kinds]
+
     def _first_worker_event_s(self, session_id: str) -> float | None:
-        for seq in sorted(self.seen[session_id]):
-            if peek(self.seen[session_id][seq]).type in {"stdout", "tool_call", "log"}:
-                return self.seen_at_s[session_id, seq]
-        return None
+        seqs = self.seen_of_worker(session_id)
+        return self.seen_at_s[session_id, seqs[0]] if seqs else None
 
     def _check_logs(self) -> None:
         """Compare every log that is kept with what clients were told, and find nobody told more than is kept."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from enclave_broker.config import BrokerConfig
@@ -15,7 +15,7 @@ from enclave_client import connection as client_connection
 from .called_tools import TOOLS, the_world
 from .clients import ClientHost, dial
 from .faults import Faults
-from .hosts import BrokerHost, WorkerHost
+from .hosts import RESUME_S, RESUMES, BrokerHost, WorkerHost
 from .network import Network
 from .plan import LAST_FAULT_S, Plan
 from .truth import KILLED, Truth
@@ -32,11 +32,6 @@ SETTLE_S = 3.0
 """How long the fleet is left alone after that, at least: until the word of every death is there,"""
 LONGEST_SETTLE_S = 60.0
 """and before it has to be as empty as at first, at most: until a worker notices that nobody is at the other end."""
-
-RESUMES = False
-"""Whether a session survives that the link to its worker is cut: revision 2 of the link."""
-CAN_RETRY = False
-"""Whether clients can say that a session may be run again."""
 
 
 class Report:
@@ -63,9 +58,9 @@ class World:
         self.truth = Truth(self)
         self.story: list[str] = []
         self.sessions = {session.session_id: session for session in plan.sessions}
-        self.can_retry = CAN_RETRY
         self.forgets = False
         """Whether a broker lost its memory, and with it what it had accepted."""
+        settings: dict[str, Any] = {"resume_s": RESUME_S} if RESUMES else {}
         self.config = BrokerConfig(
             ping_interval_s=0.5,
             dead_after_s=2.0,
@@ -78,6 +73,7 @@ class World:
             cancel_grace_s=3.0,
             write_timeout_s=10.0,
             retain_s=3600.0,
+            **settings,
         )
         self.workers: dict[str, WorkerHost] = {}
         for i, slots in enumerate(plan.slots):
@@ -130,8 +126,12 @@ class World:
 
     async def _settle(self) -> None:
         await asyncio.sleep(SETTLE_S)
-        await self._until(lambda: not any(worker.pools.live for worker in self.workers.values()), LONGEST_SETTLE_S)
+        await self._until(self._is_quiet, LONGEST_SETTLE_S)
         await asyncio.sleep(2 * self.config.ping_interval_s)  # and the broker was told
+
+    def _is_quiet(self) -> bool:
+        connected = self.broker.dispatcher.placer.statistics().workers == len(self.workers)
+        return connected and all(worker.alive and not worker.pools.live for worker in self.workers.values())
 
     async def _until(self, done: Callable[[], bool], at_most_s: float) -> None:
         give_up_s = self.loop.time() + at_most_s
