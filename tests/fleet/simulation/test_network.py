@@ -93,7 +93,7 @@ def test_hosts_that_are_apart_do_not_reach_each_other_until_they_are_joined() ->
     async def check(network: Network, ours: End, _: End) -> None:
         process = ours.process
         network.part("here", "there")
-        with pytest.raises(ConnectionRefusedError):
+        with pytest.raises(ConnectionAbortedError):
             await network.connect(process, "here", "there:ws", timeout_s=3.0)
         network.join("here", "there")
         await network.connect(process, "here", "there:ws", timeout_s=3.0)
