@@ -8,11 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import pytest
+from websockets.asyncio.client import connect
 
+from enclave_protocol.credentials import WORKER_TOKEN_VARIABLE
 from enclave_worker.config import RuntimeConfig
-from tests.support import PATIENCE_S, children_of, client_of, complaints, watched, worker_process
+from tests.support import PATIENCE_S, Client, children_of, client_of, complaints, watched, worker_process
 
 
 def command(*options: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +46,9 @@ def test_an_address_that_is_not_ours_is_one_line() -> None:
     assert "--host" in done.stderr
 
 
-@pytest.mark.parametrize("option", [["--max-sessions", "0"], ["--port", "70000"], ["--grace-s", "nan"], ["--no-such"]])
+@pytest.mark.parametrize(
+    "option", [["--max-sessions", "0"], ["--port", "70000"], ["--grace-s", "nan"], ["--no-such"], ["--lease-s", "inf"]]
+)
 def test_a_wrong_option_is_refused_before_anything_starts(option: list[str]) -> None:
     done = command(*option)
 
@@ -70,6 +76,55 @@ async def test_a_signal_ends_it_cleanly_with_its_whole_family(number: signal.Sig
                 wait_gone()
 
     assert run.code == "WORKER_LOST"
+
+
+async def test_sigterm_tells_brokers_at_once_and_ends_with_0_when_the_last_session_is_acknowledged() -> None:
+    with worker_process("--grace-s", str(PATIENCE_S)) as (process, url):
+        async with client_of(url) as client:
+            await client.send({"type": "welcome", "revision": 2, "brokerId": "b_1"})
+            session = await client.start("return await call_tool('ask')")
+            call = await client.until(session, "tool_call")
+            process.send_signal(signal.SIGTERM)
+            assert (await client.recv())["type"] == "drain"
+            assert fetch(url, "/readyz") == 503
+            await client.answer(session, call["callId"], "finished")
+            run = await client.finish(session)
+            await client.send({"type": "ack", "seqs": {session: run.events[-1]["seq"]}})
+            assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
+
+    assert run.final["result"] == "finished"
+
+
+def fetch(url: str, path: str, method: str = "GET", **headers: str) -> int:
+    """Return the status of a request to a worker's port."""
+    address = url.replace("ws://", "http://").removesuffix("/ws") + path
+    request = urllib.request.Request(address, method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+async def test_a_worker_that_is_told_to_drain_ends_with_0_when_its_sessions_have_and_strangers_cannot_tell_it() -> None:
+    with worker_process(env={WORKER_TOKEN_VARIABLE: "a-secret-of-the-tests-that-is-long-enough"}) as (process, url):
+        own = {"Authorization": "Bearer a-secret-of-the-tests-that-is-long-enough"}
+        async with connect(url, additional_headers=own) as socket:
+            client = Client(socket)
+            await client.recv()
+            session = await client.start("return await call_tool('ask')")
+            call = await client.until(session, "tool_call")
+            asked = [fetch(url, "/drain", "POST"), fetch(url, "/drain", **own), fetch(url, "/readyz")]
+            assert asked == [401, 405, 200]
+            assert fetch(url, "/drain", "POST", Origin="https://elsewhere.example", **own) == 403
+
+            assert fetch(url, "/drain", "POST", **own) == 202
+            assert fetch(url, "/readyz") == 503
+            assert process.poll() is None
+            await client.answer(session, call["callId"], "finished")
+            assert (await client.finish(session)).final["result"] == "finished"
+            assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
 
 
 def test_options_have_environment_variables() -> None:

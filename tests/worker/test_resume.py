@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from tests.real_client import check_stream
 from tests.support import NAME_PROCESS, Client, client_of, new_name, processes_named, running, watched
@@ -150,3 +151,144 @@ async def test_sessions_that_nobody_attaches_to_are_killed_when_their_lease_is_o
         assert worker.sessions.active == 0
         await worker.sessions.holdings.wait_empty()
         assert worker.sessions.holdings.budget.used_bytes == 0
+
+
+# One connection of each broker.
+
+
+async def test_the_newer_connection_of_a_broker_closes_the_older_one_unread(worker: RuntimeWorker) -> None:
+    async with broker_of(worker) as older, broker_of(worker) as newer:
+        await newer.ping()
+        with contextlib.suppress(ConnectionClosed):
+            await older.start("return 1", session_id="s_late")
+        await older.socket.wait_closed()
+
+        assert (await newer.ping())["active"] == 0
+        await newer.start("return 2", session_id="s_late")
+        assert (await newer.finish("s_late")).final["result"] == 2
+
+
+async def test_a_welcome_that_comes_late_closes_its_own_connection_and_steals_nothing(worker: RuntimeWorker) -> None:
+    async with client_of(worker.url) as older, broker_of(worker) as newer:
+        session = await newer.start("return await call_tool('ask')")
+        call = await newer.until(session, "tool_call")
+        await older.send(WELCOME)
+        with contextlib.suppress(ConnectionClosed):
+            await attach(older, session, 1)
+        await older.socket.wait_closed()
+
+        await newer.answer(session, call["callId"], "mine")
+        assert (await newer.finish(session)).final["result"] == "mine"
+        assert older.events(session) == []
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_connection_on_which_nothing_comes_is_closed_and_its_sessions_wait_for_another() -> None:
+    async with running(broker_silence_s=0.3) as worker, client_of(worker.url) as other:
+        async with broker_of(worker) as silent:
+            session = await silent.start("return await call_tool('ask')")
+            call = await silent.until(session, "tool_call")
+            await silent.socket.wait_closed()
+        assert (await other.run("return 'not a broker'")).final["ok"], "who said no welcome may be silent"
+        async with broker_of(worker) as back:
+            await attach(back, session, 1)
+            await back.answer(session, call["callId"], "back")
+            assert (await back.finish(session)).final["result"] == "back"
+
+
+# Bounds.
+
+FLOOD = "import os\nfor n in range({pieces}): os.write(1, b'x' * 65536)\nreturn 'all written'"
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_guest_waits_when_too_much_of_its_output_is_not_acknowledged_and_loses_nothing() -> None:
+    async with running(kept_session_bytes=256 * 1024) as worker:
+        async with broker_of(worker) as client:
+            session = await client.start(FLOOD.format(pieces=100), maxStdoutBytes=100 << 20)
+            while not worker.sessions.holdings.waiting:
+                await client.recv()
+            budget = worker.sessions.holdings.budget
+            assert budget.used_bytes < 1 << 20
+            client.socket.transport.abort()
+            seen = len(client.lines[session])
+
+        async with broker_of(worker) as client:
+            assert client.hello["sessions"][0]["lastSeq"] >= seen
+            await attach(client, session, 1)
+            message: dict[str, Any] = {}
+            while message.get("type") != "final":
+                message = await client.recv()
+                if message.get("seq", 0) >= seen:  # not one before: the buffer is full all along
+                    await ack(client, session, message["seq"])
+            run = await client.finish(session)
+            await client.ping()
+
+            assert run.final["result"] == "all written"
+            assert len(run.text("stdout")) == 100 * 65536
+            assert (budget.used_bytes, len(worker.sessions.holdings)) == (0, 0)
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_broker_that_acknowledges_nothing_gets_no_more_sessions_and_others_go_on() -> None:
+    async with running(kept_sessions=3) as worker, broker_of(worker) as greedy, client_of(worker.url) as other:
+        for _ in range(3):
+            assert (await greedy.run("return 1")).final["ok"]
+        await greedy.send({"type": "execute", "sessionId": "s_4", "code": "", "firstSeq": 2})
+        refused = await greedy.finish("s_4", first_seq=2)
+        assert (refused.code, "acknowledge" in refused.final["error"]["message"]) == ("NO_CAPACITY", True)
+        assert (await other.run("return 1")).final["ok"]
+
+        sessions = worker.sessions.holdings.listed()
+        await greedy.send({"type": "ack", "seqs": {each.session_id: each.last_seq for each in sessions}})
+        assert (await greedy.run("return 1")).final["ok"]
+
+
+# Drain.
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_broker_can_drain_a_worker_which_then_waits_for_its_sessions_and_their_acknowledgement() -> None:
+    async with running() as worker, broker_of(worker) as client, broker_of(worker, "b_2") as other:
+        session = await other.start("return await call_tool('ask')")
+        call = await other.until(session, "tool_call")
+        await client.send({"type": "drain", "reason": "an upgrade"})
+        told = await other.recv()
+        assert (told["type"], told["reason"]) == ("drain", "a broker said so: an upgrade")
+        drained = asyncio.create_task(worker.wait_drained())
+
+        assert (await other.ping())["draining"]
+        await client.send({"type": "execute", "sessionId": "s_late", "code": "", "firstSeq": 2})
+        assert (await client.finish("s_late", first_seq=2)).code == "NO_CAPACITY"
+        await other.answer(session, call["callId"], "finished")
+        run = await other.finish(session)
+        assert run.final["result"] == "finished"
+        await other.ping()
+        assert not drained.done(), "nobody has acknowledged the final"
+        await ack(other, session, run.events[-1]["seq"])
+        await drained
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_draining_worker_is_done_when_the_lease_of_what_was_detached_is_over() -> None:
+    async with running(lease_s=0.2) as worker:
+        async with broker_of(worker) as client:
+            session = await client.start("return await call_tool('ask')")
+            await client.until(session, "tool_call")
+        worker.drain()
+        await worker.wait_drained()
+
+        assert worker.sessions.active == 0
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_worker_that_stops_waits_for_the_acknowledgement_of_what_it_said_last() -> None:
+    async with running() as worker, broker_of(worker) as client:
+        session = await client.start("return await call_tool('ask')")
+        await client.until(session, "tool_call")
+        stopping = asyncio.create_task(worker.stop())
+        run = await client.finish(session)
+        assert run.code == "WORKER_LOST"
+        assert not stopping.done()
+        await ack(client, session, run.events[-1]["seq"])
+        await stopping

@@ -25,6 +25,8 @@ from .runtime import RuntimeWorker, create_runtime_worker
 from .sandbox.levels import BEST, DEFAULT_LEVEL, LEVELS
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from enclave_protocol.logs import LogFormat
 
 _DEFAULTS = RuntimeConfig()
@@ -127,6 +129,20 @@ _LISTEN_HINTS = {
     type=click.FloatRange(0),
     help="On SIGTERM: seconds for live sessions to finish; a second SIGTERM ends them.",
 )
+@click.option(
+    "--lease-s",
+    default=_DEFAULTS.lease_s,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds that sessions live on when their broker's connection was cut.",
+)
+@click.option(
+    "--broker-silence-s",
+    default=_DEFAULTS.broker_silence_s,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds without a sign of life after which a broker's connection is closed.",
+)
 @click.option("--debug", is_flag=True, help="Log every session's start and end.")
 @click.option(
     "--log-format",
@@ -187,11 +203,22 @@ async def _run(worker: RuntimeWorker, grace_s: float) -> None:
     # The one line that a script waits for.
     where = f"listening on {worker.url}" if config.listen else f"dialling {','.join(config.dial)}"
     print(f"enclave-runtime {where} at level {worker.level}", flush=True)  # noqa: T201
-    await stop.wait()
+    await _wait_any(stop.wait(), worker.wait_drained())
     async with asyncio.TaskGroup() as group:
         impatient = group.create_task(_end_sessions(worker, hurry))
         await worker.stop(grace_s=grace_s)
         impatient.cancel()
+
+
+async def _wait_any(*waits: Coroutine[object, object, object]) -> None:
+    """Return when one of them has."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def _end_sessions(worker: RuntimeWorker, hurry: asyncio.Event) -> None:

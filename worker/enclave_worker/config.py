@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import msgspec
@@ -68,6 +69,9 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Events that may wait for one connection. Beyond it, its guests are no longer read and block on their output."""
     lease_s: float = 30.0
     """How long a session of a broker that resumes lives without one. After it, it is ended."""
+    broker_silence_s: float = 15.0
+    """A connection of a broker that resumes, on which nothing came for so long, is closed: its link is dead. Brokers
+    ping every second unless told otherwise."""
     kept_bytes: int = 64 * 1024 * 1024
     """Events of all sessions that may wait for their brokers' acknowledgement. Beyond it, the guests with the most of
     them are no longer read, and no session is started that would add to them."""
@@ -92,6 +96,10 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name}: {value!r} is not a whole number above 0")
         for url in self.dial:
             check_broker_url(url)
+        for name in ("lease_s", "broker_silence_s"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: {value!r} is not a number of seconds above 0")
         if self.level not in {*LEVELS, BEST}:
             raise ValueError(f"level: {self.level!r} is not one of {', '.join(LEVELS)} or {BEST}")
 

@@ -5,6 +5,10 @@ one bounded outbox between the sessions and the writer.
 
 Once a broker has said `welcome`, both speak revision 2: sessions outlive the connection (`holdings`), and the broker
 acknowledges their events. Without a welcome they end with it.
+
+What a broker sent on a connection that it has given up may still arrive, late. So of one broker's connections only the
+newest is listened to: its welcome closes the older ones unread, and a welcome that comes late closes its own. A third
+task, with revision 2 only, watches for that and for silence: a link can be dead without anybody saying so.
 """
 
 from __future__ import annotations
@@ -57,6 +61,10 @@ _FLUSH_S = 1.0
 """How long the last events may take to leave when the worker stops; a reader that does not read loses them."""
 
 
+_SILENT_PARTS = 3
+"""How often in the time after which a silent broker is gone somebody looks."""
+
+
 class PeerLeft(ConnectionError):  # noqa: N818 - the ordinary end, not an error
     """The peer closed the connection in good order."""
 
@@ -95,7 +103,12 @@ class Connection:
         self.congested = False
         self.resumes = False
         """Whether its sessions outlive it: the broker has welcomed us to revision 2."""
+        self.number = sessions.brokers.next_number()
+        """Connections are numbered as they come."""
         self._spoken = False
+        self._heard = False
+        self._overtaken = asyncio.Event()
+        self._group = asyncio.TaskGroup()
         self._peer = peer
         self._sessions = sessions
         self._identity = identity
@@ -111,10 +124,10 @@ class Connection:
         """Greet, then read and write until the peer is gone; its sessions end with it."""
         listeners, name = self._sessions.listeners, self._peer.name
         listeners.connect.notify(name)
-        self._sessions.on_drain.add(self._on_drain)
+        self._sessions.on_drain[self._on_drain] = None
         self.deliver(encode(self._hello()))
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self._group as group:
                 group.create_task(self._write())
                 await self._read()
         except* PeerLeft:
@@ -123,7 +136,8 @@ class Connection:
             log.info("connection from %s broke: %s", name, broken.exceptions[0])
             listeners.connection_error.notify(name, broken.exceptions[0])
         finally:
-            self._sessions.on_drain.discard(self._on_drain)
+            self._sessions.on_drain.pop(self._on_drain, None)
+            self._sessions.brokers.ended(self)
             self._sessions.abandon(self)
             self._flushed.set()
             listeners.disconnect.notify(name)
@@ -151,6 +165,8 @@ class Connection:
                 line = self._outbox.popleft()
                 await self._peer.send(line)
                 self._outbox_bytes -= len(line)
+                # A reader that waits for room hears nothing: then what the peer takes is its sign of life.
+                self._heard = self._heard or self.congested
                 if self.congested and self._outbox_bytes <= self._limit_bytes // 2:
                     self.congested = False
                     self._drained.set()
@@ -161,6 +177,9 @@ class Connection:
     async def _read(self) -> NoReturn:
         while True:
             data = await self._peer.recv()
+            self._heard = True
+            if self._overtaken.is_set():
+                raise PeerLeft("its broker has a newer connection")
             try:
                 self._handle(data)
             except RemoteProtocolError as error:
@@ -196,7 +215,30 @@ class Connection:
         if not OLDEST_REVISION <= message.revision <= newest:
             allowed = f"{OLDEST_REVISION} to {newest}"
             raise RemoteProtocolError(f"{message.revision} was not offered", field="revision", allowed=allowed)
-        self.resumes = message.revision >= RESUMING_REVISION
+        if message.revision < RESUMING_REVISION:
+            return
+        self.resumes = True
+        self._sessions.brokers.welcomed(message.broker_id, self)
+        self._group.create_task(self._watch())
+
+    def overtake(self) -> None:
+        """The broker has a newer connection: what still comes on this one, nobody wants done any more."""
+        self._overtaken.set()
+
+    async def _watch(self) -> NoReturn:
+        """Notice that the peer is silent, or that the connection is overtaken."""
+        # In parts that this program was awake for: one that was stopped for a while must not take its brokers for dead.
+        silence_s = self._sessions.config.broker_silence_s
+        silent = 0
+        while silent < _SILENT_PARTS:
+            self._heard = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(silence_s / _SILENT_PARTS):
+                    await self._overtaken.wait()
+                    log.info("connection from %s is overtaken: its broker has a newer one", self._peer.name)
+                    raise PeerLeft("its broker has a newer connection")
+            silent = 0 if self._heard else silent + 1
+        raise ConnectionResetError(f"the broker was silent for {silence_s:g} s")
 
     def _handle_resuming(self, message: Attach | Ack | Drain) -> None:
         """Handle what belongs to revision 2."""

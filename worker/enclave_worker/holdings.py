@@ -77,7 +77,7 @@ class Holding:
             self.sink.deliver(line)
         self.full = self.full or self._holdings.budget.is_full(self.kept.size_bytes)
         if self.congested:
-            self._holdings.waiting.add(self)
+            self._holdings.waiting[self] = None
 
 
 class _Lease:
@@ -86,12 +86,12 @@ class _Lease:
     __slots__ = ("holdings", "timer")
 
     def __init__(self, holdings: Iterable[Holding]) -> None:
-        self.holdings = set(holdings)
+        self.holdings = dict.fromkeys(holdings)  # not a set, whose order is another one in each run
         self.timer: asyncio.TimerHandle | None = None
 
     def leave(self, holding: Holding) -> None:
         """This one has been attached, or is over."""
-        self.holdings.discard(holding)
+        self.holdings.pop(holding, None)
         holding.lease = None
         if not self.holdings and self.timer is not None:
             self.timer.cancel()
@@ -102,7 +102,7 @@ class Holdings:
 
     def __init__(self, config: RuntimeConfig, metrics: WorkerMetrics, end: Callable[[SessionId, str], None]) -> None:
         self.budget = Budget(config.kept_bytes, config.kept_session_bytes, config.max_sessions)
-        self.waiting: set[Holding] = set()
+        self.waiting: dict[Holding, None] = {}
         """Those whose guests were told to wait."""
         self._config = config
         self._metrics = metrics
@@ -193,7 +193,7 @@ class Holdings:
     def ended(self, holding: Holding) -> None:
         """A session has had its `final`, which waits to be acknowledged."""
         holding.ended = True
-        self.waiting.discard(holding)
+        self.waiting.pop(holding, None)
         if holding.sink is None:
             self._arm([holding])
 
@@ -235,6 +235,8 @@ class Holdings:
         lease = _Lease(holdings)
         lease.timer = self._loop.call_later(self._config.lease_s, self._expire, lease)
         for holding in lease.holdings:
+            if holding.lease is not None:
+                holding.lease.leave(holding)  # it ended while it was detached: its time begins anew
             holding.lease = lease
         self._changed.set()
 
@@ -256,7 +258,7 @@ class Holdings:
         if holding.lease is not None:
             holding.lease.leave(holding)
         holding.kept.clear()
-        self.waiting.discard(holding)
+        self.waiting.pop(holding, None)
         self._changed.set()
 
     def _relieve(self) -> None:
@@ -265,7 +267,7 @@ class Holdings:
             if holding.full and self.budget.has_room(holding.kept.size_bytes):
                 holding.full = False
             if not holding.congested:
-                self.waiting.discard(holding)
+                self.waiting.pop(holding, None)
                 holding.on_room()
 
 

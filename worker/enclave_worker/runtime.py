@@ -195,8 +195,23 @@ class RuntimeWorker(Observable):
         self._started_s = time.monotonic()
         self._enter(RuntimeState.RUNNING)
 
+    def drain(self, reason: str = "the worker was told to") -> None:
+        """Take no more sessions, for good, and tell the brokers; live ones go on. Safe to call again.
+
+        `wait_drained` returns when the worker can be stopped without a loss.
+        """
+        self.require_running()
+        self.sessions.drain(reason)
+
+    async def wait_drained(self) -> None:
+        """Return when the worker was told to drain, by whomever, and is done.
+
+        Done: no session is live, and the events of those that ended are acknowledged, or their broker's lease is over.
+        """
+        await self.sessions.wait_drained()
+
     async def stop(self, *, grace_s: float = 0.0) -> None:
-        """Refuse new sessions, give live ones `grace_s` seconds, end the rest, and let go of everything.
+        """Drain, give live sessions `grace_s` seconds, end the rest, and let go of everything.
 
         Safe to call again and at the same time. Cancelled, it goes on without its caller: half stopped is no state.
         """

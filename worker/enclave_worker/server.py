@@ -1,9 +1,10 @@
-"""The worker's one port: WebSocket on `/ws`; `/healthz`, `/readyz` and `/metrics` for whoever runs it."""
+"""The one port of a worker: WebSocket on `/ws`; `/healthz`, `/readyz`, `/metrics`, `POST /drain` for who runs it."""
 
 from __future__ import annotations
 
 import http
 import logging
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -18,6 +19,8 @@ from enclave_protocol import MAX_MESSAGE_BYTES
 from .connection import Connection, PeerLeft, flush
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from websockets.asyncio.client import ClientConnection
     from websockets.asyncio.server import Server
 
@@ -123,13 +126,24 @@ class WorkerServer:
         path = request.path.partition("?")[0]
         if path == WEBSOCKET_PATH:
             return self._admit(socket, request)
+        if path == "/drain":
+            return self._drain(socket, request)
         if path == "/healthz":
             return _respond(http.HTTPStatus.OK, b"ok\n")
         if path == "/readyz":
             return self._readiness()
         if path == "/metrics":
             return _respond(http.HTTPStatus.OK, self._metrics.render(), CONTENT_TYPE_LATEST)
-        return _respond(http.HTTPStatus.NOT_FOUND, b"not here: try /ws, /healthz, /readyz or /metrics\n")
+        return _respond(http.HTTPStatus.NOT_FOUND, b"not here: try /ws, /healthz, /readyz, /metrics or /drain\n")
+
+    def _drain(self, socket: ServerConnection, request: Request) -> Response:
+        if request.method != "POST":
+            return _respond(http.HTTPStatus.METHOD_NOT_ALLOWED, b"only with POST\n", headers={"Allow": "POST"})
+        refused = self._admit(socket, request)
+        if refused is not None:
+            return refused
+        self._sessions.drain("POST /drain")
+        return _respond(http.HTTPStatus.ACCEPTED, f"draining: {self._sessions.active} sessions are live\n".encode())
 
     def _admit(self, socket: ServerConnection, request: Request) -> Response | None:
         if "Origin" in request.headers:
@@ -156,6 +170,11 @@ def _gone(closed: ConnectionClosed) -> ConnectionError:
     return kind(str(closed))
 
 
-def _respond(status: http.HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8") -> Response:
-    headers = Headers([("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close")])
-    return Response(status.value, status.phrase, headers, body)
+def _respond(
+    status: http.HTTPStatus,
+    body: bytes,
+    content_type: str = "text/plain; charset=utf-8",
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Response:
+    own = {"Content-Type": content_type, "Content-Length": str(len(body)), "Connection": "close"}
+    return Response(status.value, status.phrase, Headers({**own, **headers}), body)

@@ -36,6 +36,7 @@ from enclave_protocol import (
 from enclave_protocol.events import iso_time
 from enclave_protocol.languages import MAX_SCRIPT_BYTES
 
+from .brokers import Brokers
 from .holdings import Holding, Holdings
 from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
 from .listeners import Listeners
@@ -93,9 +94,10 @@ class Sessions:
         self.draining = False
         """Whether no more are taken. Set by `drain`."""
         self.drain_asked = asyncio.Event()
-        self.on_drain: set[Callable[[str], None]] = set()
+        self.on_drain: dict[Callable[[str], None], None] = {}
         """Called with the reason, once, when no more sessions are taken."""
         self.loop = asyncio.get_running_loop()
+        self.brokers = Brokers()
         self.holdings = Holdings(config, metrics, self._lease_over)
         self._runs: dict[SessionId, _Run] = {}
         self._idle = asyncio.Event()
@@ -315,6 +317,8 @@ class _Run:
         self._waited = False
         """Whether there was no warm sandbox."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        if isinstance(sink, Holding):
+            sink.on_room = self.resume
 
     def __repr__(self) -> str:
         return f"<_Run {self.session!r} sandbox={self._sandbox!r}>"
@@ -489,7 +493,8 @@ class _Run:
         self._timers["heartbeat"] = self._loop.call_later(delay_s, self._on_heartbeat)
 
     def _on_heartbeat(self) -> None:
-        self._perform(self.session.heartbeat(iso_time(time.time())))
+        if not self.sink.congested:  # where nothing goes out, signs of life would only pile up
+            self._perform(self.session.heartbeat(iso_time(time.time())))
         self._arm_heartbeat()
 
 
