@@ -157,7 +157,9 @@ class ResumingWorker(FakeWorker):
             connection.transport.abort()
 
     async def _obey(self, kind: str, message: dict[str, Any], connection: ServerConnection) -> None:
-        if kind == "execute":
+        if kind == "execute" and message["sessionId"] in self.kept:
+            await self._reject(connection, message["sessionId"], "sessionId")
+        elif kind == "execute":
             session = ResumingSession(self, connection, message)
             self.kept[session.session_id] = self.sessions[session.session_id] = session
             task = asyncio.create_task(self._follow(session))

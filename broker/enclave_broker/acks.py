@@ -46,6 +46,12 @@ class Acks:
         self._dropped[session_id] = seq
         self._note(size_bytes)
 
+    def flush(self, session_id: str) -> None:
+        """Say at once what waits to be said of a session."""
+        if self._timer is not None and (session_id in self._kept or session_id in self._dropped):
+            self._timer.cancel()
+            self._flush()
+
     def clear(self) -> None:
         """Forget everything: the link is down. What was not acknowledged is kept by the worker, and told of again."""
         self._kept.clear()

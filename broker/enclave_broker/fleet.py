@@ -29,7 +29,7 @@ from enclave_protocol.logs import about
 from . import languages, resuming
 from .absences import Absences
 from .placement import Place
-from .sessions import Broken, BrokerSession, Ended, Missing, Refused, Replayed, ToolCalled
+from .sessions import Broken, BrokerSession, Ended, LetGo, Missing, Refused, Replayed, ToolCalled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -269,16 +269,22 @@ class Fleet:
         """Handle a refusal. One of an `execute` ends the session; one for an ended session frees its slot."""
         self._metrics.rejections.labels("WORKER_REJECTION").inc()
         payload = rejection.payload
+        field = payload.field or ""
         log.debug("worker %s refused a message: %s", link.name, payload.message)
         session = None if rejection.session_id is UNSET else self.routes.get(rejection.session_id)
         if session is None or session.worker != link.name:
             return
-        if session.live and session.attached_from == session.log.next_seq and payload.field in _ATTACH_FIELDS:
-            reason = f"it refused to go on with the session: {payload.message}"
-            self._carry_out(session, resuming.fate_on_loss(session.known), link, reason)
+        if field.startswith("seqs"):
+            return  # of an ack: the worker keeps what it likes to
+        if session.attached_from == session.log.next_seq and field in _ATTACH_FIELDS:
+            fate = resuming.fate_on_refusal(session.known, has_it=field == "fromSeq")
+            self._carry_out(session, fate, link, "")
             return
         if session.live and session.request is None:
             return  # it runs: what was refused is a late tool result or the like
+        if session.live and link.resumes and field == "sessionId":
+            self._requeue(session)  # the worker has yet to let go of an earlier one of this id
+            return
         if session.live:
             self._placer.blame(link.name)
             self.end(session, Code.VALIDATION_ERROR, f"the worker refused the session: {payload.message}")
@@ -314,6 +320,11 @@ class Fleet:
             return False
         elif isinstance(step, Refused):
             self.end(session, Code.SESSION_CANCELLED, session.cancelling or "")
+        elif isinstance(step, LetGo):
+            link.send(encode(Ack(seqs={session.session_id: envelope.seq or 0})))
+            self._placer.worker_draining(link.name)  # until its next word: it would get the session again
+            self._place_again(session, counts=True)
+            return False
         elif isinstance(step, Missing) and link.resumes:
             self._ask_again(session, link, step, envelope.seq or 0)
             return False
@@ -376,6 +387,7 @@ class Fleet:
         """Have a session go on, and say again what the worker may not have heard."""
         session.attach(fate.last_seq)
         self._metrics.attaches.inc()
+        link.acks.kept(session, 0)  # what was acknowledged on the last connection may not have arrived
         message = encode(Attach(session_id=session.session_id, from_seq=fate.from_seq))
         self._store.then(functools.partial(link.send, message))
         for answer in session.answers.values():
@@ -410,6 +422,8 @@ class Fleet:
 
     def _place(self, place: Place, now: float) -> None:
         link, session = self.links[place.worker], self.routes[place.session_id]
+        if link.resumes:
+            link.acks.flush(session.session_id)  # the worker keeps an earlier one of this id until then
         session.place(place.worker, link.worker_id, link.instance)
         execute = encode(session.execute(now))
         self._store.update(session)

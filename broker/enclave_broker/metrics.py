@@ -76,7 +76,7 @@ class Metrics:
         )
         self.attaches = Counter(
             "enclave_session_attaches",
-            "Sessions that went on after their connection to a worker broke",
+            "Sessions a worker was asked to go on with after its connection broke",
             registry=registry,
         )
         self.placed_again = Counter(

@@ -5,7 +5,10 @@ Theory of operation. A worker that resumes keeps its sessions for a while when i
 
 - The same instance of the worker is back and lists it: it goes on where our log ends.
 - The same instance is back and does not list it. If we have seen an event of it, the worker has given it up. If not,
-  its `execute` never arrived: a worker that had got it would have kept it. So it can be placed again, safely.
+  its `execute` never arrived, or arrives just now: it may wait in the socket of the broken connection while the `hello`
+  on the new one is written. So the worker is asked for it; since it obeys nothing more that comes on a connection
+  before the one that was welcomed last, a refusal proves that it never got the session and never will, and the session
+  can be placed again, safely.
 - Nobody knows: the instance is gone, or did not come back in time. It may have run, wholly or in part. It is lost,
   unless its client said that running it twice does no harm (`retry: "safe"`) and was told nothing of the first try.
 """
@@ -28,6 +31,8 @@ class Known:
 
     next_seq: int
     """Number of the next event that its log takes."""
+    first_seq: int
+    """Number of the worker's first event."""
     live: bool
     """Whether its log has no `final` yet. One without is told to its client; the worker may still have the sandbox."""
     begun: bool
@@ -42,7 +47,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """The worker has it: ask for its events from `from_seq` on."""
+    """The worker has it, or may get it at this moment: ask for its events from `from_seq` on."""
 
     from_seq: int
     last_seq: int
@@ -51,7 +56,7 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """The worker has it, and nobody wants it any more: ask for its events from `from_seq` on, and end it."""
+    """The worker has it, or may get it, and nobody wants it any more: ask for its events, and end it."""
 
     from_seq: int
 
@@ -103,7 +108,7 @@ def fate_on_return(known: Known, kept: KeptSession | None, *, same_instance: boo
     if not same_instance:
         return fate_on_loss(known)
     if kept is None:
-        return _never_arrived(known)
+        return _fate_unlisted(known)
     if not known.live:
         return Discard(max(kept.first_seq, kept.last_seq))
     if kept.first_seq > known.next_seq:
@@ -111,6 +116,12 @@ def fate_on_return(known: Known, kept: KeptSession | None, *, same_instance: boo
     if kept.last_seq < known.next_seq - 1:
         return Lose(f"it has events up to {kept.last_seq}, and had sent {known.next_seq - 1}")
     return Attach(known.next_seq, kept.last_seq)
+
+
+def _fate_unlisted(known: Known) -> Fate:
+    if known.begun:
+        return Lose("it no longer has the session") if known.live else Release()
+    return Attach(known.first_seq, known.first_seq - 1) if known.live else Discard(known.first_seq)
 
 
 def fate_on_loss(known: Known) -> Fate:
@@ -139,7 +150,15 @@ def fate_of_leftover(kept: KeptSession, *, known: bool, ended_at: int | None) ->
     return Discard(max(kept.first_seq, kept.last_seq)) if known else None
 
 
-def _never_arrived(known: Known) -> Fate:
+def fate_on_refusal(known: Known, *, has_it: bool) -> Fate:
+    """Return what to do with a session that its worker was asked for and does not go on with.
+
+    Args:
+        known: the session.
+        has_it: whether the worker has it, but not the events that we want.
+    """
+    if has_it and known.live:
+        return Lose(f"its events from {known.next_seq} on are no longer kept there")
     if not known.live:
         return Release()
     if known.begun:

@@ -52,7 +52,7 @@ from enclave_protocol.inputs import size_bytes
 
 from . import languages
 from .access import DEFAULT_TENANT
-from .resuming import Known
+from .resuming import Known, PlaceAgain, fate_on_loss
 from .tools.catalog import merged
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Refused:
     """The worker had no slot; nothing was told to the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """The worker ended it unfinished, because it goes away; nothing was told to the client, and it may run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,7 @@ class Missing:
     reason: str
 
 
-Step = Refused | ToolCalled | Ended | Broken | Replayed | Missing | None
+Step = Refused | LetGo | ToolCalled | Ended | Broken | Replayed | Missing | None
 """What a worker's event asks of the broker; None: it is in the log, and that is all."""
 
 
@@ -290,6 +295,7 @@ class BrokerSession:
         """What decides its fate when its worker's connection breaks."""
         return Known(
             next_seq=self.log.next_seq,
+            first_seq=self.first_seq,
             live=self.live,
             begun=self.request is None,
             cancelling=self.cancelling is not None,
@@ -301,6 +307,7 @@ class BrokerSession:
         """Note on which worker it is from now on."""
         self.worker, self.worker_name, self.instance = worker, worker_name, instance
         self.placement += 1
+        self.attached_from = 0
 
     def unplace(self) -> None:
         """Note that it is on no worker, and was on none."""
@@ -434,6 +441,8 @@ class BrokerSession:
         code = body.error.code if body.error is not UNSET else UNSET
         if code == Code.NO_CAPACITY and self.request is not None:
             return Refused()
+        if code == Code.WORKER_LOST and isinstance(fate_on_loss(self.known), PlaceAgain):
+            return LetGo()
         outcome = "ok" if body.ok else (code or Code.EXECUTION_ERROR.value)
         if body.ok:
             self._begin()

@@ -301,7 +301,8 @@ async def test_an_event_that_comes_twice_is_told_once_and_another_one_of_its_num
         await running.wait_until(lambda: running.broker.dispatcher.placer.statistics().reserved == 0)
 
 
-async def test_a_session_that_the_worker_will_not_go_on_with_is_lost() -> None:
+@pytest.mark.parametrize("reason", ["no longer has", "no longer kept"])
+async def test_a_session_that_the_worker_will_not_go_on_with_is_lost(reason: str) -> None:
     worker = ResumingWorker(waits_for_cancel)
     async with fleet(worker, hello_timeout_s=60) as running:
         ended = asyncio.create_task(events_of(running, sessionId="s_1"))
@@ -311,13 +312,16 @@ async def test_a_session_that_the_worker_will_not_go_on_with_is_lost() -> None:
         worker.present.clear()
         worker.cut()
         await running.wait_workers(0)
-        listed = worker.kept["s_1"].described
-        worker.kept.clear()
-        worker.hello = {"sessions": [listed]}
+        worker.hello = {"sessions": [worker.kept["s_1"].described]}
+        if reason == "no longer has":
+            worker.kept.clear()
+        else:
+            worker.kept["s_1"].kept.clear()
+            worker.kept["s_1"].seq += 3
         worker.present.set()
         events = await ended
         assert code_of(events) == "WORKER_LOST"
-        assert "refused to go on" in events[-1]["payload"]["error"]["message"]
+        assert reason in events[-1]["payload"]["error"]["message"]
         assert running.broker.dispatcher.placer.statistics().reserved == 0
 
 
@@ -371,6 +375,37 @@ async def test_a_session_is_retried_twice_at_most() -> None:
         assert code_of(await events_of(running, retry="safe")) == "WORKER_LOST"
         executes = [message for worker in workers for message in worker.received if message["type"] == "execute"]
         assert len(executes) == 3
+
+
+@pytest.mark.parametrize(("retry", "code"), [("safe", "ok"), ("never", "WORKER_LOST")])
+async def test_a_session_that_its_worker_gives_up_before_it_began_runs_elsewhere_if_it_may(
+    retry: str, code: str
+) -> None:
+    async def gives_up(session: FakeSession) -> None:
+        session.worker.draining = True
+        await session.fail("WORKER_LOST", "the worker is stopping")
+
+    leaving = ResumingWorker(gives_up, name="leaving", max_sessions=50)
+    async with fleet(leaving, ResumingWorker(name="staying", max_sessions=1)) as running:
+        assert code_of(await events_of(running, retry=retry)) == code
+        await leaving.wait_kept(0)
+
+
+async def test_an_id_can_be_used_again_as_soon_as_its_session_has_ended() -> None:
+    async with fleet(ResumingWorker()) as running:
+        for _ in range(5):
+            assert code_of(await events_of(running, sessionId="s_1")) == "ok"
+
+
+async def test_a_session_whose_id_its_worker_has_not_let_go_of_waits_for_that() -> None:
+    worker = ResumingWorker()
+    worker.lose = {"ack"}
+    async with fleet(worker) as running:
+        assert code_of(await events_of(running, "first", sessionId="s_1")) == "ok"
+        again = asyncio.create_task(events_of(running, "second", sessionId="s_1"))
+        await running.wait_until(lambda: running.metric("enclave_requeues_total") >= 1)
+        worker.kept.clear()
+        assert (await again)[-1]["payload"]["result"] == "second"
 
 
 async def test_a_worker_of_revision_1_is_retried_from_as_well() -> None:
