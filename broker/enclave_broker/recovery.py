@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from enclave_protocol import Code, decode_event
 from enclave_protocol.events import ToolCall
 
-from . import languages
 from .sessions import ToolCalled
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ class Recovery:
     def __init__(self, dispatcher: Dispatcher, loaded: Loaded) -> None:
         self._dispatcher = dispatcher
         self._loaded = loaded
+        self._calls: list[tuple[BrokerSession, ToolCalled]] = []
 
     def sessions(self) -> None:
         """Take them in. To be called before anybody is answered and before any worker is dialled."""
@@ -57,18 +57,17 @@ class Recovery:
         for found in loaded.live:
             dispatcher.take_over(found.session)
         for found in loaded.live:
-            if self._goes_on(found) and found.session.worker is None:
-                self._put_back(found.session)
+            self._go_on(found)
         if loaded.live or loaded.finished:
             log.info("the store had %d sessions that ended, %d that did not", len(loaded.finished), len(loaded.live))
 
     def calls(self) -> None:
         """Have the open tool calls answered. To be called when the broker has its tools."""
-        for found in self._loaded.live:
-            for called in _open_calls(found):
-                self._dispatcher.call_again(found.session, called)
+        for session, called in self._calls:
+            if session.live and not session.calls[called.call.payload.call_id]:
+                self._dispatcher.call_again(session, called)
 
-    def _goes_on(self, found: Unended) -> bool:
+    def _go_on(self, found: Unended) -> None:
         session, fleet = found.session, self._dispatcher.fleet
         if self._loaded.unwritten:
             session.worker = None
@@ -77,16 +76,33 @@ class Recovery:
             session.worker = None
             fleet.end(session, Code.ENCRYPTION_KEY_EXPIRED, NO_KEY)
         elif session.worker is not None:
-            session.worker = None
-            fleet.end(session, Code.WORKER_LOST, f"worker {session.worker_name} was lost: the broker was started again")
-        return session.live
+            self._adopt(found)
+        else:
+            self._put_back(session)
+
+    def _adopt(self, found: Unended) -> None:
+        session, dispatcher = found.session, self._dispatcher
+        config, fleet = dispatcher.config, dispatcher.fleet
+        for call_id in session.open_calls & found.answers.keys():
+            session.calls[call_id] = True
+            session.answers[call_id] = found.answers[call_id]
+        self._calls += [(session, called) for called in _open_calls(found)]
+        fleet.adopt(session)
+        if session.cancelling is not None:
+            fleet.end_later(
+                session, config.resume_s + config.cancel_grace_s, Code.SESSION_CANCELLED, session.cancelling
+            )
+        # It may have ended while no broker ran. Its worker has some time to say so, however late it is.
+        limits, started = session.limits, session.started or session.created
+        left_s = started + limits.wall_ms / 1000 - time.monotonic()
+        message = f"the worker did not end the session within its {limits.wall_ms} ms"
+        fleet.end_later(session, max(left_s, config.resume_s) + config.final_grace_s, Code.DEADLINE_EXCEEDED, message)
 
     def _put_back(self, session: BrokerSession) -> None:
-        language = None if session.request is None else session.request.language or None
         self._dispatcher.placer.put_back(
             session.session_id,
             self._dispatcher.fleet.queue_deadline(session),
-            profile=languages.need(session.profile, language),
+            profile=session.need,
             size_bytes=session.request_bytes,
         )
 
@@ -94,7 +110,7 @@ class Recovery:
 def _open_calls(found: Unended) -> Iterator[ToolCalled]:
     """Yield the calls that nobody has answered."""
     session = found.session
-    if not session.live or all(session.calls.values()):
+    if all(session.calls.values()):
         return
     for line in found.log.kept():
         event = decode_event(line) if b'"tool_call"' in line else None

@@ -38,7 +38,7 @@ class Unended:
     log: StoredLog
     """The session's."""
     answers: dict[str, bytes]
-    """By the calls' ids: those that the guest does not have yet, as far as its events tell."""
+    """By the calls' ids; also of calls whose guest has it by now."""
     encrypted: bool
     """Whether its events were sealed, with a key that is gone."""
 
@@ -90,10 +90,7 @@ class Store(Protocol):
         """Keep where a session is now, and whether it is to be cancelled."""
 
     def answer(self, session: BrokerSession, call_id: str, message: bytes) -> None:
-        """Keep the answer of a tool call, until it was applied or the session ends."""
-
-    def applied(self, session: BrokerSession, call_id: str) -> None:
-        """Forget the answer of a call, since the session's log says that it was applied."""
+        """Keep the answer of a tool call, as long as it is among the session's own."""
 
     def finish(self, session: BrokerSession) -> None:
         """Keep how a session ended, whose log has just got its last line, and no more than a reader needs of it.

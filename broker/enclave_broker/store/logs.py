@@ -26,7 +26,7 @@ class StoredLog(EventLog):
     Without a keeper they can be read at once: before the session is known to the store, and when it is no more.
     """
 
-    __slots__ = ("_end_seq", "keeper", "key")
+    __slots__ = ("_end_seq", "answered", "keeper", "key")
 
     def __init__(self, max_bytes: int, *, first_seq: int = 1) -> None:
         super().__init__(max_bytes)
@@ -34,6 +34,8 @@ class StoredLog(EventLog):
         self.key = 0
         """What the store calls the session."""
         self.keeper: Keeper | None = None
+        self.answered: set[str] = set()
+        """Calls of which the store has the answer."""
         self._end_seq = first_seq
 
     @property

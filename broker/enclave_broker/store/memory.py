@@ -41,9 +41,6 @@ class MemoryStore:
     def answer(self, session: BrokerSession, call_id: str, message: bytes) -> None:
         """Do nothing."""
 
-    def applied(self, session: BrokerSession, call_id: str) -> None:
-        """Do nothing."""
-
     def finish(self, session: BrokerSession) -> None:
         """Do nothing: the log stays as it is."""
 

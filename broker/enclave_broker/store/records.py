@@ -30,6 +30,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     client_tools: list[DeclaredTool] | None = None
     fingerprint: bytes = b""
     encrypted: bool = False
+    may_retry: bool = False
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,11 +40,14 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The link it went out on,"""
     worker_name: str | None = None
     """what that worker calls itself,"""
+    instance: str | None = None
+    """which of its lives it was in,"""
     first_seq: int = 0
     """and the number of its first event."""
     started_after_s: float = 0.0
     """How long it had waited by then."""
     cancelling: str | None = None
+    retries: int = 0
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,6 +63,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     size_bytes: int
     worker_name: str | None = None
     has_run: bool = False
+    ended_here: bool = False
     tool_call_count: int = 0
     stats: Stats | None = None
 
@@ -80,6 +85,7 @@ def record_of(session: BrokerSession) -> bytes:
             client_tools=None if tools is None else list(tools.values()),
             fingerprint=session.fingerprint,
             encrypted=session.channel is not None,
+            may_retry=session.may_retry,
         )
     )
 
@@ -90,6 +96,8 @@ def place_of(session: BrokerSession) -> bytes:
         Place(
             worker=session.worker,
             worker_name=session.worker_name,
+            instance=session.instance,
+            retries=session.retries,
             first_seq=session.first_seq if session.worker is not None else 0,
             started_after_s=0.0 if session.started is None else session.started - session.created,
             cancelling=session.cancelling,
@@ -113,6 +121,7 @@ def ending_of(session: BrokerSession) -> bytes:
             size_bytes=session.log.size_bytes,
             worker_name=session.worker_name,
             has_run=session.started is not None,
+            ended_here=session.ended_here,
             tool_call_count=session.tool_call_count,
             stats=session.stats,
         )
@@ -145,14 +154,17 @@ def _live(database: Database, store: SqliteStore, row: Row, *, log_bytes: int, n
     session = _session(row, record, request_decoder.decode(row.request), log, created)
     log.keep(store, row.key)
     place = Place() if row.place is None else place_decoder.decode(row.place)
-    session.cancelling = place.cancelling
+    session.cancelling, session.retries = place.cancelling, place.retries
     if place.worker is not None:
-        session.worker, session.worker_name, session.first_seq = place.worker, place.worker_name, place.first_seq
+        session.place(place.worker, place.worker_name or place.worker, place.instance)
+        session.first_seq = place.first_seq
         session.started = created + place.started_after_s
         if not record.encrypted:
             session.replay(lines[max(0, place.first_seq - first_seq) :])
     session.heartbeat = now
-    return Unended(session=session, log=log, answers=database.answers(row.key), encrypted=record.encrypted)
+    answers = database.answers(row.key)
+    log.answered.update(answers)
+    return Unended(session=session, log=log, answers=answers, encrypted=record.encrypted)
 
 
 def _finished(store: SqliteStore, row: Row, data: bytes, *, now: float, wall: float) -> BrokerSession:
@@ -164,6 +176,7 @@ def _finished(store: SqliteStore, row: Row, data: bytes, *, now: float, wall: fl
     session.started = session.created if ending.has_run else None
     session.state = ending.state
     session.outcome = ending.outcome
+    session.ended_here = ending.ended_here
     session.worker_name = ending.worker_name
     session.tool_call_count = ending.tool_call_count
     session.stats = ending.stats
@@ -182,4 +195,5 @@ def _session(row: Row, record: Record, request: Execute | None, log: EventLog, c
         client_tools=None if tools is None else {tool.name: tool for tool in tools} or NO_TOOLS,
         fingerprint=record.fingerprint,
         tenant=record.tenant,
+        may_retry=record.may_retry,
     )

@@ -121,15 +121,14 @@ class SqliteStore:
 
     def answer(self, session: BrokerSession, call_id: str, message: bytes) -> None:
         """Keep the answer of a call."""
-        key = self._kept(session)
-        if key is not None:
-            self._filling().answer(key, call_id, message)
-
-    def applied(self, session: BrokerSession, call_id: str) -> None:
-        """Forget the answer of a call."""
-        key = self._kept(session)
-        if key is not None:
-            self._filling().apply(key, call_id)
+        stored = session.log
+        if isinstance(stored, StoredLog) and stored.keeper is not None:
+            batch = self._filling()
+            for applied in stored.answered - session.answers.keys():
+                batch.apply(stored.key, applied)
+            stored.answered.intersection_update(session.answers)
+            stored.answered.add(call_id)
+            batch.answer(stored.key, call_id, message)
 
     def finish(self, session: BrokerSession) -> None:
         """Keep how a session ended."""

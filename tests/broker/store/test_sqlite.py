@@ -227,18 +227,17 @@ async def test_what_was_removed_stays_away(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_an_answer_is_forgotten_once_it_was_applied_and_a_request_once_it_ended(tmp_path: Path) -> None:
+async def test_answers_that_were_applied_go_with_the_next_one_and_the_last_with_the_session(tmp_path: Path) -> None:
     store, _ = opened(path_in(tmp_path))
     directory, session = directory_of(store), made(store)
     directory.add(session)
     placed(store, session)
     for call_id in ("c_1", "c_2"):
         take_in(session, event("s_1", session.log.next_seq, "tool_call", callId=call_id, toolName="ask", args={}))
+        session.answers[call_id] = b"answer"
         store.answer(session, call_id, b"answer")
+        take_in(session, event("s_1", session.log.next_seq, "tool_result_applied", callId=call_id))
         await store.settle()
-    take_in(session, event("s_1", session.log.next_seq, "tool_result_applied", callId="c_1"))
-    store.applied(session, "c_1")
-    await store.settle()
     with sqlite3.connect(path_in(tmp_path)) as connection:
         assert connection.execute("SELECT call_id FROM answers").fetchall() == [("c_2",)]
         run(session, directory)
