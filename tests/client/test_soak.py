@@ -60,7 +60,7 @@ async def test_a_short_soak_of_all_kinds_ends_well() -> None:
     said = out.decode()
     assert said.endswith("differs: nothing\n")
     assert "sessions: 120 in " in said
-    run = {line[:25].strip(): int(line[25:34]) for line in said.splitlines()[3 : 3 + len(KINDS)]}
+    run = {line[:25].strip(): int(line[25:34]) for line in said.splitlines()[4 : 4 + len(KINDS)]}
     assert run.keys() == {kind.name for kind in KINDS}
     assert all(count >= 2 for count in run.values()), "each kind in the warm-up and after it"
     assert "without one final: 0; wrong: 0" in said

@@ -54,7 +54,7 @@ _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131
 _MAX_EXAMPLES = 10
 _ERROR = " ERROR "
 _MEMORY = ("broker_mb", "worker_mb")
-_TRACEBACKS = ("Traceback", "    | Traceback")
+_TRACEBACK = "Traceback (most recent call last)"
 """How an exception begins: one that nobody logged, and one below the line of a record."""
 
 
@@ -180,7 +180,7 @@ class Errors:
 
     def read(self, program: str, line: str) -> None:
         """Take a line of a program's log."""
-        raised = line.startswith(_TRACEBACKS)
+        raised = _TRACEBACK in line  # indented, and a group's has a frame of its own
         self.tracebacks += raised
         if not raised and _ERROR not in line:
             return
@@ -263,6 +263,7 @@ async def soak(plan: SoakPlan, say: Callable[[str], None]) -> bool:
         for part in range(plan.looks):
             await running.run(plan.sessions * (part + 1) // plan.looks - plan.sessions * part // plan.looks)
             looks.append(await look(fleet, tally.sessions, looks[0]))
+            say(f"{tally.sessions} sessions in {time.monotonic() - started_s:.0f} s")
         took_s = time.monotonic() - started_s
     say(table(tally, looks))
     found = differences(looks)

@@ -216,7 +216,7 @@ class Fleet:
 
     def _log(self, name: str, line: str) -> None:
         os.write(self._logs[name], line.encode() + b"\n")
-        if line.startswith("Traceback"):
+        if "Traceback (most recent call last)" in line:
             self.tracebacks.append(name)
 
 
