@@ -13,6 +13,7 @@ from enclave_protocol import (
     MAX_CODE_BYTES,
     NO_TOOLS,
     Limits,
+    NoCapacity,
     RemoteProtocolError,
     new_session_id,
     parse_declared_tools,
@@ -177,6 +178,8 @@ class ErrorDetails(msgspec.Struct, rename="camel", omit_defaults=True):
     """and how much of it is used."""
     first_seq: int | UnsetType = UNSET
     """For events that are gone: the oldest that can still be had."""
+    retry_after_ms: int | UnsetType = UNSET
+    """For what there is no room for now: when to ask again, more exactly than the header `Retry-After` says."""
 
 
 class ErrorBody(msgspec.Struct):
@@ -209,9 +212,10 @@ def error_body(
     quota: str | UnsetType = UNSET,
     used: int | UnsetType = UNSET,
     first_seq: int | UnsetType = UNSET,
+    retry_after_ms: int | UnsetType = UNSET,
 ) -> ErrorBody:
     """Return the body of a refusal: see `ErrorDetails`."""
-    details = ErrorDetails(field, allowed, limit, actual, quota, used, first_seq)
+    details = ErrorDetails(field, allowed, limit, actual, quota, used, first_seq, retry_after_ms)
     return ErrorBody(code, message, UNSET if details == ErrorDetails() else details)
 
 
@@ -240,8 +244,25 @@ def refusal(error: Denied | QuotaExceeded) -> ApiError:
     if isinstance(error, Denied):
         challenge = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
         return ApiError(error.status, error_body(error.code, str(error)), headers=challenge)
-    body = error_body("QUOTA_EXCEEDED", str(error), quota=error.quota, limit=error.limit, used=error.used)
-    return ApiError(429, body, headers={"Retry-After": str(max(1, math.ceil(error.retry_after_s)))})
+    body = error_body(
+        "QUOTA_EXCEEDED",
+        str(error),
+        quota=error.quota,
+        limit=error.limit,
+        used=error.used,
+        retry_after_ms=math.ceil(error.retry_after_s * 1000),
+    )
+    return ApiError(429, body, headers=_retry_after(error.retry_after_s))
+
+
+def full(error: NoCapacity) -> ApiError:
+    """Return the answer to somebody for whose session there is no room."""
+    body = error_body("NO_CAPACITY", str(error), retry_after_ms=math.ceil(error.retry_after_s * 1000))
+    return ApiError(503, body, headers=_retry_after(error.retry_after_s))
+
+
+def _retry_after(wait_s: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(wait_s)))}
 
 
 def decode_body(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

@@ -135,8 +135,8 @@ class Dispatcher:
         session_id = new.session_id or caller.session_id or new_session_id()
         if session_id in self.fleet.routes or not self._replaceable(session_id, caller):
             raise DuplicateSession(session_id)
-        if self._closing:
-            raise NoCapacity("the broker is stopping")
+        if self.crowded:
+            self.turn_away(caller)
         now = time.monotonic()
         limits = capped(new.limits, caller.limits)
         request = Execute(
@@ -171,10 +171,33 @@ class Dispatcher:
         )
         if isinstance(decision, Refuse):
             account.give_back(now)
-            raise NoCapacity(NO_CAPACITY[decision.reason], retry_after_s=decision.retry_after_s)
+            raise _no_capacity(decision)
         self.directory.add(session)
         self.fleet.enter(session, decision)
         return session
+
+    @property
+    def crowded(self) -> bool:
+        """Whether `turn_away` is worth asking: no slot is free, or callers may have quotas, or the broker stops."""
+        return not self.placer.has_free or self.gate.closed or self._closing
+
+    def turn_away(self, caller: Caller) -> None:
+        """Raise what any new session of the caller's would be refused with now, whatever it asks for.
+
+        Raises:
+            QuotaExceeded: the caller's tenant has none left.
+            NoCapacity: there is no slot, and no room to wait for one.
+        """
+        if self._closing:
+            raise NoCapacity("the broker is stopping")
+        try:
+            self.gate.ledger.account(caller.tenant).check(time.monotonic(), self.placer.hold_s)
+        except QuotaExceeded as error:
+            self.metrics.quota_refused(caller.tenant, error.quota)
+            raise
+        refuse = self.placer.refuses(caller.tenant)
+        if refuse is not None:
+            raise _no_capacity(refuse)
 
     def _admit(self, caller: Caller, now: float) -> Account:
         account = self.gate.ledger.account(caller.tenant)
@@ -367,6 +390,10 @@ class Dispatcher:
             self.metrics.tool_calls.labels("timeout").inc()
             failed = tool_calls.failed(session.session_id, call_id, Code.TOOL_TIMEOUT, reason)
             self.fleet.answer(session, call_id, encode(failed))
+
+
+def _no_capacity(refuse: Refuse) -> NoCapacity:
+    return NoCapacity(NO_CAPACITY[refuse.reason], retry_after_s=refuse.retry_after_s)
 
 
 _named = functools.lru_cache(maxsize=64)(Limits.named)  # most sessions share theirs

@@ -22,6 +22,7 @@ from .batch_routes import batch_routes
 from .catalog_routes import catalog_routes
 from .counting import RequestCounter
 from .docs import JsonPage, RoutesPage
+from .early import EarlyDoor
 from .fleet_routes import fleet_routes
 from .origins import OriginGate, Origins
 from .session_routes import session_routes
@@ -44,7 +45,8 @@ def create_app(broker: Broker) -> ASGIApp:
     """Return the ASGI application of a broker."""
     # Around everything: what refuses a request before any route is found must tell a page's browser about it, too.
     origins = Origins(broker.config.cors_origins, broker.config.host, closed=broker.dispatcher.gate.closed)
-    return RequestCounter(OriginGate(_routes(broker), origins), broker.metrics)
+    inside = EarlyDoor(_routes(broker), broker.dispatcher)
+    return RequestCounter(OriginGate(inside, origins), broker.metrics)
 
 
 def _routes(broker: Broker) -> Litestar:

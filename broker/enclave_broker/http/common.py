@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from litestar.openapi import ResponseSpec
 
 from enclave_broker.access import Denied, QuotaExceeded
-from enclave_broker.api import REFUSALS, ApiError, ErrorBody, error_body, not_found, refusal
+from enclave_broker.api import REFUSALS, ApiError, ErrorBody, error_body, full, not_found, refusal
 from enclave_broker.event_log import Trimmed
 from enclave_broker.languages import HEADER
 from enclave_broker.new_session import DuplicateSession
@@ -79,8 +79,7 @@ def submit(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> Brok
     except (Denied, QuotaExceeded) as error:
         raise refusal(error) from error
     except NoCapacity as error:
-        retry_after = {"Retry-After": str(max(1, round(error.retry_after_s)))}
-        raise ApiError(503, error_body("NO_CAPACITY", str(error)), headers=retry_after) from error
+        raise full(error) from error
 
 
 def unsaid_language(dispatcher: Dispatcher, request: AnyRequest) -> Unsaid:

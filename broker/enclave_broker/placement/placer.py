@@ -111,26 +111,31 @@ class Placer:
         self.queue.add(session_id, deadline, need=profile, tenant=tenant, size_bytes=size_bytes)
         return Wait(session_id, ahead + 1)
 
-    def refuses(self, tenant: str) -> float | None:
-        """Say that any new session of the tenant's would be refused now, whatever it asks for, and when to try again.
+    def refuses(self, tenant: str) -> Refuse | None:
+        """Return how any new session of the tenant's would be refused now, whatever it asks for.
 
         None if it has a chance. For refusing at once what nobody has read yet; one that asks for what no worker offers
         is refused with the others.
         """
-        if not self.queue or any(worker.free for worker in self._workers.values()):
+        if self.has_free:
             return None
         fits = self.queue.fits(tenant, 0)
         ahead: dict[frozenset[str], int] = {}
-        retry_after_s = None
-        for profile in self._estimates.offered:
+        retry_after_s = 0.0
+        for profile in self._estimates.offered or ("",):
             rivals = self._estimates.rivals(profile)
             if rivals not in ahead:
                 ahead[rivals] = self.queue.ahead(tenant, rivals)
             wait_s = self._estimates.wait_s(profile, ahead[rivals])
             if fits and (wait_s is None or wait_s <= self.queue_wait_s or not self._estimates.sure(profile)):
                 return None
-            retry_after_s = max(retry_after_s or 0.0, self._estimates.retry_after_s(profile, wait_s))
-        return retry_after_s
+            retry_after_s = max(retry_after_s, self._estimates.retry_after_s(profile, wait_s))
+        return Refuse("", "long_wait" if fits else "queue_full", retry_after_s)
+
+    @property
+    def has_free(self) -> bool:
+        """Whether any slot may be taken, by whatever it is that its worker offers."""
+        return any(worker.free for worker in self._workers.values())
 
     def release(self, session_id: str, *, failed: bool = False) -> list[Place]:
         """Give the session's slot back; who is next may take it. Nothing happens without a slot.

@@ -152,7 +152,9 @@ def test_what_is_refused_whatever_it_asks_for_is_known_before_it_is_read() -> No
     placer.submit("s_10", 1e9, profile="data")
     assert placer.refuses(EVERYBODY) is None, "nobody knows how long data takes"
     placer.worker_down("other")
-    assert placer.refuses(EVERYBODY) == pytest.approx(4, rel=0.3)
+    refuse = placer.refuses(EVERYBODY)
+    assert refuse is not None
+    assert refuse.retry_after_s == pytest.approx(4, rel=0.3)
 
 
 def test_positions_count_only_those_that_wait_for_the_same_slots() -> None:
