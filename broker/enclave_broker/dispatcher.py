@@ -136,7 +136,11 @@ class Dispatcher:
         if session_id in self.fleet.routes or not self._replaceable(session_id, caller):
             raise DuplicateSession(session_id)
         if self.crowded:
-            self.turn_away(caller)
+            try:
+                self.turn_away(caller)
+            except QuotaExceeded as error:
+                self.metrics.quota_refused(caller.tenant, error.quota)
+                raise
         now = time.monotonic()
         limits = capped(new.limits, caller.limits)
         request = Execute(
@@ -190,11 +194,7 @@ class Dispatcher:
         """
         if self._closing:
             raise NoCapacity("the broker is stopping")
-        try:
-            self.gate.ledger.account(caller.tenant).check(time.monotonic(), self.placer.hold_s)
-        except QuotaExceeded as error:
-            self.metrics.quota_refused(caller.tenant, error.quota)
-            raise
+        self.gate.ledger.account(caller.tenant).check(time.monotonic(), self.placer.hold_s)
         refuse = self.placer.refuses(caller.tenant)
         if refuse is not None:
             raise _no_capacity(refuse)

@@ -16,7 +16,7 @@ import msgspec
 from litestar.enums import HttpMethod, ScopeType
 
 from enclave_broker.access import Denied, QuotaExceeded, Scope
-from enclave_broker.api import ApiError, full, refusal
+from enclave_broker.api import full, refusal
 from enclave_protocol import NoCapacity
 
 from .views import header
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from litestar.types import ASGIApp, HTTPScope, Receive, Send
     from litestar.types import Scope as AsgiScope
 
+    from enclave_broker.access import Caller
     from enclave_broker.dispatcher import Dispatcher
 
 PATH = "/sessions"
@@ -55,13 +56,13 @@ class EarlyDoor:
                 if body is None:
                     return  # its client is gone
                 if not any(mark in body for mark in _NAMED):
-                    await self._refuse(refused, send)
+                    await self._refuse(*refused, send)
                     return
                 receive = _again(body, receive)
         await self._app(scope, receive, send)
 
-    def _refused(self, scope: HTTPScope) -> ApiError | None:
-        """Return what the request will be refused with, if that is known and it is small."""
+    def _refused(self, scope: HTTPScope) -> tuple[Caller, QuotaExceeded | NoCapacity] | None:
+        """Return whose request it is and why it will be refused, if that is known and it is small."""
         dispatcher = self._dispatcher
         try:
             if not dispatcher.crowded or not _is_small(scope):
@@ -72,13 +73,16 @@ class EarlyDoor:
                 dispatcher.turn_away(caller)
         except Denied:
             return None
-        except QuotaExceeded as error:
-            return refusal(error)
-        except NoCapacity as error:
-            return full(error)
+        except (QuotaExceeded, NoCapacity) as error:
+            return caller, error
         return None
 
-    async def _refuse(self, told: ApiError, send: Send) -> None:
+    async def _refuse(self, caller: Caller, reason: QuotaExceeded | NoCapacity, send: Send) -> None:
+        if isinstance(reason, QuotaExceeded):
+            self._dispatcher.metrics.quota_refused(caller.tenant, reason.quota)
+            told = refusal(reason)
+        else:
+            told = full(reason)
         self._dispatcher.metrics.rejections.labels(told.body.code).inc()
         body = msgspec.json.encode(told.body)
         headers = [(name.lower().encode(), value.encode()) for name, value in told.headers.items()]

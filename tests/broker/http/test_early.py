@@ -111,6 +111,7 @@ async def test_who_has_no_key_is_told_so_and_who_has_used_up_a_quota_how_long_to
         early = said(await acme.post("/sessions", json=CODE))
         assert early == said(await acme.post("/sessions", json=CODE | {"sessionId": "s_9"}))
         assert early[0] == 429
+        assert some.running.metric("enclave_quota_refusals_total", tenant="acme", quota="concurrentSessions") == 2
         assert early[1]["details"] == {"quota": "concurrentSessions", "limit": 1, "used": 1}
         assert (await rival.post("/sessions", json=CODE)).status_code == 503
         assert (await stranger.post("/sessions", json=CODE)).status_code == 401
