@@ -64,7 +64,7 @@ $(VENV)/.pip: | $(BIN)/python
 
 # With what guests of python-data find and what some sources of tools need, which the demo can do without.
 $(VENV)/.test: pyproject.toml $(VENV)/.installed | $(VENV)/.pip
-	@$(PIP) --editable '.[all,data,mcp,yaml]' --group test
+	@$(PIP) --editable '.[all,data,mcp,otel,yaml]' --group test
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.installed | $(VENV)/.pip

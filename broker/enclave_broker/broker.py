@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .channels import Runtime
     from .finding.sources import Source
     from .tools import ApprovalHook, Tool, ToolSource
+    from .tracing import Tracing
 
 log = logging.getLogger("enclave.broker")
 
@@ -85,6 +86,7 @@ class Broker:
         secrets: what tools may be given.
         approve: who is asked about tools that need approval.
         sources: where more tools come from, while the broker runs.
+        tracing: where sessions' traces go; a client's is only passed on if not given.
 
     Raises:
         ValueError: a tool needs approval, and nobody can be asked; or keys, secrets or certificates can't be used; or
@@ -100,6 +102,7 @@ class Broker:
         secrets: Secrets | None = None,
         approve: ApprovalHook | None = None,
         sources: Iterable[ToolSource] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         _check_tools(tools, secrets or Secrets(), approve)
         self.config = config
@@ -115,7 +118,9 @@ class Broker:
             raise ValueError(_EXPOSED.format(host=config.host))
         store = make_store(config.store)
         self.metrics.watch_store(lambda: store.failure)
-        self.dispatcher = Dispatcher(config, tools, self.metrics, gate, secrets=secrets, approve=approve, store=store)
+        self.dispatcher = Dispatcher(
+            config, tools, self.metrics, gate, secrets=secrets, approve=approve, tracing=tracing, store=store
+        )
         self.sources = SourceKeeper(list(sources), tools)
         self.sources.count_in(self.metrics.tool_sources)
         token = self._worker_tokens[0] if self._worker_tokens else ""
@@ -286,6 +291,7 @@ class Broker:
                 await serving
                 for task in background:
                     task.cancel()
+            await self.dispatcher.tracing.stop(self.config.stop_grace_s)
 
     def _recover(self) -> None:
         found = self.dispatcher.store.open(log_bytes=self.config.log_bytes, now=time.monotonic(), wall=time.time())
@@ -338,6 +344,7 @@ def create_broker(
     secrets: Secrets | Mapping[str, str] | None = None,
     approve: ApprovalHook | None = None,
     sources: Iterable[ToolSource] = (),
+    tracing: Tracing | None = None,
     config: BrokerConfig | None = None,
     **settings: Any,
 ) -> Broker:
@@ -350,6 +357,7 @@ def create_broker(
         secrets: what tools may be given, by name.
         approve: an async function that is asked before a tool marked `needs_approval` runs.
         sources: where more tools come from, while the broker runs: see `enclave_broker.tools.sources`.
+        tracing: where sessions' traces go, such as `load_tracing(os.environ)`; no farther if not given.
         config: settings to start from.
         **settings: fields of `BrokerConfig`, which win over `config`.
 
@@ -367,7 +375,7 @@ def create_broker(
     full = dataclasses.replace(config, **settings) if config else BrokerConfig(**settings)
     registry = tools if isinstance(tools, ToolRegistry) else ToolRegistry(tools)
     given = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
-    return Broker(full, registry, embedded, secrets=given, approve=approve, sources=sources)
+    return Broker(full, registry, embedded, secrets=given, approve=approve, sources=sources, tracing=tracing)
 
 
 def _check_tools(tools: ToolRegistry, secrets: Secrets, approve: ApprovalHook | None) -> None:

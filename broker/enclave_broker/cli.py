@@ -28,6 +28,7 @@ from .store import StoreError
 from .store.options import store_options
 from .tools.options import set_up, tool_options
 from .tools.sources.options import load_sources, source_options
+from .tracing.options import load_tracing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,7 +140,8 @@ def main(  # noqa: PLR0917 - one parameter per option; click passes them by name
         )
         tools, given, hook = set_up(modules, secrets, approve, audit_log, formatter)
         sources = load_sources(openapi, tools_files, given, can_approve=hook is not None)
-        broker = Broker(config, tools, secrets=given, approve=hook, sources=sources)
+        tracing = load_tracing(os.environ)
+        broker = Broker(config, tools, secrets=given, approve=hook, sources=sources, tracing=tracing)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if not (config.workers or config.workers_file or config.accept_workers):

@@ -43,6 +43,7 @@ from .sessions import BrokerSession
 from .store import MemoryStore
 from .tools import ToolCalls
 from .tools.catalog import news_of
+from .tracing import PassOn
 
 if TYPE_CHECKING:
     from enclave_protocol import ClientTools
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .sessions import ToolCalled
     from .store import Store
     from .tools import ApprovalHook, CatalogChange, Secrets, ToolRegistry
+    from .tracing import Tracing
 
 log = logging.getLogger("enclave.broker")
 
@@ -75,6 +77,7 @@ class Dispatcher:
         gate: who may call; everybody if not given.
         secrets: what tools may be given.
         approve: who is asked about tools that need approval.
+        tracing: where sessions' traces go; no farther if not given.
         store: keeps the sessions; in memory if not given.
     """
 
@@ -87,9 +90,11 @@ class Dispatcher:
         *,
         secrets: Secrets | None = None,
         approve: ApprovalHook | None = None,
+        tracing: Tracing | None = None,
         store: Store | None = None,
     ) -> None:
         self.config = config
+        self.tracing = tracing or PassOn()
         self.store = store or MemoryStore()
         self.gate = gate or Gate(None, Signer())
         self.metrics = metrics
@@ -151,6 +156,7 @@ class Dispatcher:
             profile=new.profile,
             env=new.env or UNSET,
             files=new.files or UNSET,
+            traceparent=UNSET if new.trace is None else new.trace.traceparent,  # for a broker that is started again
         )
         session = BrokerSession(
             session_id,
@@ -176,6 +182,9 @@ class Dispatcher:
         if isinstance(decision, Refuse):
             account.give_back(now)
             raise _no_capacity(decision)
+        session.trace = self.tracing.begin(
+            session_id=session_id, tenant=caller.tenant, profile=new.profile, context=new.trace
+        )
         self.directory.add(session)
         self.fleet.enter(session, decision)
         return session
@@ -258,6 +267,10 @@ class Dispatcher:
             reason = f"call {call_id} was answered before"
             raise RemoteProtocolError(reason, field="callId", allowed="one result per call", session_id=session_id)
         self._client_calls.answered(session_id, call_id)
+        if session.trace is not None:
+            session.trace.answered(
+                call_id, "ok" if result.error is UNSET else result.error.code or Code.EXECUTION_ERROR
+            )
         self.metrics.tool_calls.labels("ok" if result.success else "error").inc()
         self.fleet.answer(session, call_id, message)
 
@@ -331,6 +344,8 @@ class Dispatcher:
         start_ms = 0.0 if session.stats is None else session.stats.start_ms
         self.metrics.ended(session.outcome, session.duration_ms(now) / 1000, start_ms / 1000)
         self.metrics.tenant_ended(session.tenant, cpu_ms / 1000)
+        if session.trace is not None:
+            session.trace.ended(session.outcome, session.stats)
 
     def find_ended(self, session_id: str) -> BrokerSession | None:
         """Return a session that has ended, if it is retained."""
@@ -360,6 +375,8 @@ class Dispatcher:
         tool = self.tools.get(payload.tool_name)
         who = answerer(payload.tool_name, broker_has=tool is not None, client_tools=session.client_tools)
         if who is Answerer.CLIENT:
+            if session.trace is not None:
+                session.trace.called(payload.call_id, payload.tool_name)
             self._client_calls.left(session, payload.call_id, payload.tool_name)
             return
         session.answer(payload.call_id)
@@ -388,6 +405,8 @@ class Dispatcher:
         """Answer a call in place of the client, which took too long."""
         if session.answer(call_id):
             self.metrics.tool_calls.labels("timeout").inc()
+            if session.trace is not None:
+                session.trace.answered(call_id, Code.TOOL_TIMEOUT)
             failed = tool_calls.failed(session.session_id, call_id, Code.TOOL_TIMEOUT, reason)
             self.fleet.answer(session, call_id, encode(failed))
 

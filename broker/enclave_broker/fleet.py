@@ -428,6 +428,8 @@ class Fleet:
         execute = encode(session.execute(now))
         self._store.update(session)
         self.send(session, execute)
+        if session.trace is not None:
+            self._store.then(session.trace.placed)
         self._metrics.queue_wait.observe(now - session.created)
         wall_s = session.limits.wall_ms / 1000
         message = f"the worker did not end the session within its {session.limits.wall_ms} ms"
@@ -435,7 +437,7 @@ class Fleet:
 
     def _requeue(self, session: BrokerSession) -> None:
         self._metrics.requeues.inc()
-        self._unplace(session)
+        self._unplace(session, Code.NO_CAPACITY)
         placed = self._placer.refused(
             session.session_id, self.queue_deadline(session), size_bytes=session.request_bytes
         )
@@ -458,7 +460,7 @@ class Fleet:
         """Put a session back whose worker never got it, or was lost with it before it began."""
         self._metrics.placed_again.labels("worker_lost" if counts else "never_arrived").inc()
         session.retries += counts
-        self._unplace(session)
+        self._unplace(session, Code.WORKER_LOST)
         placed = self._placer.put_back(
             session.session_id,
             self.queue_deadline(session),
@@ -468,7 +470,9 @@ class Fleet:
         self._place_all(placed)
         self._tell_wait(session)
 
-    def _unplace(self, session: BrokerSession) -> None:
+    def _unplace(self, session: BrokerSession, why: Code) -> None:
+        if session.trace is not None:
+            session.trace.unplaced(why)
         _cancel_timer(self._overdue, session.session_id)
         session.unplace()
         self._store.update(session)

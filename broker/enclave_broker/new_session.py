@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from enclave_protocol.encryption import Channel
     from enclave_protocol.languages import Language
     from enclave_protocol.messages import Retry
+    from enclave_protocol.trace_context import TraceContext
 
 MAX_PROFILE_CHARS = 128
 
@@ -54,6 +55,8 @@ class NewSession:
     """What seals its events. It is made for one session id, so that must be given too."""
     retry: Retry = "never"
     """Whether it may run once more if its worker is lost before its first event: `safe`."""
+    trace: TraceContext | None = None
+    """Where in a distributed trace it belongs."""
     fingerprint: bytes = b""
     """Tells the request from others, so that one that is made again is recognised."""
 

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from enclave_protocol.messages import Envelope
 
     from .event_log import EventLog
+    from .tracing import SessionTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ class BrokerSession:
         "told",
         "told_after",
         "tool_call_count",
+        "trace",
         "untold",
         "worker",
         "worker_name",
@@ -240,6 +242,8 @@ class BrokerSession:
         """Calls whose result the guest does not have yet."""
         self.tool_call_count = 0
         self.stats: Stats | None = None
+        self.trace: SessionTrace | None = None
+        """Told what becomes of it; None if it belongs to no trace."""
         self.outcome = ""
         """How it ended: `ok`, or the code of its error."""
         self.ended_here = False
@@ -332,7 +336,11 @@ class BrokerSession:
         self.first_seq = self.log.next_seq
         self.queue_position = 0
         queue_ms = round((now - self.created) * 1000, 3)
-        return msgspec.structs.replace(self.request, first_seq=self.first_seq, queue_ms=queue_ms)
+        execute = msgspec.structs.replace(self.request, first_seq=self.first_seq, queue_ms=queue_ms)
+        if self.trace is None:
+            return execute
+        context = self.trace.placing(self.worker_name or "")
+        return msgspec.structs.replace(execute, traceparent=context.traceparent)
 
     def beat(self, now: float, wall: float) -> None:
         """Write a heartbeat if one is due. The worker does so once it has the session."""

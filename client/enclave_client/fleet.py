@@ -31,7 +31,7 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 STABLE_S = 60.0
 MAX_WORKERS = 64
-BROKERS_OWN = ("ENCLAVE_SECRET_", "ENCLAVE_TOKEN_SECRETS", "ENCLAVE_KEYS")
+BROKERS_OWN = ("ENCLAVE_SECRET_", "ENCLAVE_TOKEN_SECRETS", "ENCLAVE_KEYS", "OTEL_")
 """How variables begin that are for the broker alone."""
 
 # Said, not left to the default: ENCLAVE_HOST in our environment must not open a loopback fleet to the world, nor have

@@ -47,6 +47,11 @@ class Execute(Message, frozen=True, kw_only=True, tag="execute"):
     among them), so that the worker's bytes pass through it unchanged. Absent: the worker starts at 1."""
     queue_ms: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
     """Time the session waited in the broker, for `final.stats`."""
+    traceparent: Any = UNSET
+    """Where in a distributed trace the session belongs, as in the header that W3C calls so. Read with `parse_trace`,
+    which takes what is none for none: such a message is not refused."""
+    tracestate: Any = UNSET
+    """And what tracing systems told each other about it. Brokers keep it to themselves."""
     retry: Retry | UnsetType = UNSET
     """What a broker may do with a session whose worker is lost before its first event: `safe` has it run again
     elsewhere, `never` (the default) ends it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from litestar.openapi import ResponseSpec
@@ -12,6 +13,7 @@ from enclave_broker.event_log import Trimmed
 from enclave_broker.languages import HEADER
 from enclave_broker.new_session import DuplicateSession
 from enclave_protocol import NoCapacity
+from enclave_protocol.trace_context import parse_trace
 
 from .access import caller_of
 from .streams import EventStream, StreamResponse
@@ -19,11 +21,13 @@ from .views import header
 
 if TYPE_CHECKING:
     from litestar import Request
+    from litestar.types import Scope
 
     from enclave_broker.dispatcher import Dispatcher
     from enclave_broker.languages import Unsaid
     from enclave_broker.new_session import NewSession
     from enclave_broker.sessions import BrokerSession
+    from enclave_protocol.trace_context import TraceContext
 
     from .views import View
 
@@ -68,8 +72,20 @@ def same_request(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -
     return session if session.fingerprint == new.fingerprint else None
 
 
+def trace_of(scope: Scope) -> TraceContext | None:
+    """Return the trace that a request belongs to, if its headers name one."""
+    parents = [value for name, value in scope["headers"] if name == b"traceparent"]
+    if len(parents) != 1:  # several are none
+        return None
+    states = [value.decode("latin-1") for name, value in scope["headers"] if name == b"tracestate"]
+    return parse_trace(parents[0].decode("latin-1"), states)
+
+
 def submit(dispatcher: Dispatcher, new: NewSession, request: AnyRequest) -> BrokerSession:
     """Make a session; raises ApiError."""
+    trace = trace_of(request.scope)
+    if trace is not None:
+        new = replace(new, trace=trace)
     try:
         with REFUSALS:
             return dispatcher.submit(new, caller_of(request))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_AGE_S = 86_400
 METHODS = "GET, POST, DELETE, OPTIONS"
-REQUEST_HEADERS = "Content-Type, Accept, Authorization, Last-Event-ID, X-Enclave-Language"
+REQUEST_HEADERS = "Content-Type, Accept, Authorization, Last-Event-ID, X-Enclave-Language, traceparent, tracestate"
 RESPONSE_HEADERS = "X-Session-ID, Retry-After, X-Enclave-Server-Hello, X-Enclave-Replayed"
 
 Headers = list[tuple[bytes, bytes]]

@@ -107,6 +107,7 @@ class ToolCalls:
             size_bytes=size_bytes,
             max_result_bytes=limits.max_tool_result_bytes,
             deadline=now + wait_ms / 1000,
+            trace=None if session.trace is None else session.trace.called(payload.call_id, payload.tool_name),
         )
         running = _Running(call, session, now)
         self._running.setdefault(session.session_id, set()).add(running)
@@ -130,6 +131,9 @@ class ToolCalls:
         self._pass_on(session, payload.call_id, encode(failed))
         self._audit.write(line)
         self._metrics.tool_calls.labels(outcome).inc()
+        if session.trace is not None:
+            session.trace.called(payload.call_id, payload.tool_name)
+            session.trace.answered(payload.call_id, code)
 
     def session_ended(self, session_id: str) -> None:
         """Give up the calls of a session, and forget the results it has stored."""
@@ -177,6 +181,8 @@ class ToolCalls:
         others.discard(running)
         if not others:
             del self._running[call.session_id]
+        if running.session.trace is not None:
+            running.session.trace.answered(call.call_id, outcome)
         elapsed_s = time.monotonic() - running.started
         self._metrics.tool_duration.observe(elapsed_s)
         self._metrics.tool_retries.inc(max(call.attempts - 1, 0))

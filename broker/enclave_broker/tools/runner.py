@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from enclave_broker.access import DEFAULT_TENANT
+from enclave_broker.tracing import carried
 from enclave_protocol import Code, tool_calls
 from enclave_protocol.limits import MAX_VALUE_BYTES
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from enclave_protocol import ToolResult
+    from enclave_protocol.trace_context import TraceContext
 
     from .approval import ApprovalHook
     from .references import References
@@ -63,6 +65,8 @@ class Call:
     """The session's `maxToolResultBytes`."""
     deadline: float = float("inf")
     """When it is given up, on the clock of `time.monotonic`."""
+    trace: TraceContext | None = None
+    """Where in a trace it belongs."""
     over: bool = False
     """Whether it was answered, or nobody waits for an answer any more."""
 
@@ -94,6 +98,8 @@ class ToolRunner:
 
     async def run(self, call: Call) -> ToolResult:
         """Run one call to its end and return what to tell the guest. Raises only CancelledError."""
+        if call.trace is not None:
+            carried.set(call.trace)  # for this task, which is the call's own
         try:
             text = await self._answer(call)
         except asyncio.CancelledError:
@@ -159,7 +165,16 @@ class ToolRunner:
 
     def _context(self, call: Call) -> ToolContext:
         secrets = self.secrets.pick(call.tool.name, call.tool.policy.secrets) if call.tool.policy.secrets else {}
-        return ToolContext(call.session_id, call.call_id, call.tenant, call.deadline, secrets, self.threads)
+        return ToolContext(
+            call.session_id,
+            call.call_id,
+            call.tenant,
+            call.deadline,
+            secrets,
+            self.threads,
+            traceparent="" if call.trace is None else call.trace.traceparent,
+            tracestate="" if call.trace is None else call.trace.state,
+        )
 
     async def _tried(self, call: Call, args: dict[str, object], context: ToolContext) -> object:
         while True:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from enclave_broker.access import DEFAULT_TENANT
 from enclave_protocol import Code
+from enclave_protocol.trace_context import TRACEPARENT, TRACESTATE
 
 from .schema import ArgumentSchema
 
@@ -110,6 +111,16 @@ class ToolContext:
     """The secrets that the tool's policy names."""
     threads: Threads | None = field(default=None, repr=False, compare=False)
     """Where `run_blocking` runs; None outside of a broker."""
+    traceparent: str = ""
+    """Where in a distributed trace the call belongs, as W3C's header of that name; empty if in none,"""
+    tracestate: str = ""
+    """and what goes with it."""
+
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        """What a request on behalf of this call says of its trace: nothing, if it belongs to none."""
+        headers = {TRACEPARENT: self.traceparent, TRACESTATE: self.tracestate}
+        return {name: value for name, value in headers.items() if value}
 
     async def run_blocking(self, function: Callable[[], T]) -> T:
         """Run what blocks in one of the broker's threads for tools, and return its value.

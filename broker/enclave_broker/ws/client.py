@@ -53,6 +53,7 @@ from enclave_protocol import (
     parse_limits,
 )
 from enclave_protocol.languages import DEFAULT_LANGUAGE
+from enclave_protocol.trace_context import parse_trace
 
 from .codes import TOO_SLOW, CloseCode
 
@@ -190,6 +191,7 @@ class SocketClient:
                 files={} if message.files is UNSET else parse_files(message.files),
                 retry=message.retry or "never",
                 client_tools=None if message.tools is UNSET else parse_declared_tools(message.tools),
+                trace=None if message.traceparent is UNSET else parse_trace(message.traceparent, message.tracestate),
             )
             session = self._dispatcher.submit(new, self._caller)
         except DuplicateSession as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from enclave_broker.tools.tool import ArgumentsRefused, Tool, ToolFailure, ToolPolicy
@@ -59,5 +60,7 @@ class HttpTool(Tool):
         except MissingSecret as error:
             raise ToolFailure(Code.SECRET_ERROR, f"{self.name}: {error}") from error
         most = min(self.policy.max_result_bytes or MAX_VALUE_BYTES, MAX_VALUE_BYTES)
+        if context.traceparent:
+            request = replace(request, headers=(*request.headers, *context.trace_headers.items()))
         answer = await self._caller.call(request, max_bytes=most, idempotent=operation.idempotent)
         return read_answer(answer, idempotent=operation.idempotent, now_s=time.time())

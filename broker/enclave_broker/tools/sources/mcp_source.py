@@ -16,7 +16,7 @@ import logging
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from mcp import Client, MCPError, types
@@ -98,7 +98,9 @@ class McpTool(Tool):
 
     async def invoke(self, args: dict[str, Any], context: ToolContext) -> object:
         """Call it."""
-        return await self._source.call(self._own_name, args, deadline=context.deadline)
+        return await self._source.call(
+            self._own_name, args, deadline=context.deadline, trace_headers=context.trace_headers
+        )
 
 
 class McpSource(WatchedSource):
@@ -144,13 +146,16 @@ class McpSource(WatchedSource):
             attempt += 1
             await asyncio.sleep(backoff_s(attempt, first_s=settings.retry_first_s, most_s=settings.retry_most_s))
 
-    async def call(self, name: str, args: dict[str, Any], *, deadline: float) -> object:
+    async def call(
+        self, name: str, args: dict[str, Any], *, deadline: float, trace_headers: Mapping[str, str] | None = None
+    ) -> object:
         """Call a tool and return its value.
 
         Args:
             name: the server's own.
             args: that fit its schema.
             deadline: when to give up, on the clock of `time.monotonic`.
+            trace_headers: where in a trace the call belongs: said in the request's `_meta`, as MCP has it.
 
         Raises:
             ToolFailure: `TOOL_UNAVAILABLE`, the server is not there; `MCP_TOOL_ERROR`, the tool failed; `MCP_ERROR`,
@@ -162,7 +167,8 @@ class McpSource(WatchedSource):
             raise ToolFailure("TOOL_UNAVAILABLE", f"MCP server {self.name} is not connected{why}", retryable=True)
         timeout_s = None if deadline == float("inf") else max(0.001, deadline - time.monotonic())
         try:
-            return read_result(await client.call_tool(name, args, read_timeout_seconds=timeout_s))
+            meta = cast("types.RequestParamsMeta", dict(trace_headers)) if trace_headers else None
+            return read_result(await client.call_tool(name, args, read_timeout_seconds=timeout_s, meta=meta))
         except MCPError as error:
             if error.code == CONNECTION_CLOSED:
                 raise self._lost_in_call(client) from error

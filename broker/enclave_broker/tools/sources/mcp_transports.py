@@ -18,6 +18,7 @@ import httpx2
 from mcp import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
+from enclave_broker.tracing import carried
 from enclave_protocol.limits import MAX_VALUE_BYTES
 
 if TYPE_CHECKING:
@@ -155,6 +156,10 @@ class _BoundedTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         # Packed bodies could be of any size once unpacked; one that comes unasked is left packed, and makes no sense.
         request.headers["accept-encoding"] = "identity"
+        # The library sends a request in the context of who asks for it: a call's own task.
+        trace = carried.get()
+        if trace is not None:
+            request.headers.update(trace.headers)
         response = await self._inner.handle_async_request(request)
         response.headers.pop("content-encoding", None)
         if not response.headers.get("content-type", "").startswith("text/event-stream"):

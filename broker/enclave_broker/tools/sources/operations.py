@@ -31,9 +31,10 @@ RESERVED_HEADERS = frozenset(
         *("accept", "content-type", "authorization"),  # OpenAPI: described elsewhere
         *("host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "expect"),
         *("cookie", "proxy-authorization", "proxy-connection", "keep-alive", "accept-encoding"),
+        *("traceparent", "tracestate"),
     }
 )
-"""Headers that no guest may set: they frame the request, or carry the broker's credentials."""
+"""Headers that no guest may set: they frame the request, or carry the broker's credentials or its trace."""
 
 _STYLES = {
     "path": {"simple"},

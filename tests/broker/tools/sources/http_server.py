@@ -93,6 +93,9 @@ async def serving(app: Any, *, port: int = 0) -> AsyncIterator[str]:
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # they are pytest's
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
+        async with asyncio.timeout(20):
+            while not (server.started or task.done()):  # noqa: ASYNC110 - its start has no event
+                await asyncio.sleep(0.001)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
