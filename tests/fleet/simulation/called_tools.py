@@ -16,23 +16,23 @@ the_world: list[World] = []
 
 
 async def _echo(context: ToolContext, number: int) -> int:
-    _called(context)
+    _called("echo", context)
     return number
 
 
 async def _slow(context: ToolContext, number: int) -> int:
-    _called(context)
+    _called("slow", context)
     await asyncio.sleep(the_world[-1].rng.choice((0.05, 0.5, 2.0)))
     return number
 
 
 async def _fails(context: ToolContext, number: int) -> int:
-    _called(context)
+    _called("fails", context)
     raise ToolFailure("NOT_TODAY", f"no {number}")
 
 
 async def _again(context: ToolContext, number: int) -> int:
-    _called(context)
+    _called("again", context)
     if the_world[-1].rng.random() < 0.5:
         raise ToolFailure("LATER", "try again", retryable=True)
     return number
@@ -42,9 +42,9 @@ async def _extra() -> int:
     return 0
 
 
-def _called(context: ToolContext) -> None:
+def _called(name: str, context: ToolContext) -> None:
     world = the_world[-1]
-    world.truth.tool_calls[context.call_id].append(world.broker.process.name)
+    world.truth.tool_calls[name, context.call_id] += 1
 
 
 _FUNCTIONS = {"echo": _echo, "slow": _slow, "fails": _fails, "again": _again}

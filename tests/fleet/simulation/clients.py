@@ -104,7 +104,7 @@ class ClientHost:
         reading = world.truth.reading(plan.session_id, self.name)
 
         async def local(number: int) -> int:
-            world.truth.called_at_client(plan.session_id)
+            world.truth.called_at_client(plan.session_id, number)
             await asyncio.sleep(world.rng.choice((0.0, 0.01, 0.5)))
             return number * 10
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .called_tools import EXTRA
 from .guests import SLOW_DEATH_S
-from .hosts import BROKER, LEASE_S, RESUME_S, RESUMES, SERVER_PATIENCE_S
+from .hosts import BROKER, LEASE_S, RESUME_S, SERVER_PATIENCE_S
 
 if TYPE_CHECKING:
     from .guests import GuestRun
@@ -109,6 +109,20 @@ class Faults:
             self._world.truth.note("killed", worker.name, fault.for_s)
             self._world.loop.call_later(fault.for_s, self._start_again, worker, worker.incarnation)
 
+    def _kill_broker(self, fault: Fault) -> None:
+        self._take_broker_down(fault, vanish=False)
+
+    def _vanish_broker(self, fault: Fault) -> None:
+        self._take_broker_down(fault, vanish=True)
+
+    def _take_broker_down(self, fault: Fault, *, vanish: bool) -> None:
+        world = self._world
+        if world.broker.alive:
+            world.broker.kill(vanish=vanish)
+            world.truth.broker_died()
+            world.truth.note("down", BROKER, fault.for_s + FOUND_OUT_S)
+            world.loop.call_later(fault.for_s, world.broker.start)
+
     def _freeze_broker(self, fault: Fault) -> None:
         if self._world.broker.alive and not self._world.broker.process.frozen:
             self._world.broker.process.freeze()
@@ -152,7 +166,7 @@ class Faults:
         away = [span for name in self._world.workers for span in self._away(name) if span[0] <= end]
         killed = [note for note in self._notes("killed") if begin - FOUND_OUT_S <= note[1] and note[0] <= end]
         long = [since for since, until in away if until >= begin and until - since >= RESUME_S]
-        if not RESUMES or not plan.safe or len(self._world.truth.seen_of_worker(plan.session_id)) > 0:
+        if not plan.safe or len(self._world.truth.seen_of_worker(plan.session_id)) > 0:
             return bool(killed or long)
         return len(killed) + len(long) > MAX_RETRIES  # nothing was seen of it, so it is placed again
 

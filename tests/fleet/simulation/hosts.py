@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from enclave_broker.access.caller import LOCAL
-from enclave_broker.config import BrokerConfig
 from enclave_broker.dispatcher import Dispatcher
 from enclave_broker.finding.keeper import LinkKeeper
 from enclave_broker.finding.sources import FixedSource
 from enclave_broker.http.streams import EventStream
 from enclave_broker.metrics import Metrics
 from enclave_broker.new_session import DuplicateSession, NewSession
+from enclave_broker.recovery import Recovery
+from enclave_broker.store.options import make_store
+from enclave_broker.store.sqlite import SqliteStore
 from enclave_broker.tools import ToolRegistry
 from enclave_broker.ws.client import SocketClient
 from enclave_protocol import NoCapacity, RemoteProtocolError, decode_tool_result, parse_limits
@@ -32,6 +35,7 @@ from .virtual_time import Process
 
 if TYPE_CHECKING:
     from enclave_broker.channels import Dial
+    from enclave_broker.config import BrokerConfig
     from enclave_broker.sessions import BrokerSession
     from enclave_broker.tools.functions import FunctionTool
 
@@ -41,8 +45,7 @@ if TYPE_CHECKING:
 BROKER = "broker"
 WS, HTTP = f"{BROKER}:ws", f"{BROKER}:http"
 TICK_S = 0.1
-RESUMES = hasattr(BrokerConfig, "resume_s")
-RESUME_S = 8.0 if RESUMES else 0.0
+RESUME_S = 8.0
 """How long a broker waits for a worker that is away,"""
 LEASE_S = 14.0
 """and a worker for its broker."""
@@ -199,11 +202,18 @@ class BrokerHost:
         """Kill it; `vanish` takes the host off the network with it."""
         self.process.kill()
         self._world.network.died(self.process, vanished=vanish)
+        if isinstance(self.dispatcher.store, SqliteStore):
+            self.dispatcher.store._database.close()  # as the kernel does, the lock above all
 
     def _boot(self) -> None:
         world = self._world
         self.registry = ToolRegistry(self._tools)
-        self.dispatcher = Dispatcher(self.config, self.registry, BROKER_METRICS)
+        store = make_store(self.config.store)
+        self.dispatcher = Dispatcher(self.config, self.registry, BROKER_METRICS, store=store)
+        found = store.open(log_bytes=self.config.log_bytes, now=time.monotonic(), wall=time.time())
+        recovery = Recovery(self.dispatcher, found)
+        recovery.sessions()
+        world.loop.call_later(world.rng.choice((0.0, 0.5)), recovery.calls)
         dials: dict[str, Dial] = {name: _Dial(world, name, self.config.hello_timeout_s) for name in world.workers}
         self._links = LinkKeeper([FixedSource(dials)], self.dispatcher.fleet, self.config)
         self.process.spawn(self._links.run())
@@ -253,7 +263,7 @@ class BrokerHost:
             session_id=request["session_id"],
             limits=limits,
             client_tools=None,
-            **({"retry": request["retry"]} if RESUMES else {}),
+            retry=request["retry"],
         )
         try:
             return EventStream(dispatcher.submit(new, LOCAL), dispatcher, 1)

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from enclave_client.request import SessionOptions
 
-from .hosts import RESUMES
 from .network import shortened
 
 Mood = Literal["calm", "gentle", "rough"]
@@ -22,6 +21,8 @@ Step = list[Any]
 
 BROKER_TOOLS = ("echo", "slow", "fails", "again")
 CLIENT_TOOL = "local"
+STORED = 0.35
+"""How many brokers have a disk."""
 LAST_FAULT_S = 12.0
 """When everything that is broken is mended, at the latest."""
 
@@ -114,6 +115,8 @@ GENTLE = (
     "stall_worker",
     "part_worker",
 )
+STORED_GENTLE = (*GENTLE, "kill_broker", "kill_broker", "kill_broker")
+"""With a disk, a broker can be killed, too."""
 ROUGH = (
     *GENTLE,
     "stall_worker",
@@ -127,6 +130,7 @@ ROUGH = (
     "freeze_worker",
     "roll_worker",
 )
+STORED_ROUGH = (*ROUGH, "kill_broker", "kill_broker", "kill_broker", "vanish_broker")
 
 
 def make_plan(seed: int) -> Plan:
@@ -136,7 +140,12 @@ def make_plan(seed: int) -> Plan:
     clients = rng.randint(1, 3)
     workers = [rng.choice((1, 1, 2, 3, 5)) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
     sessions = [_session(rng, i, clients, mood) for i in range(rng.choice((1, 2, 3, 4, 5, 6, 8)))]
-    kinds = {"calm": (), "gentle": GENTLE if RESUMES else HARMLESS, "rough": ROUGH}[mood]
+    store = rng.random() < STORED
+    kinds: tuple[str, ...] = ()
+    if mood == "gentle":
+        kinds = STORED_GENTLE if store else GENTLE
+    elif mood == "rough":
+        kinds = STORED_ROUGH if store else ROUGH
     faults = (
         [_fault(rng, mood, rng.choice(kinds), len(workers), clients) for _ in range(rng.randint(1, 6))] if kinds else []
     )
@@ -149,6 +158,7 @@ def make_plan(seed: int) -> Plan:
         delay_s=delay,
         sessions=sessions,
         faults=sorted(faults, key=lambda fault: fault.at_s),
+        store=store,
         queue_size=rng.choice((100, 100, 100, 2)) if mood == "rough" else 100,
     )
 
@@ -180,7 +190,7 @@ def _session(rng: random.Random, number: int, clients: int, mood: Mood) -> Sessi
         at_s=round(rng.choice((0.0, 1.0, 6.0)) * rng.random(), 4),
         script=script,
         wall_ms=rng.choice((1500, 4000)) if tight else 60_000,
-        safe=rng.random() < 0.3 and RESUMES and (over == "http" or "retry" in SessionOptions.__annotations__),
+        safe=rng.random() < 0.3 and (over == "http" or "retry" in SessionOptions.__annotations__),
         cancel_after_s=round(rng.uniform(0.0, 3.0), 3) if rng.random() < 0.1 else None,
         second_reader_after_s=round(rng.uniform(0.0, 4.0), 3) if rng.random() < 0.15 else None,
     )
@@ -194,6 +204,8 @@ def _fault(rng: random.Random, mood: Mood, kind: str, workers: int, clients: int
         "part_worker": (0.1, longest_s),
         "part_client": (0.2, 8.0),
         "kill_worker": (0.05, 5.0),
+        "kill_broker": (0.05, longest_s),
+        "vanish_broker": (0.5, longest_s),
         "vanish_worker": (0.5, 8.0),
         "freeze_broker": (0.1, 6.0),
         "freeze_worker": (0.1, 6.0),

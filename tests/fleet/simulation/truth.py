@@ -7,6 +7,7 @@ on: what follows can tell why.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 from collections import defaultdict
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from enclave_broker.store.logs import ShelvedLog
 from enclave_protocol import peek
 
 if TYPE_CHECKING:
+    from enclave_broker.event_log import EventLog
+
     from .guests import GuestRun
     from .plan import SessionPlan
     from .world import World
@@ -26,6 +30,8 @@ GRACE_S = 6.0
 and a tick."""
 Note = tuple[float, float, str, str]
 """From when, until when, what, and to whom."""
+RETRYABLE = frozenset({"again"})
+"""Tools that may run more than once for a call."""
 KILLED = "its client was killed"
 
 
@@ -78,8 +84,8 @@ class Truth:
         self.cancelled_s: dict[str, float] = {}
         self.notes: list[Note] = []
         """What went wrong."""
-        self.tool_calls: dict[str, list[str]] = defaultdict(list)
-        """By call: the brokers that ran its tool."""
+        self.tool_calls: dict[tuple[str, str], int] = defaultdict(int)
+        """By tool and call: how often it ran."""
         self._world = world
         self._checked: dict[str, int] = {}
 
@@ -107,9 +113,9 @@ class Truth:
         """Note that a client asked for the end."""
         self.cancelled_s.setdefault(session_id, self._world.loop.time())
 
-    def called_at_client(self, session_id: str) -> None:
+    def called_at_client(self, session_id: str, number: int) -> None:
         """Note that a client's tool ran."""
-        self.tool_calls[f"client {session_id}"].append("")
+        self.tool_calls["local", f"{session_id} {number}"] += 1
 
     def note(self, kind: str, who: str, for_s: float = 0.0) -> None:
         """Note what goes wrong."""
@@ -147,16 +153,19 @@ class Truth:
             self.violation("the broker's books", str(error))
         for session in dispatcher.directory.sessions():
             session_id = session.session_id
-            self.accepted_s.setdefault(session_id, now)
+            if session.log.end_seq > 1:
+                self.accepted_s.setdefault(session_id, now)
+            else:
+                continue  # nobody was told yet
             self._check_log(session_id, session.log)
-            if not session.live:
+            if session.log.ended:
                 self.ended_s.setdefault(session_id, now)
             elif now > self.latest_end_s(session_id):
                 self.violation("one ending, in time", f"{session_id} lives at {now:.2f}: {session!r}")
 
     def _check_log(self, session_id: str, log: Any) -> None:
         first = max(self._checked.get(session_id, 0) + 1, log.first_seq)
-        if first >= log.next_seq:
+        if first >= log.end_seq or isinstance(log, ShelvedLog):
             return
         kinds = []
         for seq, line in enumerate(log.lines(first, log.max_bytes), first):
@@ -164,9 +173,13 @@ class Truth:
             kinds.append(envelope.type)
             if envelope.seq != seq or envelope.session_id != session_id:
                 self.violation("numbers are contiguous", f"{session_id}: event {envelope.seq} at {seq}")
-        self._checked[session_id] = log.next_seq - 1
-        if "final" in kinds[:-1] or (log.closed != (kinds[-1] == "final")):
-            self.violation("one ending", f"{session_id}: {kinds}, closed={log.closed}")
+        self._checked[session_id] = log.end_seq - 1
+        if "final" in kinds[:-1] or (log.ended != (kinds[-1] == "final")):
+            self.violation("one ending", f"{session_id}: {kinds}, ended={log.ended}")
+
+    def broker_died(self) -> None:
+        """Note that what it had in its memory counts no more."""
+        self._checked.clear()
 
     def latest_end_s(self, session_id: str) -> float:
         """Return when a session has ended at the latest."""
@@ -186,7 +199,7 @@ class Truth:
 
     # The end
 
-    def check_end(self) -> None:
+    async def check_end(self) -> None:
         """Check what has to be true when everything is over and mended."""
         for reading in self.readings:
             if not reading.over:
@@ -200,14 +213,17 @@ class Truth:
         for session_id in self.accepted_s:
             self._check_session(session_id)
         self._check_runs()
-        self._check_logs()
+        for (tool, call), times in self.tool_calls.items():
+            if times > 1 and tool not in RETRYABLE:
+                self.violation("a call runs its tool once", f"{tool} ran {times} times for {call}")
+        await self._check_logs()
         self._check_idle()
 
     def _unfounded(self, reading: Reading) -> str:
         """Return why a client's program may not be told that it will not learn the end; empty if it may."""
         session_id, why = reading.session_id, reading.lost
         accepted_s = self.accepted_s.get(session_id, float("inf"))
-        if why == KILLED or self._world.forgets:
+        if why == KILLED:
             return ""
         if why == "HTTP 503":
             return ""  # see BrokerHost: not while a slot is free
@@ -293,8 +309,9 @@ class Truth:
         """Whether a client can have been out of the broker's sight for as long as it takes to be given up."""
         grace_s = self._world.config.disconnect_grace_s
         who = {f"client{plan.client}", "broker"}
+        slack_s = 3 * RETURN_S if plan.mood == "rough" else 0.0
         return any(
-            at_s <= end and whom in who and (kind == "killed" or until - at_s + 3 * RETURN_S >= grace_s)
+            at_s <= end and whom in who and (kind == "killed" or until - at_s + slack_s >= grace_s)
             for at_s, until, kind, whom in self.notes
             if until >= begin - grace_s
         )
@@ -317,11 +334,11 @@ class Truth:
         for session_id, runs in by_session.items():
             plan = self._world.sessions[session_id]
             most = 3 if plan.safe else 1
-            if len(runs) > most and not self._world.forgets:
+            if len(runs) > most:
                 self.violation("a session is run once", f"{session_id}, safe={plan.safe}: {runs}")
             for earlier, later in itertools.pairwise(runs):
                 first = self._first_worker_event_s(session_id)
-                if first is not None and first < later.began_s and not self._world.forgets:
+                if first is not None and first < later.began_s:
                     self.violation("run again only if unseen", f"{session_id}: {earlier} and {later}, seen {first:.2f}")
 
     def seen_of_worker(self, session_id: str) -> list[int]:
@@ -333,13 +350,13 @@ class Truth:
         seqs = self.seen_of_worker(session_id)
         return self.seen_at_s[session_id, seqs[0]] if seqs else None
 
-    def _check_logs(self) -> None:
-        """Compare every log that is kept with what clients were told, and find nobody told more than is kept."""
+    async def _check_logs(self) -> None:
+        """Read every log that is kept: nobody was told anything else than is kept."""
+        process = self._world.broker.process
         for session in self._world.broker.dispatcher.directory.sessions():
-            log, told = session.log, self.seen[session.session_id]
-            kept = dict(enumerate(log.lines(log.first_seq, log.max_bytes), log.first_seq))
-            for seq, line in told.items():
-                if seq >= log.first_seq and kept.get(seq) != line:
+            kept = await process.spawn(_replayed(session.log))
+            for seq, line in self.seen[session.session_id].items():
+                if seq >= session.log.first_seq and kept.get(seq) != line:
                     was = (kept.get(seq) or b"nothing")[:200]
                     self.violation(
                         "replays are byte-identical", f"{session.session_id}: {line[:200]!r} is kept as {was!r}"
@@ -359,6 +376,22 @@ class Truth:
         running = world.broker.dispatcher.tool_calls.running
         if running:
             self.violation("tools end with their sessions", f"{running} still run")
+
+
+async def _replayed(log: EventLog) -> dict[int, bytes]:
+    """Return a finished session's lines by their numbers, as a reader gets them."""
+    more = asyncio.Event()
+    cursor = log.subscribe(log.first_seq, more.set)
+    found: dict[int, bytes] = {}
+    while not cursor.finished:
+        more.clear()
+        first = cursor.next_seq
+        lines = cursor.take()
+        found |= dict(enumerate(lines, first))
+        if not lines and not cursor.finished:
+            await more.wait()
+    cursor.close()
+    return found
 
 
 RETURN_S = 2.0

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 import heapq
 import os
@@ -107,6 +108,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._clock_s = 0.0
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._made = 0
+        self.work_s: Callable[[], float] = lambda: 0.001
+        """How long a thread takes for what it is given."""
+        self._busy_until_s: dict[object, float] = {}
         self._tasks: list[_Task] = []  # kept to the end: a coroutine that is collected runs its `finally` blocks
         self._queue: Any = self._ready  # type: ignore[attr-defined]
         self.set_exception_handler(self._on_fault)
@@ -147,9 +151,26 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._tasks.append(task)
         return task
 
-    def run_in_executor(self, *_: Any) -> Any:  # type: ignore[override]
-        """Refuse: there are no threads here."""
-        raise AssertionError("a thread in the simulation")
+    def run_in_executor(  # type: ignore[override]
+        self, executor: object, function: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """Have a thread of the process call `function`: one thing after the other, each in its time.
+
+        When the process is killed, what was done stays done, and what was not never is.
+        """
+        future = self.create_future()
+        at_s = max(self._busy_until_s.get(executor, 0.0), self._clock_s + self.work_s())
+        self._busy_until_s[executor] = at_s
+        self.call_at(at_s, self._work, future, functools.partial(function, *args))
+        return future
+
+    def _work(self, future: asyncio.Future[Any], function: Callable[[], Any]) -> None:
+        told: Callable[[], None]
+        try:
+            told = functools.partial(_resolve, future, function(), None)
+        except Exception as error:  # noqa: BLE001 - it is handed over
+            told = functools.partial(_resolve, future, None, error)
+        self.call_later(self.work_s() / 10, told)
 
     def put_ready(self, handles: list[asyncio.Handle]) -> None:
         """Run these after what is ready now."""
@@ -211,6 +232,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
                         coroutine.throw(_Unwound())
         self._tasks.clear()
         self._timers.clear()
+
+
+def _resolve(future: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
 
 
 class _Unwound(BaseException):

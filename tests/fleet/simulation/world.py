@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
-from typing import TYPE_CHECKING, Any
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 from enclave_broker.config import BrokerConfig
@@ -15,7 +18,7 @@ from enclave_client import connection as client_connection
 from .called_tools import TOOLS, the_world
 from .clients import ClientHost, dial
 from .faults import Faults
-from .hosts import RESUME_S, RESUMES, BrokerHost, WorkerHost
+from .hosts import RESUME_S, BrokerHost, WorkerHost
 from .network import Network
 from .plan import LAST_FAULT_S, Plan
 from .truth import KILLED, Truth
@@ -34,6 +37,10 @@ LONGEST_SETTLE_S = 60.0
 """and before it has to be as empty as at first, at most: until a worker notices that nobody is at the other end."""
 
 
+DISKS = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where brokers have their files."""
+
+
 class Report:
     """How a run went."""
 
@@ -50,7 +57,7 @@ class Report:
 class World:
     """Everything in one run."""
 
-    def __init__(self, plan: Plan, loop: VirtualLoop) -> None:
+    def __init__(self, plan: Plan, loop: VirtualLoop, store: str) -> None:
         self.plan = plan
         self.loop = loop
         self.rng = random.Random(f"world {plan.seed}")
@@ -58,9 +65,6 @@ class World:
         self.truth = Truth(self)
         self.story: list[str] = []
         self.sessions = {session.session_id: session for session in plan.sessions}
-        self.forgets = False
-        """Whether a broker lost its memory, and with it what it had accepted."""
-        settings: dict[str, Any] = {"resume_s": RESUME_S} if RESUMES else {}
         self.config = BrokerConfig(
             ping_interval_s=0.5,
             dead_after_s=2.0,
@@ -73,7 +77,8 @@ class World:
             cancel_grace_s=3.0,
             write_timeout_s=10.0,
             retain_s=3600.0,
-            **settings,
+            resume_s=RESUME_S,
+            store=store,
         )
         self.workers: dict[str, WorkerHost] = {}
         for i, slots in enumerate(plan.slots):
@@ -105,7 +110,7 @@ class World:
         await self._settle()
         checking.cancel()
         self.truth.check_now()
-        self.truth.check_end()
+        await self.truth.check_end()
         for client in self.clients:
             if client.process.alive:
                 await client.process.spawn(client.close())
@@ -174,6 +179,11 @@ def _complaints() -> Iterator[list[str]]:
             logger.propagate = propagate
 
 
+def _work_s(rng: random.Random) -> float:
+    """Return how long a disk takes."""
+    return rng.choice((0.0005, 0.0005, 0.002, 0.02, 0.2))
+
+
 def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None, *, trace: bool = False) -> Report:
     """Run a plan, and report.
 
@@ -184,8 +194,10 @@ def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None, *, tra
     """
     report = Report(plan)
     loop = VirtualLoop()
-    with clocks(loop, plan.seed), _complaints() as complaints:
-        world = World(plan, loop)
+    with clocks(loop, plan.seed), _complaints() as complaints, contextlib.ExitStack() as stack:
+        loop.work_s = functools.partial(_work_s, random.Random(f"disk {plan.seed}"))
+        disk = stack.enter_context(tempfile.TemporaryDirectory(dir=DISKS)) if plan.store else ""
+        world = World(plan, loop, f"sqlite:{disk}/sessions.db" if plan.store else "memory")
         the_world.append(world)
         try:
             if sabotage is not None:
@@ -194,6 +206,7 @@ def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None, *, tra
                 world.network.overheard = world.tell
             with mock.patch.object(client_connection, "_Dial", lambda *_, **__: dial(world)):  # noqa: PT008 - one each
                 loop.run(world.run())
+                world.broker.kill()  # lets go of its files
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
             world.truth.violation("no program breaks", f"{type(error).__name__}: {error}")
         finally:
