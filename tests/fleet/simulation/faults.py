@@ -6,6 +6,8 @@ such a note justifies it.
 
 from __future__ import annotations
 
+import contextvars
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from .called_tools import EXTRA
@@ -27,6 +29,27 @@ FOUND_OUT_S = 4.0
 
 
 MAX_RETRIES = 2
+_KIND_AT = len(b'{"type":"')
+
+
+class Moments:
+    """Has faults strike at the messages that they wait for."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._passed: dict[str, int] = defaultdict(int)
+        self._waiting: dict[tuple[str, int], list[Fault]] = defaultdict(list)
+        for fault in world.plan.faults:
+            if fault.on:
+                self._waiting[fault.on, fault.count].append(fault)
+
+    def pass_by(self, message: bytes) -> None:
+        """Look at a message that is sent just now."""
+        kind = message[_KIND_AT : message.find(b'"', _KIND_AT)].decode()
+        self._passed[kind] += 1
+        for fault in self._waiting.pop((kind, self._passed[kind]), ()):
+            # Before whoever sent it does anything else, unless it is in the middle of something.
+            self._world.loop.call_soon(self._world.faults.strike, fault, context=contextvars.Context())
 
 
 class Faults:

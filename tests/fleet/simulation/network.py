@@ -143,6 +143,8 @@ class Network:
         """For the tests of the checker: what arrives in place of a message."""
         self.overheard: Callable[[str], object] | None = None
         """Told of every message and every ending, in words."""
+        self.on_message: Callable[[bytes], object] | None = None
+        """Told of every message when it is sent."""
         self._loop = loop
         self._rng = rng
         self._delay_s = delay_s
@@ -240,6 +242,8 @@ class Network:
         """Take a message to the other end, unless that is out of reach."""
         receiver._unread_bytes += size_of(data)
         self.hear(sender, "loses to " if receiver._silent else "sends ", data)
+        if self.on_message is not None and isinstance(data, bytes):
+            self.on_message(data)
         if receiver._silent:
             return
         for message in [data] if self.tamper is None else self.tamper(sender, receiver, data):

@@ -21,6 +21,13 @@ Step = list[Any]
 
 BROKER_TOOLS = ("echo", "slow", "fails", "again")
 CLIENT_TOOL = "local"
+MOMENTS = (
+    *("execute", "tool_call", "tool_result", "tool_result_applied", "final", "stdout"),
+    *("ack", "attach", "welcome", "hello", "session_init", "cancel", "error"),
+)
+"""Messages at which it is bad luck if something goes wrong."""
+AT_MOMENTS = 0.5
+"""How many faults strike at one of them."""
 STORED = 0.35
 """How many brokers have a disk."""
 LAST_FAULT_S = 12.0
@@ -72,9 +79,15 @@ class Fault:
     for_s: float = 0.0
     way: int = 0
     """Direction, or flavour."""
+    on: str = ""
+    """Kind of the message that it waits for, instead of a time,"""
+    count: int = 1
+    """and the how manieth of the run that is."""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.who}" + (f" for {self.for_s:.2f} s" if self.for_s else "") + f" way {self.way}"
+        lasts = f" for {self.for_s:.2f} s" if self.for_s else ""
+        when = f" at {self.on} {self.count}" if self.on else ""
+        return f"{self.kind} {self.who}{lasts} way {self.way}{when}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +185,7 @@ def _session(rng: random.Random, number: int, clients: int, mood: Mood) -> Sessi
         if kind == "print":
             script.append(["print", f"{number}.{i};" + "x" * rng.choice((0, 10, 300))])
         elif kind == "sleep":
-            script.append(["sleep", round(rng.choice((0.001, 0.05, 0.3, 1.0, 2.5)) * rng.random(), 4)])
+            script.append(["sleep", round(rng.choice((0.001, 0.05, 0.3, 1.0, 2.5, 5.0)) * rng.random(), 4)])
         elif kind == "call":
             tools = (*BROKER_TOOLS, CLIENT_TOOL)
             script.append(["call", *(rng.choice(tools) for _ in range(rng.choice((1, 1, 1, 2, 3))))])
@@ -215,6 +228,8 @@ def _fault(rng: random.Random, mood: Mood, kind: str, workers: int, clients: int
     at_s = round(rng.choice((1.0, 3.0, 8.0)) * rng.random(), 4)
     return Fault(
         at_s=min(at_s, LAST_FAULT_S - lasts_s),
+        on=rng.choice(MOMENTS) if rng.random() < AT_MOMENTS else "",
+        count=rng.randint(1, 6),
         kind=kind,
         who=rng.randrange(clients if "client" in kind else workers),
         for_s=lasts_s,

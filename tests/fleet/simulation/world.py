@@ -17,7 +17,7 @@ from enclave_client import connection as client_connection
 
 from .called_tools import TOOLS, the_world
 from .clients import ClientHost, dial
-from .faults import Faults
+from .faults import Faults, Moments
 from .hosts import RESUME_S, BrokerHost, WorkerHost
 from .network import Network
 from .plan import LAST_FAULT_S, Plan
@@ -101,10 +101,14 @@ class World:
         for session in self.plan.sessions:
             self.clients[session.client].begin(session)
         checking = asyncio.ensure_future(self._check_often())
+        self.network.on_message = Moments(self).pass_by
         for fault in self.plan.faults:
+            if fault.on:
+                continue
             await asyncio.sleep(max(0.0, begin_s + fault.at_s - self.loop.time()))
             self.faults.strike(fault)
         await asyncio.sleep(max(0.0, begin_s + LAST_FAULT_S - self.loop.time()))
+        self.network.on_message = None
         self.network.join_all()
         await self._wait_clients()
         await self._settle()
