@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed
 from enclave_protocol import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
@@ -102,7 +103,9 @@ class FakeWorker:
         """Fields that replace the usual hello's; None says nothing at all."""
         self.sessions: dict[str, FakeSession] = {}
         self.received: list[dict[str, Any]] = []
+        self.host = "127.0.0.1"
         self.port = 0
+        self.tls: ssl.SSLContext | None = None
         self.connections = 0
         self.pings = 0
         self._arrived = asyncio.Event()
@@ -111,12 +114,18 @@ class FakeWorker:
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/ws"
+        return f"ws://{self.host}:{self.port}/ws"
 
     async def start(self) -> Self:
         """Listen: on a free port at first, on the same one after a `kill`."""
         self._server = await serve(
-            self._serve, "127.0.0.1", self.port, max_size=MAX_MESSAGE_BYTES, compression=None, ping_interval=None
+            self._serve,
+            self.host,
+            self.port,
+            ssl=self.tls,
+            max_size=MAX_MESSAGE_BYTES,
+            compression=None,
+            ping_interval=None,
         )
         self.port = next(iter(self._server.sockets)).getsockname()[1]
         return self

@@ -28,8 +28,10 @@ from .channels import RuntimeDial
 from .config import BrokerConfig
 from .dispatcher import Dispatcher
 from .finding.dial_in import DialIn
+from .finding.dns_source import DnsSource
 from .finding.keeper import LinkKeeper
 from .finding.sources import Connecting, FileSource, FixedSource, fixed_urls
+from .finding.urls import named
 from .http import create_app
 from .metrics import Metrics
 from .new_session import NewSession
@@ -310,11 +312,25 @@ class Broker:
 
     def _find(self) -> list[Source]:
         config, connecting = self.config, self._connecting
-        fixed = fixed_urls(config.workers, connecting)
+        stale = self.metrics.worker_source_stale
+        fixed = fixed_urls((url for url in config.workers if named(url) is None), connecting)
         fixed |= {f"embedded:{i}": RuntimeDial(runtime) for i, runtime in enumerate(self._runtimes)}
         sources: list[Source] = [FixedSource(fixed)]
+        sources += [
+            DnsSource(
+                found,
+                place,
+                connecting,
+                servers=config.dns_servers,
+                every_s=config.dns_every_s,
+                timeout_s=config.dns_timeout_s,
+                stale=stale,
+            )
+            for place in dict.fromkeys(config.workers)
+            if (found := named(place)) is not None
+        ]
         if config.workers_file:
-            stale, every_s = self.metrics.worker_source_stale, config.workers_file_look_s
+            every_s = config.workers_file_look_s
             sources.append(FileSource(config.workers_file, connecting, stale=stale, every_s=every_s))
         return [*sources, self.dial_in] if config.accept_workers else sources
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from enclave_protocol import Limits
 from enclave_protocol.languages import DEFAULT_LANGUAGE, LANGUAGES, Language
 
-from .finding.urls import check_worker_url, is_encrypted
+from .finding.urls import check_place, is_encrypted, parse_server
 from .store.options import MEMORY, RETENTION, Retention, check_store
 
 if TYPE_CHECKING:
@@ -35,7 +35,14 @@ class BrokerConfig:
     mode: Literal["embedded", "extracted"] = "extracted"
     """`extracted`: workers are processes of their own, reached by `workers`. `embedded`: they run in this one."""
     workers: Sequence[str] = ()
-    """URLs of workers, `ws://host:port/ws`."""
+    """URLs of workers, `ws://host:port/ws`, and names in DNS that stand for any number of them: every address of
+    `dns+ws://name:port/ws`, every server of the SRV records of `srv+ws://_service._tcp.name/ws`; `wss` for TLS."""
+    dns_servers: Sequence[str] = ()
+    """Nameservers to ask about them, `address` or `address:port`; those of the system if empty."""
+    dns_every_s: float = 5.0
+    """How often they are asked,"""
+    dns_timeout_s: float = 5.0
+    """and the longest wait for an answer."""
     workers_file: str = ""
     """A file with more of them, one per line; read again when it changes."""
     workers_file_look_s: float = 1.0
@@ -154,9 +161,11 @@ class BrokerConfig:
         """Refuse what cannot work."""
         check_store(self.store)
         for url in self.workers:
-            check_worker_url(url)
+            check_place(url)
             if (self.worker_tls_ca or self.worker_tls_cert) and not is_encrypted(url):
                 raise ValueError(f"worker URL {url!r}: is not encrypted, but worker_tls_… is given: write wss://")
+        for server in self.dns_servers:
+            parse_server(server)
         for origin in self.cors_origins:
             check_origin(origin)
         for setting in fields(self):

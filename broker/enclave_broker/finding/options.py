@@ -25,7 +25,8 @@ def finding_options(command: F) -> F:
             multiple=True,
             envvar="ENCLAVE_WORKER",
             metavar="URL",
-            help="A worker's ws:// URL; repeat it.",
+            help="A worker's ws:// URL, or a name in DNS for any number of them, dns+ws://NAME:PORT/ws for its "
+            "addresses or srv+ws://_SERVICE._tcp.NAME/ws for its SRV records; repeat it.",
         ),
         click.option(
             "--workers-file",
@@ -33,6 +34,20 @@ def finding_options(command: F) -> F:
             show_default=False,
             metavar="FILE",
             help="File with URLs of workers, one per line; read again when it changes.",
+        ),
+        click.option(
+            "--dns-server",
+            "dns_servers",
+            multiple=True,
+            envvar="ENCLAVE_DNS_SERVER",
+            metavar="ADDRESS[:PORT]",
+            help="Nameserver to ask about workers; repeat it.  [default: the system's]",
+        ),
+        click.option(
+            "--dns-every-s",
+            default=5.0,
+            type=click.FloatRange(0.1),
+            help="How often names of workers are resolved again.",
         ),
         click.option(
             "--accept-workers",

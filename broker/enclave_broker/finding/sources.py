@@ -32,7 +32,15 @@ MAX_FILE_BYTES = 1024 * 1024
 
 
 class Unreadable(Exception):  # noqa: N818 - what happened
-    """A source does not say which workers there are; the text says why."""
+    """A source does not say which workers there are; the text says why.
+
+    Attributes:
+        found: those that it named nevertheless, by name: they are there, but others may be, too.
+    """
+
+    def __init__(self, why: str, found: Mapping[str, Dial] | None = None) -> None:
+        self.found = found or {}
+        super().__init__(why)
 
 
 class Connecting:
@@ -130,7 +138,7 @@ class WatchedSource(Source):
         self._every_s = every_s
         self._stale = stale.labels(label)
         self._dials: dict[str, Dial] = {}
-        self._trouble = ""
+        self._trouble = False
 
     @property
     def names(self) -> Iterable[str]:
@@ -153,15 +161,16 @@ class WatchedSource(Source):
                 if found is not None:
                     self._take(found, changed)
             except Unreadable as error:
+                self._add(error.found, changed)
                 self.failed(str(error))
             await asyncio.sleep(self._every_s)
 
     def failed(self, why: str) -> None:
         """Note that the list could not be read."""
         self._stale.set(1)
-        if why != self._trouble:
-            log.error("workers of %s: the last list stays in force, %d workers: %s", self.label, len(self._dials), why)
-        self._trouble = why
+        level = logging.DEBUG if self._trouble else logging.ERROR  # once: what it says may differ each time
+        log.log(level, "workers of %s: the last list stays in force, %d workers: %s", self.label, len(self._dials), why)
+        self._trouble = True
 
     def _take(self, found: Mapping[str, Dial], changed: Callable[[], None]) -> None:
         if not found:
@@ -170,8 +179,16 @@ class WatchedSource(Source):
             raise Unreadable(f"it names {len(found)} workers (allowed: up to {MAX_WORKERS})")
         if self._trouble:
             log.info("workers of %s: the list can be read again", self.label)
-        self._trouble = ""
+        self._trouble = False
         self._stale.set(0)
+        self._exchange(found, changed)
+
+    def _add(self, found: Mapping[str, Dial], changed: Callable[[], None]) -> None:
+        both = {**found, **self._dials}
+        if len(both) <= MAX_WORKERS:
+            self._exchange(both, changed)
+
+    def _exchange(self, found: Mapping[str, Dial], changed: Callable[[], None]) -> None:
         came, left = found.keys() - self._dials.keys(), self._dials.keys() - found.keys()
         self._dials = dict(found)
         if came or left:

@@ -15,6 +15,7 @@ EXAMPLE = "ws://127.0.0.1:3001/ws"
 PLACES = "ws://host:port/ws, dns+ws://name:port/ws or srv+ws://_service._tcp.name/ws, or the same with wss"
 FINDERS = ("dns", "srv")
 _PORTS = {"ws": 80, "wss": 443}
+_DNS_PORT = 53
 
 
 class Named(NamedTuple):
@@ -114,3 +115,17 @@ def _is_host(host: str) -> bool:
 def is_encrypted(place: str) -> bool:
     """Whether a checked place is reached by TLS."""
     return place.partition("://")[0].endswith("wss")
+
+
+def parse_server(text: str) -> tuple[str, int]:
+    """Return address and port of a nameserver; raises ValueError saying what is allowed."""
+    if is_address(text):
+        return text, _DNS_PORT
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port = "", 0
+    if not is_address(host) or port == 0 or text.endswith(":") or parts.netloc != text:
+        raise ValueError(f"nameserver {text!r}: is not ADDRESS or ADDRESS:PORT, as in 10.0.0.10 or [::1]:53")
+    return host, port or _DNS_PORT
