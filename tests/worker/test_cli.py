@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
@@ -125,6 +127,35 @@ async def test_a_worker_that_is_told_to_drain_ends_with_0_when_its_sessions_have
             await client.answer(session, call["callId"], "finished")
             assert (await client.finish(session)).final["result"] == "finished"
             assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
+
+
+def port_of(pid: int) -> int:
+    """Return the port that a process listens on, 0 if it does not yet."""
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            inodes.add(str(entry.readlink()).removeprefix("socket:[").removesuffix("]"))
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and fields[9] in inodes:
+            return int(fields[1].partition(":")[2], 16)
+    return 0
+
+
+async def test_a_full_disk_under_its_output_and_its_log_costs_no_session_and_not_its_exit_code() -> None:
+    with Path("/dev/full").open("w") as full:  # noqa: ASYNC230 - a device
+        process = subprocess.Popen(  # noqa: ASYNC220 - a program that runs on its own
+            [sys.executable, "-m", "enclave_worker.cli", "--port", "0", "--debug"], stdout=full, stderr=full
+        )
+    try:
+        while not (port := port_of(process.pid)):
+            assert process.poll() is None, "it must not end for want of a place to write"
+        async with client_of(f"ws://127.0.0.1:{port}/ws") as client:
+            assert (await client.run("print('out')\nreturn 1")).final["result"] == 1
+    finally:
+        process.terminate()
+        code = await asyncio.to_thread(process.wait, PATIENCE_S)
+    assert code == 0
 
 
 def test_options_have_environment_variables() -> None:

@@ -93,16 +93,24 @@ async def test_what_ended_is_kept_for_a_lease_after_its_end_and_then_dropped(end
     assert refused.value.field == "sessionId"
 
 
-async def test_a_refused_acknowledgement_does_not_keep_the_others_from_counting(ends: Ends) -> None:
+async def test_an_acknowledgement_of_what_is_not_here_is_passed_over_and_the_others_count(ends: Ends) -> None:
+    sink, other = Lines(), Lines()
+    for name, its in (("s_above", sink), ("s_others", other), ("s_mine", sink)):
+        ends.start(name, its)
+
+    ends.holdings.ack({"s_above": 5, "s_unknown": 1, "s_others": 1, "s_mine": 1}, sink)
+
+    assert [ends.held[name].kept.first_seq for name in ("s_above", "s_others", "s_mine")] == [1, 1, 2]
+    ends.holdings.close()
+
+
+async def test_a_connection_that_has_a_session_can_ask_for_its_events_again(ends: Ends) -> None:
     sink = Lines()
-    ends.start("s_wrong", sink)
-    ends.start("s_right", sink)
+    ends.start("s_again", sink).deliver(b"second")
 
-    with pytest.raises(RemoteProtocolError) as refused:
-        ends.holdings.ack({"s_wrong": 5, "s_unknown": 1, "s_right": 1}, sink)
+    ends.holdings.attach("s_again", 2, sink)
 
-    assert (refused.value.session_id, refused.value.allowed) == ("s_wrong", "the number of an event that was sent")
-    assert ends.held["s_right"].kept.first_seq == 2
+    assert sink.lines == [b"first", b"second", b"second"]
     ends.holdings.close()
 
 

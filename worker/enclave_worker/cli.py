@@ -202,12 +202,24 @@ async def _run(worker: RuntimeWorker, grace_s: float) -> None:
         _exit(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {hint}")
     # The one line that a script waits for.
     where = f"listening on {worker.url}" if config.listen else f"dialling {','.join(config.dial)}"
-    print(f"enclave-runtime {where} at level {worker.level}", flush=True)  # noqa: T201
+    _say(f"enclave-runtime {where} at level {worker.level}")
     await _wait_any(stop.wait(), worker.wait_drained())
     async with asyncio.TaskGroup() as group:
         impatient = group.create_task(_end_sessions(worker, hurry))
         await worker.stop(grace_s=grace_s)
         impatient.cancel()
+
+
+def _say(line: str) -> None:
+    """Print a line; if nobody can be told, go on: a full disk or a reader that has left is no reason not to serve."""
+    try:
+        print(line, flush=True)  # noqa: T201
+    except OSError as error:
+        logging.getLogger("enclave.worker").warning("cannot write to standard output: %s; it said: %s", error, line)
+        # The line waits in a buffer, and would fail again at the end: with an exit code that tells of something else.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 async def _wait_any(*waits: Coroutine[object, object, object]) -> None:

@@ -53,7 +53,7 @@ log = logging.getLogger("enclave.worker")
 
 _REJECTED_FIELDS = frozenset(
     {"sessionId", "callId", "code", "limits", "type", "language", "profile", "env", "files", "payload"}
-    | {"fromSeq", "seqs", "revision"}
+    | {"fromSeq", "revision"}
 )
 
 

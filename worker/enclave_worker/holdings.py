@@ -145,14 +145,14 @@ class Holdings:
     def attach(self, session_id: str, from_seq: int, sink: Sink) -> None:
         """Hand a session to a connection, from whoever has it, and send it the events from this number on.
 
+        One that has it already gets them again.
+
         Raises:
             RemoteProtocolError: there is no such session, or these events are not kept any more.
         """
         holding = self._holdings.get(session_id)  # type: ignore[call-overload]  # an unchecked id is just not there
         if holding is None:
             raise _bad(session_id, "sessionId", "no such session is kept here", "one of those in `hello.sessions`")
-        if holding.sink is sink:
-            raise _bad(session_id, "sessionId", "this connection has it already", "a session of another connection")
         try:
             lines = holding.kept.since(from_seq)
         except ValueError as error:
@@ -168,27 +168,18 @@ class Holdings:
     def ack(self, seqs: Mapping[str, int], sink: Sink) -> None:
         """Let go of what a broker keeps by itself from now on.
 
-        What another connection has is passed over: whoever attached last is the session's broker. So is a session that
-        is not here: its lease may be over.
-
-        Raises:
-            RemoteProtocolError: an event that was never sent; the others are acknowledged all the same.
+        What another connection has is passed over: whoever attached last is the session's broker. So is what is not
+        here: the lease of a session may be over, and a number above the newest is of an event that the broker wrote
+        itself, after it had given the session up.
         """
-        wrong: RemoteProtocolError | None = None
         for session_id, seq in seqs.items():
             holding = self._holdings.get(session_id)  # type: ignore[call-overload]
-            if holding is None or holding.sink not in (sink, None):
+            if holding is None or holding.sink not in (sink, None) or seq > holding.kept.last_seq:
                 continue
-            try:
-                holding.kept.ack(seq)
-            except ValueError as error:
-                wrong = _bad(session_id, f"seqs.{session_id}", str(error), "the number of an event that was sent")
-                continue
+            holding.kept.ack(seq)
             if holding.ended and holding.kept.first_seq > holding.kept.last_seq:
                 self._drop(holding)
         self._relieve()
-        if wrong is not None:
-            raise wrong
 
     def ended(self, holding: Holding) -> None:
         """A session has had its `final`, which waits to be acknowledged."""

@@ -43,6 +43,7 @@ _BOOT = (
 )
 _LEAVE_S = 5.0
 """How long a zygote may take to leave before it is killed."""
+_LOOK_S = 0.05
 _MAX_PACKET = 1 << 16
 _INT = struct.Struct("i")
 _DESCRIPTORS = 4
@@ -169,7 +170,12 @@ class ZygoteProcess:
         if self._process.poll() is not None:
             return
         left = asyncio.Event()
-        descriptor = os.pidfd_open(self._process.pid)
+        try:
+            descriptor = os.pidfd_open(self._process.pid)
+        except OSError:  # none to spare: look from time to time
+            while self._process.poll() is None:  # noqa: ASYNC110 - a process sets no event
+                await asyncio.sleep(_LOOK_S)
+            return
         self.loop.add_reader(descriptor, left.set)
         try:
             await left.wait()
