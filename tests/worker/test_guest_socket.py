@@ -11,7 +11,7 @@ import errno
 import os
 import select
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 import pytest
@@ -455,6 +455,33 @@ async def test_a_session_ends_though_nobody_can_tell_what_it_used() -> None:
         guest.exit()
 
         check_stream(guest.sink.lines)
+
+
+@pytest.mark.parametrize("what", ["frame", "output"])
+async def test_a_session_that_there_is_no_memory_for_ends_and_the_one_beside_it_is_served(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise MemoryError
+
+    async with GuestHost() as host:
+        guest, beside = Guest(host), Guest(host)
+        await guest.print("stdout", b"before")
+        (run,) = (run for run in host.sessions._runs.values() if run.session.session_id == guest.session_id)
+        monkeypatch.setattr(run.session, what, fail)
+        await guest.print("stdout", b"printed")
+        await guest.write(result("returned"))
+        await guest.write(result("and more"))
+        await beside.write(result("served"))
+        guest.exit()
+        beside.exit()
+
+        assert beside.sink.final is not None
+        assert beside.sink.final["result"] == "served"
+        check_stream(guest.sink.lines)
+        final = guest.sink.final
+        assert final is not None
+        assert (final["error"]["code"], "MemoryError" in final["error"]["message"]) == ("INTERNAL_ERROR", True)
 
 
 class Listening:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec import UNSET, Raw
 
-from enclave_protocol import Code, Limits, RemoteProtocolError, SessionId, State, ToolError, ToolResult
+from enclave_protocol import Code, Limits, RemoteProtocolError, SessionId, State, ToolError, ToolResult, encode
 from enclave_protocol.events import CatalogChangedPayload
 from enclave_worker.instructions import (
     CheckUsage,
@@ -814,3 +814,25 @@ TestAnyHistory = AnyHistory.TestCase
 TestAnyHistory.settings = settings(
     max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def test_an_end_that_there_is_no_memory_for_is_told_in_few_words_with_the_number_that_is_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def encode_small(event: Any) -> bytes:
+        line = encode(event)
+        if len(line) > 10_000:
+            raise MemoryError
+        return line
+
+    session = running()
+    before = events(frame(session, type="log", level="info", message="before"))
+    frame(session, type="result", value="x" * 10_000)
+    monkeypatch.setattr("enclave_worker.session.encode", encode_small)
+
+    told = events(session.ended(DIED, 101.0))
+
+    assert [event["seq"] for event in told] == [before[-1]["seq"] + 1]
+    error = told[-1]["payload"]["error"]
+    assert (error["code"], error["retryable"]) == ("INTERNAL_ERROR", True)
+    assert told[-1]["payload"]["stats"]["durationMs"] == 1000

@@ -107,6 +107,7 @@ class Connection:
         """Connections are numbered as they come."""
         self._spoken = False
         self._heard = False
+        self._fault: Exception | None = None
         self._overtaken = asyncio.Event()
         self._group = asyncio.TaskGroup()
         self._peer = peer
@@ -148,7 +149,14 @@ class Connection:
 
     def deliver(self, line: bytes) -> None:
         """Send one line, or queue it. Never blocks; `congested` says when it should not go on."""
-        if not self._outbox and self._peer.send_now(line):
+        if self._fault is not None:
+            return
+        try:
+            if not self._outbox and self._peer.send_now(line):
+                return
+        except Exception as error:  # noqa: BLE001 - such as a MemoryError: whatever was sent, nothing may follow it
+            self._fault = error
+            self._filled.set()
             return
         self._outbox.append(line)
         self._outbox_bytes += len(line)
@@ -161,6 +169,8 @@ class Connection:
     async def _write(self) -> NoReturn:
         while True:
             await self._filled.wait()
+            if self._fault is not None:
+                raise ConnectionResetError(f"an event could not be sent: {self._fault!r}")
             while self._outbox:
                 line = self._outbox.popleft()
                 await self._peer.send(line)

@@ -103,6 +103,7 @@ class Sandbox:
         self._paused = False
         self._hung_up = False
         self._closed = False
+        self._fault = ""  # what went wrong on our side, if anything did
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.number} {'open' if self._control else 'starting'} owner={type(self.owner).__name__}>"
@@ -125,9 +126,13 @@ class Sandbox:
         """Send one frame. Never blocks: a guest that does not read is ended when too much waits for it."""
         if self._control is None or self._closed:
             return
-        body = msgspec.json.encode(message)
         waiting = bool(self._outbox)
-        self._outbox += frames.HEADER.pack(len(body)) + body
+        try:
+            body = msgspec.json.encode(message)
+            self._outbox += frames.HEADER.pack(len(body)) + body
+        except MemoryError as error:
+            self._give_up(error)
+            return
         if len(self._outbox) > _MAX_UNREAD_BYTES:
             self._outbox.clear()
             self.owner.on_broken(self, f"{_MAX_UNREAD_BYTES} bytes wait for a guest that does not read")
@@ -185,7 +190,7 @@ class Sandbox:
 
     def resume(self) -> None:
         """Read again."""
-        if self._paused and self._control is not None and not self._closed:
+        if self._paused and self._control is not None and not self._closed and not self._fault:
             self._paused = False
             if not self._hung_up:
                 self._loop.add_reader(self._control.fileno(), self._on_control)
@@ -194,19 +199,28 @@ class Sandbox:
 
     def exited(self, exit_: Exit) -> None:
         """The zygote reaped it: hand over what is still in the pipes, let go of them, and tell the owner."""
-        if self._control is not None and not self._closed:
-            # All of it: a large result may still lie in the socket.
-            for _ in range(_MAX_CONTROL_READS):
-                if not self._read_control():
-                    break
-            self.drain()
+        try:
+            self._read_rest()
+        except Exception as error:  # noqa: BLE001 - as in `_on_control`
+            self._give_up(error)
         self.close()
+        if self._fault:
+            exit_ = Exit(exit_.status, exit_.usage, self._fault)
         if self.slot.group is not None:
             try:
                 exit_ = Exit(exit_.status, self.slot.group.usage(), exit_.lost)
             except Exception:  # an ending must not depend on a measurement; the zygote's count will have to do
                 log.exception("what sandbox %d used can't be told", self.number)
         self.owner.on_exit(self, exit_)
+
+    def _read_rest(self) -> None:
+        if self._control is None or self._closed or self._fault:
+            return
+        # All of it: a large result may still lie in the socket.
+        for _ in range(_MAX_CONTROL_READS):
+            if not self._read_control():
+                break
+        self.drain()
 
     def drain(self) -> None:
         """Read what was written so far, so that it comes before whatever is told next."""
@@ -235,7 +249,21 @@ class Sandbox:
         self.owner.on_oom(self)
 
     def _on_control(self) -> None:
-        self._read_control()
+        try:
+            self._read_control()
+        except Exception as error:  # noqa: BLE001 - this guest's trouble, such as a MemoryError, and no other's
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """We failed: what was read and not told on is lost, so nothing that comes after it may be told either."""
+        if self._fault or self._closed:
+            return
+        self._fault = f"the worker failed: {type(error).__name__}: {error}".removesuffix(": ")
+        log.error("sandbox %d: given up", self.number, exc_info=error)
+        self._inbox.clear()
+        self._outbox.clear()
+        self.pause()
+        self.kill()
 
     def _read_control(self) -> bool:
         """Read once and handle what that completes; say whether there may be more."""
@@ -290,7 +318,12 @@ class Sandbox:
 
     def _on_pipe(self, stream: Stream) -> None:
         fd = self._pipes[stream]
-        if 0 < self._read_pipe(stream, fd) < _SMALL_OUTPUT_BYTES and not self._closed:
+        try:
+            size = self._read_pipe(stream, fd)
+        except Exception as error:  # noqa: BLE001 - as in `_on_control`
+            self._give_up(error)
+            return
+        if 0 < size < _SMALL_OUTPUT_BYTES and not self._closed:
             self._loop.remove_reader(fd)
             self._loop.call_later(_REST_S, self._watch, stream)
 

@@ -275,6 +275,16 @@ class Session:
 
     def ended(self, exit_: Exit | None, now_s: float) -> list[Instruction]:
         """The sandbox is gone, or about to be (None: there never was one). Emit what is left and the `final`."""
+        seq = self.next_seq
+        try:
+            return self._ended(exit_, now_s)
+        except MemoryError:
+            # For a large result, say. A session ends all the same, and there is room for a few words.
+            self.next_seq = seq
+            self._verdict = _failure(Code.INTERNAL_ERROR, "the worker had no memory left for the session's last events")
+            return self._ended(exit_, now_s)
+
+    def _ended(self, exit_: Exit | None, now_s: float) -> list[Instruction]:
         usage = Usage() if exit_ is None else exit_.usage
         told: list[Instruction] = [] if self.decided else self._settle(self._death(exit_, usage))
         verdict = self._final_verdict(usage)
@@ -282,10 +292,10 @@ class Session:
         told += [self._emit(event, ev.ChunkPayload(chunk=rest)) for event, rest in rests if rest]
         if usage.refused_processes:
             told.append(self._emit(ev.Log, self._refused_processes(usage)))
-        self.state = transition(self.state, verdict.trigger)
         ok = verdict.trigger is Trigger.COMPLETE
         payload = FinalPayload(ok=ok, result=verdict.result, error=verdict.error, stats=self._stats(usage, now_s))
         told.append(self._emit(Final, payload))
+        self.state = transition(self.state, verdict.trigger)
         code = verdict.error.code if verdict.error is not UNSET else "OK"
         told.append(Ended("OK" if code is UNSET else code))
         return told
@@ -333,8 +343,9 @@ class Session:
 
     def _emit(self, kind: Any, payload: ev.Payload) -> Emit:
         event: Event = kind(session_id=self.session_id, seq=self.next_seq, payload=payload)
-        self.next_seq += 1
-        return Emit(encode(event))
+        line = encode(event)
+        self.next_seq += 1  # not before: one that there is no memory for leaves no gap
+        return Emit(line)
 
     def _refuse(self, reason: str, allowed: str, *, field: str = "callId") -> RemoteProtocolError:
         return RemoteProtocolError(reason, field=field, allowed=allowed, session_id=self.session_id)
