@@ -85,6 +85,18 @@ MAX_TOOLS_SAID = 12
 )
 @click.option("--ping-interval-s", default=1.0, type=click.FloatRange(0.01), help="Time between pings to a worker.")
 @click.option("--dead-after-s", default=5.0, type=click.FloatRange(0.01), help="Silence after which a worker is dead.")
+@click.option(
+    "--resume-s",
+    default=10.0,
+    type=click.FloatRange(0),
+    help="How long the sessions of a worker whose connection broke wait for it to come back.",
+)
+@click.option(
+    "--refused-is-dead/--refused-is-not-dead",
+    default=True,
+    help="Whether they wait no longer once its address refuses connections: not so if that is a load balancer's, or a "
+    "Kubernetes Service's.",
+)
 @access_options
 @click.option(
     "--log-level",

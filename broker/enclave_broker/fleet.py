@@ -251,6 +251,11 @@ class Fleet:
         )
         self._place_all(placed)
 
+    def link_draining(self, link: Link, reason: str) -> None:
+        """Give the worker no new sessions: it says that it takes none."""
+        log.info("worker %s (%s) drains: %s", link.name, link.worker_id, reason or "it says so")
+        self._placer.worker_draining(link.name)
+
     def link_retired(self, link: Link) -> None:
         """Give the worker no new sessions, from now on: `link.retiring` is set."""
         self._placer.worker_draining(link.name)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import UNSET
 
 from enclave_protocol import (
+    Drain,
     Hello,
     Ping,
     Pong,
@@ -74,6 +75,9 @@ class LinkHandler(Protocol):
 
     def link_pong(self, link: Link, pong: Pong) -> None:
         """How busy the worker is."""
+
+    def link_draining(self, link: Link, reason: str) -> None:
+        """The worker takes no new sessions from now on."""
 
     def link_rejection(self, link: Link, rejection: Rejection) -> None:
         """The worker refused a message of ours."""
@@ -285,6 +289,8 @@ class Link:
             self._handler.link_pong(self, message)
         elif isinstance(message, Rejection):
             self._handler.link_rejection(self, message)
+        elif isinstance(message, Drain):
+            self._handler.link_draining(self, message.reason or "")
 
     async def _write(self, transport: Transport) -> None:
         while True:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from enclave_protocol import (
     MAX_CODE_BYTES,
@@ -24,6 +24,7 @@ from enclave_protocol import (
 )
 from enclave_protocol import Limits as WireLimits
 from enclave_protocol.inputs import MAX_FILES_BYTES, encode_file
+from enclave_protocol.messages import Retry
 
 from .errors import RequestRefused
 from .limits import Limits
@@ -59,6 +60,9 @@ class SessionOptions(TypedDict, total=False):
     """Files in the code's working directory by relative path: text, bytes, or the path of a file here."""
     tools: Tools | None
     """Functions that the code may call: a list, or a mapping of names to functions."""
+    retry: Retry | None
+    """`"safe"`: it may run again on another worker if its own is lost before its first event. Otherwise that ends it,
+    with `WORKER_LOST`."""
     session_id: str | None
     """`s_...`, which no live session has; a new one if left out."""
     wait_s: float | None
@@ -139,6 +143,7 @@ def _make_request(code: str, options: SessionOptions, default_wait_s: float) -> 
         env=_present(parse_env, options.get("env")),
         files=_present(_files, options.get("files")),
         tools=[tool.declaration for tool in tools.values()],
+        retry=_retry(options.get("retry")),
     )
     execute = encode(message)
     if len(execute) > MAX_MESSAGE_BYTES:
@@ -146,6 +151,12 @@ def _make_request(code: str, options: SessionOptions, default_wait_s: float) -> 
     return Request(
         session_id, execute, tools, _wait_s(options, limits, parsed, default_wait_s), parsed.max_tool_result_bytes
     )
+
+
+def _retry(given: Retry | None) -> Retry | UnsetType:
+    if given not in (None, *get_args(Retry)):
+        raise RemoteProtocolError(f"{given!r}", field="retry", allowed="safe or never")
+    return given or UNSET
 
 
 def _limits(options: SessionOptions) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from enclave_broker.tools import ToolRegistry
+from enclave_client import AsyncClient
+from enclave_protocol import Final
 from tests.broker.conftest import Fleet, fleet
 from tests.broker.tools.stubs.schemas import fake
 from tests.fakes import FakeSession, FakeWorker, waits_for_cancel
@@ -356,6 +358,33 @@ async def test_a_session_that_is_safe_to_retry_runs_elsewhere_when_its_worker_di
         assert events[-1]["payload"]["result"] == "x"
         assert [event["type"] for event in events] == ["session_init", "stdout", "final"]
         assert running.metric("enclave_sessions_placed_again_total", reason="worker_lost") == 1
+
+
+async def test_every_way_to_make_a_session_says_whether_it_is_safe_to_retry() -> None:
+    async with fleet(ResumingWorker()) as running:
+        batches = ({"code": "item", "inputs": [1], "retry": "safe"}, {"items": [{"code": "1", "retry": "safe"}]})
+        for batch in batches:
+            response = await running.http.post("/sessions:batch", json=batch)
+            assert json.loads(response.text.splitlines()[0])["ok"] is True
+        events = [event async for event in running.broker.execute("1", retry="safe")]
+        assert isinstance(events[-1], Final)
+        async with AsyncClient(running.broker.url) as client:
+            assert (await client.run("x", retry="safe")).value == "x"
+        assert [session.may_retry for session in running.broker.dispatcher.directory.sessions()] == [True] * 4
+        refused = await running.http.post("/sessions", json={"code": "1", "retry": "always"})
+        assert (refused.status_code, refused.json()["details"]["field"]) == (400, "retry")
+
+
+async def test_a_worker_that_says_that_it_drains_gets_no_more_from_that_moment() -> None:
+    async def drains(session: FakeSession) -> None:
+        await session.raw({"type": "drain", "reason": "time to go"})
+        await session.final()
+
+    draining, other = ResumingWorker(drains, name="draining", max_sessions=50), ResumingWorker(name="other")
+    async with fleet(draining, other, ping_interval_s=60, dead_after_s=120) as running:
+        await events_of(running)
+        assert code_of(await events_of(running)) == "ok"
+        assert len(await draining.wait_received("execute")) == 1
 
 
 @pytest.mark.parametrize(("script", "retry"), [(dies, "never"), (speaks_and_dies, "safe")])

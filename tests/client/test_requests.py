@@ -57,6 +57,11 @@ def test_limits_that_are_not_said_are_left_to_the_broker() -> None:
     assert execute(limits=Limits(max_tool_calls=5))["limits"] == {"maxToolCalls": 5}
 
 
+def test_who_may_run_twice_says_so() -> None:
+    assert execute(retry="safe")["retry"] == "safe"
+    assert "retry" not in execute()
+
+
 def test_a_timeout_holds_although_sessions_live_shorter_by_default() -> None:
     assert parse_limits(execute(timeout_s=300)["limits"]).wall_ms == 300_000
 
@@ -71,6 +76,7 @@ def test_files_may_be_text_or_bytes_or_files_of_ours(tmp_path: Path) -> None:
     ("options", "field"),
     [
         ({"session_id": "mine"}, "sessionId"),
+        ({"retry": "always"}, "retry"),
         ({"limits": {"maxTools": 5}}, "limits.maxTools"),
         ({"limits": {"deadlineMs": 5}, "timeout_s": 1}, "limits.deadlineMs"),
         ({"timeout_s": -1}, "limits."),
