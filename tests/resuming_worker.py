@@ -117,6 +117,13 @@ class ResumingWorker(FakeWorker):
                 self._arrived.clear()
                 await self._arrived.wait()
 
+    async def wait_present(self, session_id: str, *, over: bool) -> None:
+        """Wait until a session is kept and is, or is not, over."""
+        async with asyncio.timeout(20):
+            while session_id not in self.kept or self.kept[session_id].over is not over:
+                self._arrived.clear()
+                await self._arrived.wait()
+
     async def _serve(self, connection: ServerConnection) -> None:
         self._open.add(connection)
         self.connections += 1

@@ -280,7 +280,7 @@ class Dispatcher:
 
     def reader_left(self, session: BrokerSession) -> None:
         """Note that a reader is gone. If it was the last, the session is given a while and then cancelled."""
-        if session.live and not session.log.readers and session.session_id not in self._unread:
+        if session.live and not (session.log.readers or self._closing or session.session_id in self._unread):
             self._unread[session.session_id] = asyncio.get_running_loop().call_later(
                 self.config.disconnect_grace_s, self._give_up, session
             )
@@ -317,10 +317,21 @@ class Dispatcher:
     # The end
 
     def end_all(self) -> None:
-        """End every session, because the broker stops, and accept no more."""
+        """End every session, because the broker stops, and accept no more.
+
+        What the store keeps is left to the next broker as it is: workers keep their sessions until it comes, and tool
+        calls are given up, as if this one had been killed.
+        """
         self._closing = True
         self._unsubscribe()
-        self.fleet.end_all()
+        if not self.store.durable or self.store.failure:
+            self.fleet.end_all()
+            return
+        self.fleet.leave_all()
+        for session_id in self.fleet.routes:
+            _cancel_timer(self._unread, session_id)
+            self._client_calls.ended(session_id)
+            self.tool_calls.session_ended(session_id)
 
     async def wait_tools_ended(self) -> None:
         """Wait for cancelled tools, but not for longer than `stop_grace_s`."""

@@ -27,10 +27,14 @@ class Trimmed(Exception):  # noqa: N818 - a fact about the log, not a fault
         super().__init__(f"events before {first_seq} are no longer kept")
 
 
+class Interrupted(Exception):  # noqa: N818 - a fact about the broker, not a fault
+    """The broker stops, and the next one goes on with the log."""
+
+
 class EventLog:
     """The lines of one session, the newest `max_bytes` of them."""
 
-    __slots__ = ("_cursors", "_lines", "closed", "first_seq", "max_bytes", "size_bytes")
+    __slots__ = ("_cursors", "_lines", "closed", "first_seq", "interrupted", "max_bytes", "size_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -39,6 +43,8 @@ class EventLog:
         """Number of the oldest line that is kept."""
         self.closed = False
         """Whether the last line was the `final`."""
+        self.interrupted = False
+        """Whether nobody can read on."""
         self._lines: list[bytes] = []
         self._cursors: list[Cursor] = []
 
@@ -113,6 +119,12 @@ class EventLog:
         self._cursors.append(cursor)
         return cursor
 
+    def interrupt(self) -> None:
+        """Send all readers away: what comes next, they can have from the next broker."""
+        self.interrupted = True
+        for cursor in self._cursors:
+            cursor.wake()
+
     def unsubscribe(self, cursor: Cursor) -> None:
         """Forget a cursor."""
         if cursor in self._cursors:
@@ -149,7 +161,14 @@ class Cursor:
         self.wake = wake
 
     def take(self, max_bytes: int = BATCH_BYTES) -> list[bytes]:
-        """Return the next lines, none if there are none yet; raises Trimmed when this reader was too slow."""
+        """Return the next lines, none if there are none yet.
+
+        Raises:
+            Trimmed: this reader was too slow.
+            Interrupted: the broker stops.
+        """
+        if self._log.interrupted:
+            raise Interrupted("the broker is stopping")
         lines = self._log.lines(self.next_seq, max_bytes)
         self.next_seq += len(lines)
         return lines

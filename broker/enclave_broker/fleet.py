@@ -103,6 +103,7 @@ class Fleet:
         self._positions_due = 0.0
         self._absences = Absences(config.resume_s, self._lose_worker)
         self._closing = False
+        self._left = False
 
     @property
     def broker_id(self) -> str:
@@ -180,8 +181,20 @@ class Fleet:
             self._cancel_on_worker(session, "broker stops")
             self.end(session, Code.SESSION_CANCELLED, "the broker is stopping")
 
+    def leave_all(self) -> None:
+        """Leave every session as it is, to the next broker: from now on, nothing that happens to them is taken in."""
+        self._left = True
+        self._absences.clear()
+        for timer in self._overdue.values():
+            timer.cancel()
+        self._overdue.clear()
+        for session in self.routes.values():
+            session.log.interrupt()
+
     def tick(self, now: float) -> list[Refuse]:
         """Let the placer know the time, and tell who waits how long the line is; returns who has waited too long."""
+        if self._left:
+            return []
         late, placed = self._placer.tick(now)
         self._place_all(placed)
         # Not at each change: a long queue would write more events than all who run.
@@ -209,6 +222,8 @@ class Fleet:
 
     def link_up(self, link: Link, hello: Hello) -> None:
         """Go on with what is on the worker, then offer its slots."""
+        if self._left:
+            return
         self._offers.learn(link.name, hello)
         away = self._placer.is_away(link.name)
         self._resume(link, hello)
@@ -224,6 +239,8 @@ class Fleet:
 
     def link_down(self, link: Link, reason: str) -> None:
         """Wait for the worker, if it may come back with what it has; else end that."""
+        if self._left:
+            return
         self._metrics.workers_lost.inc()
         may_return = link.resumes and self._config.resume_s > 0 and not self._closing
         if may_return and self._placer.is_busy(link.name):
@@ -246,6 +263,8 @@ class Fleet:
 
     def link_pong(self, link: Link, pong: Pong) -> None:
         """Take in how busy the worker is."""
+        if self._left:
+            return
         placed = self._placer.worker_status(
             link.name, max_sessions=pong.max_sessions, active=pong.active, draining=pong.draining or link.retiring
         )
@@ -272,6 +291,8 @@ class Fleet:
 
     def link_rejection(self, link: Link, rejection: Rejection) -> None:
         """Handle a refusal. One of an `execute` ends the session; one for an ended session frees its slot."""
+        if self._left:
+            return
         self._metrics.rejections.labels("WORKER_REJECTION").inc()
         payload = rejection.payload
         field = payload.field or ""
@@ -297,6 +318,8 @@ class Fleet:
 
     def link_event(self, link: Link, envelope: Envelope, line: bytes) -> None:
         """Pass an event on, and do what it asks for."""
+        if self._left:
+            return
         session = None if envelope.session_id is UNSET else self.routes.get(envelope.session_id)
         if session is None or session.worker != link.name:
             self._stray(link, envelope, line)

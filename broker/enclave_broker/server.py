@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import resource
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from .config import BrokerConfig
 
 KEEP_ALIVE_S = 60
+_CUT_OFF = "ASGI callable returned without completing response."
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.msg != _CUT_OFF  # streams that can be resumed are cut off on purpose, and their reader is told
+
+
+logging.getLogger("uvicorn.error").addFilter(_is_news)
 
 
 class Server(uvicorn.Server):

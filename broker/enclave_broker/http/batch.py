@@ -17,6 +17,7 @@ from litestar.status_codes import HTTP_200_OK
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from enclave_broker.api import REFUSALS, ApiError, CreateSession, SessionConfig, decode_body, invalid, new_session
+from enclave_broker.event_log import Interrupted
 from enclave_protocol import parse_env, parse_files
 from enclave_protocol.items import with_item
 from enclave_protocol.messages import Retry  # noqa: TC001 - msgspec reads it
@@ -197,6 +198,8 @@ class BatchStream:
                 for _ in range(self._batch.concurrency):
                     group.create_task(self._run_some())
                 await self._write_all(send)
+        except* Interrupted:
+            pass  # the broker stops: its body is left without an end
         except* TimeoutError:
             self._dispatcher.metrics.readers_cut.inc()  # it takes nothing: its body is left without an end
 
@@ -210,10 +213,12 @@ class BatchStream:
         except ApiError as refused:
             return ItemLine(index, ok=False, error=Raw(_encode(refused.body)))
         ended, log = asyncio.Event(), session.log
-        cursor = log.subscribe(1, lambda: ended.set() if log.ended else None)
+        cursor = log.subscribe(1, lambda: ended.set() if log.ended or log.interrupted else None)
         try:
             if not log.ended:
                 await ended.wait()
+            if log.interrupted:
+                raise Interrupted("the broker is stopping")
             return _item_line(index, session.session_id, log)
         finally:
             cursor.close()

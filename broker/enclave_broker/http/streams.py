@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from litestar import Response
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
-from enclave_broker.event_log import Trimmed
+from enclave_broker.event_log import Interrupted, Trimmed
 
 from .views import View
 
@@ -109,6 +109,8 @@ class EventStream:
                     return
                 if not lines:
                     await self._more.wait()
+        except Interrupted:
+            pass  # as below, and nobody's fault
         except (Trimmed, TimeoutError) as slow:
             self._dispatcher.metrics.readers_cut.inc()
             log.warning("reader of %s cut off: %s", self._session.session_id, str(slow) or "it takes nothing")

@@ -25,7 +25,7 @@ import msgspec
 from msgspec import UNSET
 
 from enclave_broker.access import Denied, QuotaExceeded, Scope
-from enclave_broker.event_log import Trimmed
+from enclave_broker.event_log import Interrupted, Trimmed
 from enclave_broker.new_session import DuplicateSession, NewSession
 from enclave_broker.placement import DEFAULT_PROFILE
 from enclave_protocol import (
@@ -55,7 +55,7 @@ from enclave_protocol import (
 from enclave_protocol.languages import DEFAULT_LANGUAGE
 from enclave_protocol.trace_context import parse_trace
 
-from .codes import TOO_SLOW, CloseCode
+from .codes import BROKER_STOPS, TOO_SLOW, CloseCode
 
 if TYPE_CHECKING:
     from litestar import WebSocket
@@ -122,6 +122,8 @@ class SocketClient:
                 await self._read()
         except* _SocketGone as gone:
             closing = Closing(str(gone.exceptions[0]))
+        except* Interrupted:
+            closing = Closing(BROKER_STOPS, CloseCode.BROKER_STOPS)
         except* (Trimmed, TimeoutError):
             self._dispatcher.metrics.readers_cut.inc()
             closing = Closing(TOO_SLOW, CloseCode.TOO_SLOW)

@@ -24,6 +24,6 @@ class CloseCode(enum.IntEnum):
 HOW_TO_RESUME = "connect again and attach each session from the seq you have, plus 1"
 TOO_SLOW = f"the client reads too slowly: {HOW_TO_RESUME}"
 BROKER_FAILED = f"the broker failed: {HOW_TO_RESUME}"
-BROKER_STOPS = "the broker is stopping; its sessions ended"
+BROKER_STOPS = f"the broker is stopping: {HOW_TO_RESUME}"
 SILENT = f"no sign of life: {HOW_TO_RESUME}"
 NOT_UTF8 = "a text frame that is not UTF-8"

@@ -212,6 +212,8 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: ASGISendEvent) -> None:
         """Send a message. A close waits for nobody: whom it is about may be the one that does not read."""
         kind = message["type"]
+        if self.close_sent and kind in {"websocket.send", "websocket.close"}:
+            return  # closed from this side meanwhile; who sends will be told by `receive`
         if kind == "websocket.close":
             self.writable.set()
         await super().send(message)

@@ -14,6 +14,7 @@ import pytest
 
 from enclave_broker import BrokerConfig
 from enclave_broker.server import Server, server_config
+from enclave_broker.ws.codes import BROKER_STOPS
 from enclave_broker.ws.transport import MAX_FRAGMENTS, SLICE_BYTES, SocketProtocol, is_gone
 from enclave_protocol import MAX_MESSAGE_BYTES
 from tests.broker.conftest import Fleet, fleet
@@ -274,4 +275,4 @@ async def test_the_broker_says_goodbye_when_it_stops_and_what_became_of_the_sess
         await running.broker.stop()
         while b'"final"' not in (await client.next(TEXT))[1]:
             pass
-        assert await client.closed() == (1012, "the broker is stopping; its sessions ended")
+        assert await client.closed() == (1012, BROKER_STOPS)
