@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --root-user-action=ignore
 
-.PHONY: help demo test lint bench soak simulate chaos clean
+.PHONY: help demo test lint bench overload soak simulate chaos clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make lint    check style and types"
 	@echo "make bench   measure; SESSIONS=10000 for a longer run, JSON=FILE to keep the figures"
+	@echo "make overload  ask a fleet for ten times what it can serve; JSON=FILE to keep the figures"
 	@echo "make soak    run good and hostile sessions, 50,000 of them, and look for leaks; SESSIONS=2000 for fewer"
 	@echo "make simulate  run a fleet under random schedules of faults, on a clock of its own; SEEDS=100000 for more, SEED=7 for one"
 	@echo "make chaos   kill, cut, freeze and fill a fleet while 2,000 sessions run; SEED=7 for other faults; root for hosts that vanish"
@@ -32,6 +33,9 @@ lint: $(VENV)/.test $(VENV)/.lint
 
 bench: $(VENV)/.installed
 	@$(BIN)/python -m enclave_client.bench --sessions $(or $(SESSIONS),2000) $(if $(JSON),--json $(JSON))
+
+overload: $(VENV)/.installed
+	@$(BIN)/python -m enclave_client.bench.overload $(if $(JSON),--json $(JSON))
 
 soak: $(VENV)/.installed
 	@$(BIN)/python -m enclave_client.bench.soak --sessions $(or $(SESSIONS),50000)

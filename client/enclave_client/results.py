@@ -35,6 +35,8 @@ class Failure:
     """The traceback of the code's own lines."""
     retryable: bool = False
     """Whether the same request can succeed later."""
+    retry_after_s: float | None = None
+    """When to make it again, as the broker says of a fleet that is full and of a quota that is used up."""
 
     def __str__(self) -> str:
         where = f" (line {self.line})" if self.line else ""
@@ -119,4 +121,5 @@ def _failure(error: ev.FinalError) -> Failure:
         line=error.line or None,
         stack=error.stack or None,
         retryable=is_retryable(code) if error.retryable is UNSET else error.retryable,
+        retry_after_s=None if error.retry_after_ms is UNSET else error.retry_after_ms / 1000,
     )

@@ -126,6 +126,8 @@ class FinalError(Payload, frozen=True, kw_only=True):
     """The line of the guest's code, counted from 1."""
     retryable: bool | UnsetType = UNSET
     """Whether the same request can succeed later."""
+    retry_after_ms: Count | UnsetType = UNSET
+    """When it can, for all that is known: of a fleet that is full, and of a quota that is used up."""
 
 
 class Stats(Payload, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -200,10 +201,10 @@ class SocketClient:
             allowed = "an id that no live session has"
             raise RemoteProtocolError(str(error), field="sessionId", allowed=allowed, session_id=session_id) from error
         except NoCapacity as error:
-            self._refuse_for_now(session_id, Code.NO_CAPACITY, str(error))
+            self._refuse_for_now(session_id, Code.NO_CAPACITY, str(error), error.retry_after_s)
             return
         except QuotaExceeded as error:
-            self._refuse_for_now(session_id, Code.QUOTA_EXCEEDED, str(error))
+            self._refuse_for_now(session_id, Code.QUOTA_EXCEEDED, str(error), error.retry_after_s)
             return
         except Denied as error:
             raise _rejection(error, session_id) from error
@@ -243,9 +244,9 @@ class SocketClient:
         most = self._dispatcher.config.socket_sessions
         return f"{most} sessions of this connection have not ended" if len(self._cursors) >= most else ""
 
-    def _refuse_for_now(self, session_id: str, code: Code, reason: str) -> None:
+    def _refuse_for_now(self, session_id: str, code: Code, reason: str, retry_after_s: float | None = None) -> None:
         self._dispatcher.metrics.rejections.labels(code.value).inc()
-        self._reply(encode(_refused(session_id, code, reason)))
+        self._reply(encode(_refused(session_id, code, reason, retry_after_s)))
 
     def _subscribe(self, session: BrokerSession, from_seq: int) -> None:
         cursor = session.log.subscribe(from_seq, functools.partial(self._wake, session.session_id))
@@ -340,6 +341,11 @@ def _text(data: object) -> str:
     return data
 
 
-def _refused(session_id: str, code: Code, message: str) -> Final:
-    error = FinalError(message=message, code=code.value, retryable=code.retryable)
+def _refused(session_id: str, code: Code, message: str, retry_after_s: float | None) -> Final:
+    error = FinalError(
+        message=message,
+        code=code.value,
+        retryable=code.retryable,
+        retry_after_ms=UNSET if retry_after_s is None else math.ceil(retry_after_s * 1000),
+    )
     return Final(session_id=session_id, seq=1, payload=FinalPayload(ok=False, error=error, stats=Stats()))

@@ -180,6 +180,7 @@ async def test_without_capacity_the_session_is_one_final() -> None:
         await client.send("execute", sessionId="s_1", code="1")
         final = await client.next()
         assert (final["type"], final["seq"], final["payload"]["error"]["code"]) == ("final", 1, "NO_CAPACITY")
+        assert final["payload"]["error"]["retryAfterMs"] == 5000, "there is no worker"
 
 
 async def test_sessions_of_a_closed_socket_are_cancelled_when_nobody_came_back_in_time() -> None:
@@ -202,6 +203,7 @@ async def test_more_sessions_than_a_socket_may_follow_are_refused_until_one_ends
         final = await client.next()
         assert (final["type"], final["sessionId"], final["payload"]["error"]["code"]) == ("final", "s_3", "NO_CAPACITY")
         assert "2 sessions of this connection" in final["payload"]["error"]["message"]
+        assert "retryAfterMs" not in final["payload"]["error"], "nobody knows when one of its own ends"
         await client.send("attach", sessionId="s_live")
         rejection = await client.next()
         assert (rejection["type"], rejection["sessionId"]) == ("error", "s_live")
