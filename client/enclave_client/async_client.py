@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import random
 import re
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -14,6 +15,7 @@ from .connection import Settings, socket_url
 from .errors import SessionFailed
 from .local_tools import ToolRunner
 from .mapping import DEFAULT_CONCURRENCY, Fan, mapped
+from .patience import Patience
 from .request import RunOptions, SessionOptions, make_attachment, make_request, require_known
 from .session import AsyncSession
 from .wiring import Wiring
@@ -51,6 +53,8 @@ class AsyncClient:
         wait_s: longest wait for a session's end, where neither its options nor its limits say another.
         tool_threads: tools that are plain functions run in so many threads at once.
         buffer_bytes: events of one session that may wait for their reader before the session is given up.
+        busy_wait_s: how long `run` and `map` ask again for a session that the broker refuses because the fleet is full
+            or a quota used up, each time after as long as it says. With 0 that is the session's result at once.
 
     Raises:
         ValueError: the address or the key is none, or the address does not go with `ssl`.
@@ -67,6 +71,7 @@ class AsyncClient:
         wait_s: float = DEFAULT_WAIT_S,
         tool_threads: int = 16,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        busy_wait_s: float = 0.0,
     ) -> None:
         self.url = url or os.environ.get("ENCLAVE_BROKER") or DEFAULT_URL
         key = (os.environ.get("ENCLAVE_API_KEY", "") if api_key is None else api_key).strip()
@@ -84,6 +89,7 @@ class AsyncClient:
         self._wait_s = wait_s
         self._tool_threads = tool_threads
         self._buffer_bytes = buffer_bytes
+        self.busy_wait_s = busy_wait_s
         self._wirings: list[Wiring] = []
         self._runner: ToolRunner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -110,6 +116,19 @@ class AsyncClient:
             TypeError: there is no such option.
         """
         require_known(options, RunOptions)
+        clock = asyncio.get_running_loop().time
+        patience = Patience(self.busy_wait_s, clock())
+        while True:
+            result = await self._run_once(code, options)
+            pause_s = patience.pause_s(result, clock(), random.random())  # noqa: S311 - spreads clients, hides nothing
+            if pause_s is None:
+                break
+            await asyncio.sleep(pause_s)
+        if options.get("check") and not result.ok:
+            raise SessionFailed(result)
+        return result
+
+    async def _run_once(self, code: str, options: RunOptions) -> Result:
         session = self._session(make_request(code, options, default_wait_s=self._wait_s))
         async with session:
             async for event in session:
@@ -117,8 +136,6 @@ class AsyncClient:
                     done = handler(what)
                     if inspect.isawaitable(done):
                         await done
-        if options.get("check") and not session.result.ok:
-            raise SessionFailed(session.result)
         return session.result
 
     def stream(self, code: str, **options: Unpack[SessionOptions]) -> AsyncSession:

@@ -6,6 +6,8 @@ import contextlib
 import functools
 import inspect
 import os
+import random
+import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
@@ -14,6 +16,7 @@ from .async_client import AsyncClient, handlers_of
 from .errors import RequestRefused, SessionFailed
 from .loop_thread import LoopThread, keep_for_ever
 from .mapping import DEFAULT_CONCURRENCY, Fan
+from .patience import Patience
 from .request import RunOptions, SessionOptions, require_known
 
 if TYPE_CHECKING:
@@ -73,12 +76,22 @@ class Client:
             raise RequestRefused("a handler is async: nobody could await it", allowed="plain functions, or AsyncClient")
         require_known(options, RunOptions)
         others: Any = {name: value for name, value in options.items() if name in SessionOptions.__annotations__}
+        patience = Patience(self._client.busy_wait_s, time.monotonic())
+        while True:
+            result = self._run_once(code, options, others)
+            pause_s = patience.pause_s(result, time.monotonic(), random.random())  # noqa: S311 - spreads clients
+            if pause_s is None:
+                break
+            time.sleep(pause_s)
+        if options.get("check") and not result.ok:
+            raise SessionFailed(result)
+        return result
+
+    def _run_once(self, code: str, options: RunOptions, others: Any) -> Result:
         with self.stream(code, **others) as session:
             for event in session:
                 for handler, what in handlers_of(event, options):
                     handler(what)
-        if options.get("check") and not session.result.ok:
-            raise SessionFailed(session.result)
         return session.result
 
     def stream(self, code: str, **options: Unpack[SessionOptions]) -> Session:
