@@ -136,6 +136,8 @@ class Broker:
         self._port = config.port
         self._recovery: Recovery | None = None
         self._main: asyncio.Task[None] | None = None
+        self._drain_asked = asyncio.Event()
+        self._idle = asyncio.Event()
         self._stop = asyncio.Event()
 
     @property
@@ -192,6 +194,17 @@ class Broker:
         finally:
             await self._stop_runtimes()
             await self.dispatcher.store.close()
+
+    def drain(self) -> None:
+        """Take no new sessions, give those that there are `grace_s` seconds to end and be read, then stop.
+
+        Returns at once: `wait_stopped` waits for the end. Asked again, it changes nothing; `stop` does not wait for it.
+        """
+        if not self._drain_asked.is_set():
+            self.dispatcher.drain()
+            live = self.dispatcher.directory.live
+            log.info("draining: %d sessions have up to %g s to end", live, self.config.grace_s)
+            self._drain_asked.set()
 
     async def wait_stopped(self) -> None:
         """Wait until `stop` was called, or something went fatally wrong; raises what did."""
@@ -281,6 +294,7 @@ class Broker:
                 serving = group.create_task(server.serve(sockets=[listener]))
                 background = [group.create_task(self._tick()), group.create_task(self._watch_keys())]
                 background.append(group.create_task(self.links.run()))
+                background.append(group.create_task(self._stop_when_drained()))
                 background.append(group.create_task(self.sources.run()))
                 await server.wait_started()
                 looking = group.create_task(self._look_for_tools())
@@ -342,6 +356,15 @@ class Broker:
             await asyncio.sleep(TICK_S)
             self.dispatcher.tick()
             self.links.tick()
+            if self._drain_asked.is_set() and self.dispatcher.idle:
+                self._idle.set()
+
+    async def _stop_when_drained(self) -> None:
+        await self._drain_asked.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.grace_s):
+                await self._idle.wait()
+        self._stop.set()
 
     async def _watch_keys(self) -> None:
         gate = self.dispatcher.gate

@@ -81,6 +81,12 @@ MAX_TOOLS_SAID = 12
 )
 @store_options
 @click.option(
+    "--grace-s",
+    default=10.0,
+    type=click.FloatRange(0),
+    help="On SIGTERM: seconds for sessions to finish; a second SIGTERM ends them.",
+)
+@click.option(
     "--disconnect-grace-s", default=10.0, type=click.FloatRange(0), help="Life of a session that nobody reads any more."
 )
 @click.option("--ping-interval-s", default=1.0, type=click.FloatRange(0.01), help="Time between pings to a worker.")
@@ -205,9 +211,15 @@ def _names(tools: list[str]) -> str:
 
 async def _serve(broker: Broker) -> None:
     loop = asyncio.get_running_loop()
-    asked_to_stop = asyncio.Event()
+    hurry = asyncio.Event()
+
+    def signalled() -> None:
+        if broker.dispatcher.draining:
+            hurry.set()
+        broker.drain()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked_to_stop.set)
+        loop.add_signal_handler(number, signalled)
     loop.add_signal_handler(signal.SIGHUP, broker.reload_keys)
     await broker.start()
     gc.collect()
@@ -215,12 +227,12 @@ async def _serve(broker: Broker) -> None:
     names = _names(broker.tools.names())
     workers = len(broker.dispatcher.fleet.links)
     click.echo(f"enclave-broker listening on {broker.url} (workers: {workers}, tools: {names})")
-    stopping = asyncio.ensure_future(asked_to_stop.wait())
-    failing = asyncio.ensure_future(broker.wait_stopped())
-    await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
+    hurrying = asyncio.ensure_future(hurry.wait())
+    stopped = asyncio.ensure_future(broker.wait_stopped())
+    await asyncio.wait([hurrying, stopped], return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
     await broker.stop()
-    await failing
+    await stopped
     if broker.dispatcher.tool_calls.running:
         # Tools that ignore their cancellation: the loop would wait for them for ever.
         logging.shutdown()

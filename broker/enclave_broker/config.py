@@ -129,6 +129,8 @@ class BrokerConfig:
     socket_ping_s: float = 5.0
     """Time between pings to a client. One whose machine acknowledges nothing for two of them is gone."""
 
+    grace_s: float = 10.0
+    """How long sessions are given to end when the broker drains."""
     disconnect_grace_s: float = 10.0
     """How long a session without a reader lives on, so that its client can come back. The JavaScript client tries three
     times, the last of them up to 9.1 s after the break."""

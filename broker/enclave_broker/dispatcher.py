@@ -66,6 +66,9 @@ NO_CAPACITY: dict[RefuseReason, str] = {
     "deadline": "no slot became free in time",
 }
 
+DRAINED_S = 5.0
+"""When to ask again, says a broker that drains: its successor, or another one behind the same address, may be there."""
+
 
 class Dispatcher:
     """The broker without its sockets. Its methods are called on one event loop.
@@ -118,6 +121,8 @@ class Dispatcher:
         self._client_calls = ClientCalls(self._give_up_call)
         self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
         self._closing = False
+        self.draining = False
+        """Whether no more sessions are accepted, because the broker is about to stop. Set by `drain`."""
         self._unsubscribe = tools.subscribe(self.catalog_changed)
 
     # Clients
@@ -192,7 +197,7 @@ class Dispatcher:
     @property
     def crowded(self) -> bool:
         """Whether `turn_away` is worth asking: no slot is free, or callers may have quotas, or the broker stops."""
-        return not self.placer.has_free or self.gate.closed or self._closing
+        return not self.placer.has_free or self.gate.closed or self._closing or self.draining
 
     def turn_away(self, caller: Caller) -> None:
         """Raise what any new session of the caller's would be refused with now, whatever it asks for.
@@ -201,8 +206,8 @@ class Dispatcher:
             QuotaExceeded: the caller's tenant has none left.
             NoCapacity: there is no slot, and no room to wait for one.
         """
-        if self._closing:
-            raise NoCapacity("the broker is stopping")
+        if self._closing or self.draining:
+            raise NoCapacity("the broker is draining: ask another, or this one's successor", retry_after_s=DRAINED_S)
         self.gate.ledger.account(caller.tenant).check(time.monotonic(), self.placer.hold_s)
         refuse = self.placer.refuses(caller.tenant)
         if refuse is not None:
@@ -315,6 +320,15 @@ class Dispatcher:
         self.directory.expire(now)
 
     # The end
+
+    def drain(self) -> None:
+        """Accept no more sessions; those that there are go on."""
+        self.draining = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether every session has ended and whoever reads one has seen its end."""
+        return not self.directory.live and not any(session.log.readers for session in self.directory.sessions())
 
     def end_all(self) -> None:
         """End every session, because the broker stops, and accept no more.

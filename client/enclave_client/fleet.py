@@ -27,6 +27,8 @@ READY_POLL_S = 0.01
 READY_TIMEOUT_S = 5.0
 READY = "ready"
 STOP_GRACE_S = 5.0
+WORKER_PATIENCE_S = 1.0
+"""How long workers may take to end in good order; the broker has gone before, so no session of them is for anybody."""
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 STABLE_S = 60.0
@@ -74,6 +76,8 @@ class FleetSpec:
     """What code is that nobody says the language of; the broker's own default if empty."""
     tools_files: tuple[str, ...] = ()
     """Files that say where more tools come from."""
+    grace_s: float = 0.0
+    """How long sessions are given to end when the fleet is stopped."""
     broker_options: tuple[str, ...] = ()
     """Further options of the broker's command."""
 
@@ -105,7 +109,7 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:
     """Return the command line of the broker in front of these workers."""
-    arguments = [*ON_LOOPBACK, "--port", str(spec.port)]
+    arguments = [*ON_LOOPBACK, "--port", str(spec.port), "--grace-s", f"{spec.grace_s:g}"]
     for url in worker_urls:
         arguments += ["--worker", url]
     for module in spec.tools:
@@ -120,7 +124,7 @@ def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:
 class Fleet:
     """A started fleet; made by `running_fleet`."""
 
-    def __init__(self, spec: FleetSpec, log: Callable[[str, str], None]) -> None:
+    def __init__(self, spec: FleetSpec, log: Callable[[str, str], None], hurry: asyncio.Event | None = None) -> None:
         self._spec = spec
         self._log = log
         names = [f"worker-{n}" for n in range(1, spec.workers + 1)]
@@ -131,6 +135,7 @@ class Fleet:
         self.broker = self._program("broker", "enclave_broker.cli", None)
         self._failure: asyncio.Future[FleetError] = asyncio.get_running_loop().create_future()
         self._supervisors: list[asyncio.Task[None]] = []
+        self._hurry = hurry
 
     @property
     def url(self) -> str:
@@ -163,12 +168,13 @@ class Fleet:
         self._supervisors.append(asyncio.create_task(self._watch_broker()))
 
     async def stop(self) -> None:
-        """Stop everything; returns when no process of the fleet is left."""
+        """Drain the broker, stop everything; returns when no process of the fleet is left."""
         for task in self._supervisors:
             task.cancel()
         await asyncio.gather(*self._supervisors, return_exceptions=True)
-        await self.broker.stop(STOP_GRACE_S)
-        await asyncio.gather(*(worker.stop(STOP_GRACE_S) for worker in self.workers))
+        await self.broker.stop(STOP_GRACE_S, patience_s=self._spec.grace_s, hurry=self._hurry)
+        stops = (worker.stop(STOP_GRACE_S, patience_s=WORKER_PATIENCE_S, hurry=self._hurry) for worker in self.workers)
+        await asyncio.gather(*stops)
 
     def _program(
         self, name: str, module: str, arguments: list[str] | None, environment: Mapping[str, str] | None = None
@@ -234,17 +240,20 @@ async def ask_ready(url: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def running_fleet(spec: FleetSpec, log: Callable[[str, str], None]) -> AsyncIterator[Fleet]:
+async def running_fleet(
+    spec: FleetSpec, log: Callable[[str, str], None], *, hurry: asyncio.Event | None = None
+) -> AsyncIterator[Fleet]:
     """Run a fleet for the length of a `with` block.
 
     Args:
         spec: what to start.
         log: called with (program, line) for everything the programs write and for deaths and restarts.
+        hurry: set when nobody waits for sessions to end any more.
 
     Raises:
         FleetError: a program did not start; everything that had started is stopped again.
     """
-    fleet = Fleet(spec, log)
+    fleet = Fleet(spec, log, hurry)
     try:
         await fleet.start()
         yield fleet

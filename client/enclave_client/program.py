@@ -29,6 +29,8 @@ LISTENING = re.compile(r"^enclave-(?:runtime|broker) listening on (\S+)(?: at le
 KEPT_LINES = 200
 MAX_LOG_LINE_BYTES = 16 * 1024
 DRAIN_S = 2.0
+SECOND_SIGNAL_S = 0.2
+"""Between two signals."""
 
 
 class ProgramDiedError(Exception):
@@ -160,11 +162,25 @@ class Program:
         await self._finish_reading()
         return describe_exit(status)
 
-    async def stop(self, grace_s: float) -> None:
-        """End the process: SIGTERM, and SIGKILL after `grace_s`. Returns when it is gone."""
+    async def stop(self, grace_s: float, *, patience_s: float = 0.0, hurry: asyncio.Event | None = None) -> None:
+        """End the process. Returns when it is gone.
+
+        SIGTERM asks it to; a second one, after `patience_s` or when `hurry` is set, asks it not to wait for anybody any
+        more; SIGKILL follows after another `grace_s`.
+        """
         if self._process is None:
             return
         self._signal(signal.SIGTERM)
+        if patience_s:
+            waits = [asyncio.ensure_future(self._process.wait())]
+            waits += [asyncio.ensure_future(hurry.wait())] if hurry is not None else []
+            await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):  # two signals at once are one
+                await asyncio.wait_for(self._process.wait(), SECOND_SIGNAL_S)
+            self._signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), grace_s)
         self._signal(signal.SIGKILL)

@@ -47,7 +47,7 @@ def test_the_broker_is_told_every_worker_and_every_tool_module() -> None:
     arguments = broker_arguments(FleetSpec(port=3000, tools=("a", "b")), ["ws://h:1/ws", "ws://h:2/ws"])
 
     workers = ["--worker", "ws://h:1/ws", "--worker", "ws://h:2/ws"]
-    expected = [*ON_LOOPBACK, "--port", "3000", *workers, "--tools", "a", "--tools", "b"]
+    expected = [*ON_LOOPBACK, "--port", "3000", "--grace-s", "0", *workers, "--tools", "a", "--tools", "b"]
     assert arguments == expected
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import textwrap
 from collections.abc import Callable
@@ -111,6 +112,32 @@ async def test_arguments_may_follow_while_the_module_loads(program: MakeProgram)
     await child.wait_exit()
 
     assert lines == ["['--worker', 'ws://x y'] ''"]
+
+
+COUNTS = """
+import signal, sys, threading
+first = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7) if first.is_set() else (first.set(), print("asked", flush=True)))
+print("up", flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("by", ["patience", "hurry"])
+async def test_one_that_takes_its_time_is_asked_twice(program: MakeProgram, by: str) -> None:
+    child, lines = program(COUNTS)
+    hurry = asyncio.Event()
+    await child.start()
+    while "up" not in lines:  # noqa: ASYNC110 - its lines have no event
+        await asyncio.sleep(0.01)
+    stopping = asyncio.create_task(child.stop(30, patience_s=0.2 if by == "patience" else 3600, hurry=hurry))
+    while "asked" not in lines:  # noqa: ASYNC110 - its lines have no event
+        await asyncio.sleep(0.01)
+    if by == "hurry":
+        hurry.set()
+    await stopping
+
+    assert await child.wait_exit() == "exit code 7"
 
 
 async def test_one_that_is_stopped_before_it_has_its_arguments_goes_quietly(program: MakeProgram) -> None:

@@ -55,6 +55,20 @@ async def start_code(code: str) -> asyncio.subprocess.Process:
     return process
 
 
+ENDS_SOON = "import asyncio\nprint('started', flush=True)\nawait asyncio.sleep(1)\nreturn 1"
+
+
+async def start_on(fleet: Up, code: str, *options: str) -> asyncio.subprocess.Process:
+    """Start a run on a fleet, and wait for the first line the code prints."""
+    process = await enclave("run", "-", "--broker", fleet.url, *options)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(code.encode())
+    process.stdin.close()
+    assert await process.stdout.readline() == b"started\n"
+    return process
+
+
 class Up:
     """A running `enclave up`."""
 
@@ -93,6 +107,29 @@ async def test_a_signal_stops_everything_with_exit_code_zero(number: signal.Sign
             fleet.process.send_signal(number)
             await fleet.process.communicate()
             wait_gone()
+    assert fleet.process.returncode == 0
+
+
+async def test_a_fleet_that_is_stopped_lets_sessions_end() -> None:
+    async with up("--workers", "1", "--grace-s", "3600") as fleet:
+        running = await start_on(fleet, ENDS_SOON)
+        fleet.process.send_signal(signal.SIGTERM)
+        assert "stopping" in await fleet.wait_said("stopping")
+        out, _ = await running.communicate()
+        assert (running.returncode, out) == (0, b"1\n")
+        await fleet.process.communicate()
+    assert fleet.process.returncode == 0
+
+
+async def test_a_fleet_that_is_told_twice_waits_for_nobody() -> None:
+    async with up("--workers", "1", "--grace-s", "3600") as fleet:
+        running = await start_on(fleet, "print('started', flush=True)\nwhile True: pass", "--timeout-ms", "0")
+        fleet.process.send_signal(signal.SIGINT)
+        await fleet.wait_said("stopping")
+        fleet.process.send_signal(signal.SIGINT)
+        await fleet.process.communicate()
+        await running.communicate()
+        assert running.returncode == 1
     assert fleet.process.returncode == 0
 
 
@@ -153,7 +190,7 @@ async def test_a_port_in_use_is_said_in_one_line() -> None:
 
 
 async def test_a_worker_that_cannot_start_is_said_with_its_own_words() -> None:
-    process = await enclave("up", "--workers", "1", environment={"ENCLAVE_GRACE_S": "never"})
+    process = await enclave("up", "--workers", "1", environment={"ENCLAVE_ZYGOTE_FORKS": "never"})
     _, err = await process.communicate()
 
     assert process.returncode == 1
@@ -162,7 +199,7 @@ async def test_a_worker_that_cannot_start_is_said_with_its_own_words() -> None:
 
 
 async def test_a_private_fleet_that_cannot_start_exits_with_two() -> None:
-    process = await enclave("run", "-", environment={"ENCLAVE_GRACE_S": "never"})
+    process = await enclave("run", "-", environment={"ENCLAVE_ZYGOTE_FORKS": "never"})
     out, err = await process.communicate(b"return 1")
 
     assert (process.returncode, out) == (2, b"")

@@ -32,6 +32,8 @@ class Scope(enum.StrEnum):
     """Make session tokens. Keys only: a token makes no tokens."""
     METRICS = "metrics:read"
     """Read `/metrics` and `/fleet`, which are about every tenant."""
+    OPERATE = "fleet:operate"
+    """Drain the broker, or one of its workers."""
 
 
 SESSION_SCOPES = frozenset({Scope.CREATE, Scope.READ, Scope.CONTROL})

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from enclave_broker.links import Link
+from enclave_protocol import Drain, encode
 
 from .changes import Present, compare
 
@@ -54,6 +55,7 @@ class LinkKeeper:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[str] = set()
         self._left: set[str] = set()  # whose worker left its list
+        self._drained: dict[str, str | None] = {}  # by link, which life of its worker an operator has ended
 
     async def run(self) -> None:
         """Keep the links, until cancelled."""
@@ -75,6 +77,23 @@ class LinkKeeper:
         if link is not None:
             link.cut(reason)
 
+    def drain(self, worker_id: str) -> list[str]:
+        """Have a worker get no new sessions and, if it can be told, end once it has none.
+
+        Args:
+            worker_id: what it calls itself.
+
+        Returns:
+            The links to it, by name; none if it is not connected. What is started in its place is used again.
+        """
+        links = [link for link in self._links.values() if link.up and link.worker_id == worker_id]
+        for link in links:
+            self._drained[link.name] = link.instance
+            self._retire(link)
+            if link.resumes:
+                link.send(encode(Drain(reason="an operator drains this worker")))
+        return sorted(link.name for link in links)
+
     def _apply(self) -> None:
         wanted: dict[str, Source] = {}
         for source in self.sources:
@@ -88,11 +107,11 @@ class LinkKeeper:
         for name in changes.retire:
             log.info("worker %s left its list: no new sessions, and its link ends with the last one", name)
             self._left.add(name)
-            self._retire(name, retiring=True)
+            self._retire(self._links[name])
         for name in changes.take_back:
             log.info("worker %s is back on its list", name)
             self._left.discard(name)
-            self._retire(name, retiring=False)
+            self._retire(self._links[name])
         for name in changes.start:
             self._start(name, wanted[name])
 
@@ -110,14 +129,17 @@ class LinkKeeper:
         task = self._tasks[name] = self._group.create_task(link.run(), name=f"enclave-link-{name}")
         task.add_done_callback(lambda _: self._ended(link))
 
-    def _retire(self, name: str, *, retiring: bool) -> None:
-        link = self._links[name]
-        link.retiring = retiring
-        if retiring:
+    def _retire(self, link: Link) -> None:
+        link.retiring = self._is_retired(link, link.instance)
+        if link.retiring:
             self._fleet.link_retired(link)
+
+    def _is_retired(self, link: Link, instance: str | None) -> bool:
+        return link.name in self._left or (link.name in self._drained and self._drained[link.name] == instance)
 
     def _ended(self, link: Link) -> None:
         del self._tasks[link.name], self._links[link.name]
+        self._drained.pop(link.name, None)
         if link.name in self._stopping:  # else the broker stops
             self._stopping.discard(link.name)
             self._fleet.link_gone(link)
@@ -130,6 +152,9 @@ class LinkKeeper:
         """Return why a worker is not used on this link, None if it is."""
         other = None if hello.instance is UNSET else self._holder(hello.instance, link)
         if other is None:
+            if hello.instance is UNSET or self._drained.get(link.name) != hello.instance:
+                self._drained.pop(link.name, None)  # it was started again; of one that does not say, that is assumed
+            link.retiring = self._is_retired(link, hello.instance or None)
             self._fleet.links[link.name] = link
             return None
         self._fleet.links.pop(link.name, None)

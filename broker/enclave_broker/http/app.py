@@ -22,6 +22,7 @@ from .batch_routes import batch_routes
 from .catalog_routes import catalog_routes
 from .counting import RequestCounter
 from .docs import JsonPage, RoutesPage
+from .drain_routes import drain_routes
 from .early import EarlyDoor
 from .fleet_routes import fleet_routes
 from .origins import OriginGate, Origins
@@ -66,6 +67,7 @@ def _routes(broker: Broker) -> Litestar:
             *status_routes(dispatcher, public_metrics=broker.config.public_metrics),
             *fleet_routes(dispatcher),
             *catalog_routes(broker),
+            *drain_routes(broker),
             create_ws_route(dispatcher),
             create_workers_route(
                 broker.dial_in, broker.workers_door, metrics, hello_timeout_s=broker.config.hello_timeout_s

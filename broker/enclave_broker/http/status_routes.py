@@ -50,7 +50,8 @@ def status_routes(dispatcher: Dispatcher, *, public_metrics: bool) -> list[HTTPR
 
 def _health(dispatcher: Dispatcher) -> Health:
     fleet = dispatcher.placer.statistics()
-    status = "no workers" if not fleet.workers else "ok" if fleet.workers > fleet.draining else "draining"
+    takes = fleet.workers > fleet.draining and not dispatcher.draining
+    status = "ok" if takes else "draining" if fleet.workers or dispatcher.draining else "no workers"
     store = "memory" if not dispatcher.store.durable else "failing" if dispatcher.store.failure else "durable"
     return msgspec.convert(
         {

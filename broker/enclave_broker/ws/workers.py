@@ -44,6 +44,9 @@ SAY_EVERY_S = 10.0
 """A refusal is logged at most so often: whoever knocks must not fill the log."""
 NO_WORKER_CODE = 1008
 
+_GONE = (OSError, RuntimeError)
+"""What sending raises when the socket is no more: the second if uvicorn has closed it, as when the broker stops."""
+
 OPEN_TO_STRANGERS = (
     "accept_workers would let everybody who reaches it be a worker and see what clients run: give the workers' secret "
     "with --worker-token-file or ENCLAVE_WORKER_TOKEN (`enclave keys secret` makes one)"
@@ -124,7 +127,7 @@ class SocketTransport:
         """Send one text frame; raises ConnectionError."""
         try:
             await self._socket.send({"type": "websocket.send", "bytes": None, "text": data.decode()})
-        except OSError as error:
+        except _GONE as error:
             raise ConnectionResetError(f"connection closed ({error})") from error
 
     async def recv(self) -> bytes:
@@ -146,7 +149,7 @@ class SocketTransport:
         """Say goodbye, and why."""
         if not self._closed:
             self._closed = True
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*_GONE):
                 await self._socket.close(code=code, reason=reason[:MAX_REASON_CHARS])
 
 

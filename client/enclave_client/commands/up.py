@@ -81,6 +81,14 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     envvar="ENCLAVE_TOOLS_FILE",
     help="A file of OpenAPI documents, HTTP endpoints and MCP servers with more tools. Repeat it.",
 )
+@click.option(
+    "--grace-s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600),
+    envvar="ENCLAVE_GRACE_S",
+    help="On Ctrl-C or SIGTERM: seconds for sessions to finish; a second one ends them.",
+)
 def command(  # noqa: PLR0917 - click passes by name
     workers: int,
     port: int,
@@ -91,6 +99,7 @@ def command(  # noqa: PLR0917 - click passes by name
     default_language: str | None,
     tools: tuple[str, ...],
     tools_files: tuple[str, ...],
+    grace_s: float,
 ) -> None:
     """Start a whole fleet on this machine.
 
@@ -107,6 +116,7 @@ def command(  # noqa: PLR0917 - click passes by name
         tools=tools,
         default_language=default_language or "",
         tools_files=tools_files,
+        grace_s=grace_s,
     )
     try:
         asyncio.run(serve(spec))
@@ -117,26 +127,30 @@ def command(  # noqa: PLR0917 - click passes by name
 
 async def serve(spec: FleetSpec) -> None:
     """Run the fleet until a signal stops it (returns) or it ends by itself (raises FleetError)."""
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def signalled() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     for number in STOP_SIGNALS:
         if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup means what it says
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, signalled)
     stopped = asyncio.create_task(stop.wait())
-    running = asyncio.create_task(_run(spec))
+    running = asyncio.create_task(_run(spec, hurry))
     # A signal must also end a start that hangs, so the whole life of the fleet is one task that can be cancelled.
     await asyncio.wait({stopped, running}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if not running.done():
-        click.echo("stopping", err=True)
+        click.echo(f"stopping: sessions have {spec.grace_s:g} s to end, or until the next Ctrl-C", err=True)
         running.cancel()
     await asyncio.gather(stopped, running, return_exceptions=True)
     if not running.cancelled() and (error := running.exception()):
         raise error
 
 
-async def _run(spec: FleetSpec) -> None:
-    async with running_fleet(spec, _log) as fleet:
+async def _run(spec: FleetSpec, hurry: asyncio.Event) -> None:
+    async with running_fleet(spec, _log, hurry=hurry) as fleet:
         click.echo(banner(fleet))
         raise await fleet.wait_failed()
 
