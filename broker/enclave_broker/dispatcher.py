@@ -371,6 +371,8 @@ class Dispatcher:
         self.metrics.tenant_ended(session.tenant, cpu_ms / 1000)
         if session.trace is not None:
             session.trace.ended(session.outcome, session.stats)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("session ended: %s after %g ms", session.outcome, session.duration_ms(now), extra=session.about)
 
     def find_ended(self, session_id: str) -> BrokerSession | None:
         """Return a session that has ended, if it is retained."""

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import UNSET
 
 from enclave_protocol import Ack, Attach, Cancel, CatalogNotice, Code, encode
-from enclave_protocol.logs import about
 
 from . import languages, resuming
 from .absences import Absences
@@ -296,8 +295,9 @@ class Fleet:
         self._metrics.rejections.labels("WORKER_REJECTION").inc()
         payload = rejection.payload
         field = payload.field or ""
-        log.debug("worker %s refused a message: %s", link.name, payload.message)
         session = None if rejection.session_id is UNSET else self.routes.get(rejection.session_id)
+        extra = link.about if session is None else session.about
+        log.debug("worker %s refused a message: %s", link.name, payload.message, extra=extra)
         if session is None or session.worker != link.name:
             return
         if field.startswith("seqs"):
@@ -432,7 +432,7 @@ class Fleet:
     def _ask_again(self, session: BrokerSession, link: Link, missing: Missing, seq: int) -> None:
         """Have the worker send what did not come: once for each place in the stream, the rest is on its way."""
         if session.attached_from != session.log.next_seq:
-            log.warning("worker %s: %s", link.name, missing.reason, extra=about(session_id=session.session_id))
+            log.warning("worker %s: %s", link.name, missing.reason, extra=session.about)
             self._attach(session, link, resuming.Attach(session.log.next_seq, seq))
 
     def _stray(self, link: Link, envelope: Envelope, line: bytes) -> None:
@@ -507,7 +507,7 @@ class Fleet:
         self._tell_rest(session)
 
     def _broken(self, session: BrokerSession, broken: Broken) -> None:
-        log.error("worker %s, session %s: %s", session.worker, session.session_id, broken.reason)
+        log.error("worker %s: %s", session.worker, broken.reason, extra=session.about)
         self._cancel_on_worker(session, "broken stream")
         senseless = broken.code is Code.INTERNAL_ERROR
         self.end(
@@ -528,7 +528,7 @@ class Fleet:
         self._overdue[session.session_id] = loop.call_later(delay_s, self._end_overdue, session, code, message)
 
     def _end_overdue(self, session: BrokerSession, code: Code, message: str) -> None:
-        log.error("worker %s, session %s: no final in time", session.worker, session.session_id)
+        log.error("worker %s: no final in time", session.worker, extra=session.about)
         if session.worker is not None:
             self._placer.blame(session.worker)
         self._cancel_on_worker(session, "overdue")

@@ -21,7 +21,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import UNSET
 
@@ -38,6 +38,7 @@ from enclave_protocol import (
     peek,
 )
 from enclave_protocol.events import PROTOCOL_VERSION
+from enclave_protocol.logs import about
 from enclave_protocol.revisions import NEWEST_REVISION, OLDEST_REVISION, RESUMING_REVISION, common_revision
 
 from .acks import Acks
@@ -128,6 +129,11 @@ class Link:
         self._silent_intervals = 0
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What a log record about the worker is about."""
+        return about(worker_id="" if self.hello is None else self.hello.worker_id)
+
+    @property
     def worker_id(self) -> str:
         """What the worker calls itself; its URL as long as it said nothing."""
         return self.name if self.hello is None else self.hello.worker_id
@@ -173,9 +179,9 @@ class Link:
             was_up, reason = await self._live()
             failures = 1 if was_up else failures + 1
             if was_up:
-                log.warning("worker %s (%s) lost: %s; reconnecting", self.name, self.worker_id, reason)
+                log.warning("worker %s lost: %s; reconnecting", self.name, reason, extra=self.about)
             elif failures == 1:
-                log.warning("worker %s unreachable: %s; retrying until it answers", self.name, reason)
+                log.warning("worker %s unreachable: %s; retrying until it answers", self.name, reason, extra=self.about)
             await asyncio.sleep(self._delay_s(failures))
 
     async def _live(self) -> tuple[bool, str]:
@@ -201,7 +207,7 @@ class Link:
         reason = "the broker is stopping"
         self._reset(hello)
         self._transport = transport
-        log.info("worker %s (%s) up: %d slots, level %s", self.name, hello.worker_id, hello.max_sessions, hello.level)
+        log.info("worker %s up: %d slots, level %s", self.name, hello.max_sessions, hello.level, extra=self.about)
         if self.revision >= RESUMING_REVISION:
             self.send(encode(Welcome(revision=self.revision, broker_id=self._handler.broker_id)))
         self._handler.link_up(self, hello)
@@ -262,7 +268,7 @@ class Link:
         )
         self._handler.link_unfit(self)
         if reason != self._unfit:  # it is tried again for ever, and told of once
-            log.error("worker %s (%s) can't be used: %s", self.name, hello.worker_id, reason)
+            log.error("worker %s can't be used: %s", self.name, reason, extra=about(worker_id=hello.worker_id))
         self._unfit = reason
         raise LinkDown(reason)
 
@@ -283,7 +289,7 @@ class Link:
                 return
             message = decode_worker_message(line)
         except RemoteProtocolError as error:
-            log.warning("worker %s sent something unreadable: %s", self.name, error)
+            log.warning("worker %s sent something unreadable: %s", self.name, error, extra=self.about)
             return
         if isinstance(message, Pong):
             self._handler.link_pong(self, message)

@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from enclave_protocol import Limits, RemoteProtocolError, parse_limits
 from enclave_protocol.languages import LANGUAGES
+from enclave_protocol.logs import about
 
 from .languages import Unsaid, first_of, refuse_unless_offered
 
@@ -45,7 +46,7 @@ class Offers:
                 if own:
                     self._profile_limits[profile] = parse_limits(own, defaults=self._default_limits)
             except RemoteProtocolError as error:
-                log.warning("worker %s, profile %s: %s", worker, profile, error)
+                log.warning("worker %s, profile %s: %s", worker, profile, error, extra=about(worker_id=hello.worker_id))
 
     def forget(self, worker: str) -> None:
         """Leave out a worker that will not be back. Limits that only it said stay, until another says others."""

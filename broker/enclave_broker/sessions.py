@@ -10,7 +10,7 @@ exactly one `final`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -49,6 +49,7 @@ from enclave_protocol.events import (
     iso_time,
 )
 from enclave_protocol.inputs import size_bytes
+from enclave_protocol.logs import about
 
 from . import languages
 from .access import DEFAULT_TENANT
@@ -267,6 +268,16 @@ class BrokerSession:
         """What it was told of that, and has not written into the stream yet, the first first."""
         self.told_after = 0
         """It can be told more when its events up to this number are here."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a log record about it is about."""
+        return about(
+            session_id=self.session_id,
+            worker_id=self.worker_name or "",
+            tenant=self.tenant,
+            trace_id="" if self.trace is None else self.trace.trace_id,
+        )
 
     @property
     def expires_at(self) -> float:

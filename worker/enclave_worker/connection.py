@@ -41,6 +41,7 @@ from enclave_protocol import (
     encode,
 )
 from enclave_protocol.languages import LANGUAGES
+from enclave_protocol.logs import about
 from enclave_protocol.revisions import NEWEST_REVISION, OLDEST_REVISION, RESUMING_REVISION
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ class Connection:
     def _reject(self, error: RemoteProtocolError) -> None:
         field = error.field.partition(".")[0]
         self._sessions.metrics.refused_messages.labels(field if field in _REJECTED_FIELDS else "message").inc()
-        log.warning("refused a message: %s", error)
+        log.warning("refused a message: %s", error, extra=about(session_id=error.session_id or ""))
         self.deliver(encode(Rejection.of(error)))
 
     def _hello(self) -> Hello:

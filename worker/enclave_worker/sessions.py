@@ -35,6 +35,8 @@ from enclave_protocol import (
 )
 from enclave_protocol.events import iso_time
 from enclave_protocol.languages import MAX_SCRIPT_BYTES
+from enclave_protocol.logs import about
+from enclave_protocol.trace_context import parse_trace
 
 from .brokers import Brokers
 from .holdings import Holding, Holdings
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from enclave_protocol.languages import Language
+    from enclave_protocol.trace_context import TraceContext
 
     from .config import RuntimeConfig
     from .holdings import Sink
@@ -149,6 +152,8 @@ class Sessions:
         if outlives:
             sink = self.holdings.hold(session_id, sink, first_seq)
         run = _Run(self, session, message.code, sink, offer=offer, given=given)
+        if message.traceparent is not UNSET:
+            run.trace = parse_trace(message.traceparent)
         self._runs[session_id] = run
         self._idle.clear()
         run.start(announce=message.first_seq is UNSET)
@@ -314,6 +319,8 @@ class _Run:
         self._loop = sessions.loop
         self._started_s = time.monotonic()
         self._sandbox: Sandbox | None = None
+        self.trace: TraceContext | None = None
+        """Where in a distributed trace it belongs."""
         self._waited = False
         """Whether there was no warm sandbox."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -323,6 +330,11 @@ class _Run:
     def __repr__(self) -> str:
         return f"<_Run {self.session!r} sandbox={self._sandbox!r}>"
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a log record about the session is about."""
+        return about(session_id=self.session.session_id, trace_id="" if self.trace is None else self.trace.trace_id)
+
     def start(self, *, announce: bool) -> None:
         """Take a sandbox, and start the clocks."""
         limits = self.session.limits
@@ -331,7 +343,7 @@ class _Run:
             expires_at = iso_time(time.time() + limits.session_ttl_ms / 1000)
             self._perform(self.session.init(cancel_url, expires_at))
         if self._sessions.config.debug:
-            log.info("session %s started", self.session.session_id)
+            log.info("session started", extra=self.about)
         self._sessions.listeners.execute.notify(self.session.session_id)
         self._timers["deadline"] = self._loop.call_later(self.session.budget_ms / 1000, self._on_deadline)
         if limits.heartbeat_interval_ms:
@@ -456,7 +468,7 @@ class _Run:
         try:
             used = sandbox.usage()
         except Exception:  # an ending must not depend on a measurement
-            log.exception("what sandbox %d used can't be told", sandbox.number)
+            log.exception("what sandbox %d used can't be told", sandbox.number, extra=self.about)
             used = Usage()
         try:
             self._finish(Exit(0, used))
@@ -473,7 +485,7 @@ class _Run:
                 self.sink.deliver(instruction.line)
             elif isinstance(instruction, Ended):
                 if self._sessions.config.debug:
-                    log.info("session %s ended: %s", self.session.session_id, instruction.code)
+                    log.info("session ended: %s", instruction.code, extra=self.about)
                 cpu_s = 0.0 if exit_ is None else exit_.usage.cpu_ms / 1000
                 self._sessions.forget(self, instruction.code, now_s - self._started_s, cpu_s)
 

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs
 from msgspec import UNSET
 
 from enclave_protocol.credentials import bearer
+from enclave_protocol.logs import about
 
 from .caller import LOCAL, SESSION_SCOPES, Caller, Denied, Scope
 from .keys import PREFIX, Book
@@ -122,7 +123,7 @@ class Gate:
             sid=session_id or UNSET,
             limits=dict(limits) if limits else UNSET,
         )
-        log.info("key %s of tenant %s made token %s for %d s", caller.key_id, caller.tenant, claims.jti, life_s)
+        log.info("key %s made token %s for %d s", caller.key_id, claims.jti, life_s, extra=about(tenant=caller.tenant))
         return self._signer.sign(claims), claims
 
     def _configure(self) -> None:

@@ -105,11 +105,12 @@ class LinkKeeper:
             self._left.discard(name)
             self._tasks[name].cancel()
         for name in changes.retire:
-            log.info("worker %s left its list: no new sessions, and its link ends with the last one", name)
+            message = "worker %s left its list: no new sessions, and its link ends with the last one"
+            log.info(message, name, extra=self._links[name].about)
             self._left.add(name)
             self._retire(self._links[name])
         for name in changes.take_back:
-            log.info("worker %s is back on its list", name)
+            log.info("worker %s is back on its list", name, extra=self._links[name].about)
             self._left.discard(name)
             self._retire(self._links[name])
         for name in changes.start:
@@ -145,7 +146,7 @@ class LinkKeeper:
             self._fleet.link_gone(link)
             for source in self.sources:
                 source.forget(link.name)
-            log.info("worker %s: link closed", link.name)
+            log.info("worker %s: link closed", link.name, extra=link.about)
             self._apply()
 
     def _admit(self, link: Link, hello: Hello) -> str | None:

@@ -113,7 +113,7 @@ class EventStream:
             pass  # as below, and nobody's fault
         except (Trimmed, TimeoutError) as slow:
             self._dispatcher.metrics.readers_cut.inc()
-            log.warning("reader of %s cut off: %s", self._session.session_id, str(slow) or "it takes nothing")
+            log.warning("reader cut off: %s", str(slow) or "it takes nothing", extra=self._session.about)
             # Returning without the last chunk makes the server drop the connection.
 
     async def _chosen(self, first: int, lines: list[bytes]) -> list[Numbered]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from enclave_broker.access import DEFAULT_TENANT
 from enclave_protocol import Code
+from enclave_protocol.logs import about
 
 from .tool import ToolFailure
 
@@ -45,6 +46,10 @@ ApprovalHook = Callable[[ApprovalRequest], Awaitable[bool | Refusal]]
 """Returns True to let the call run; False or a Refusal to refuse it. Raising refuses too."""
 
 
+def _about(request: ApprovalRequest) -> dict[str, Any]:
+    return about(session_id=request.session_id, tenant=request.tenant, call_id=request.call_id, tool=request.tool)
+
+
 async def require_approval(hook: ApprovalHook | None, request: ApprovalRequest) -> None:
     """Return if the hook agrees; raises ToolFailure, `APPROVAL_REFUSED`, if not."""
     if hook is None:
@@ -52,7 +57,7 @@ async def require_approval(hook: ApprovalHook | None, request: ApprovalRequest) 
     try:
         answer = await hook(request)
     except Exception:
-        log.exception("the approval hook failed on a call of %s", request.tool)
+        log.exception("the approval hook failed on a call of %s", request.tool, extra=_about(request))
         raise _refused(request, "the approval hook failed") from None
     if answer is not True:
         raise _refused(request, answer.reason if isinstance(answer, Refusal) else "the approval hook said no")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from enclave_protocol.logs import about
+
 if TYPE_CHECKING:
     from .secrets import Scrubber
 
@@ -88,7 +90,8 @@ class AuditLog:
             self._timer = None
         lines, self._lines = self._lines, []
         for line in lines:
-            log.info("%s", self._scrubber.clean_json(msgspec.json.encode(line)).decode())
+            extra = about(session_id=line.session_id, tenant=line.tenant, call_id=line.call_id, tool=line.tool)
+            log.info("%s", self._scrubber.clean_json(msgspec.json.encode(line)).decode(), extra=extra)
 
 
 def canonical(args: object) -> bytes:

@@ -13,7 +13,7 @@ import random
 import time
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from enclave_broker.access import DEFAULT_TENANT
 from enclave_broker.tracing import carried
 from enclave_protocol import Code, tool_calls
 from enclave_protocol.limits import MAX_VALUE_BYTES
+from enclave_protocol.logs import about
 
 from . import references, retries
 from .approval import ApprovalRequest, require_approval
@@ -77,6 +78,17 @@ class Call:
     result_bytes: int | None = None
     reference: str | None = None
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a log record about it is about."""
+        return about(
+            session_id=self.session_id,
+            tenant=self.tenant,
+            trace_id="" if self.trace is None else self.trace.trace_id,
+            call_id=self.call_id,
+            tool=self.tool.name,
+        )
+
 
 class ToolRunner:
     """Runs calls. Owns the threads for plain functions, and the gates of tools with a cap.
@@ -113,7 +125,8 @@ class ToolRunner:
         except (Exception, SystemExit, GeneratorExit) as error:  # noqa: BLE001 - a tool may raise anything
             if log.isEnabledFor(logging.DEBUG):
                 trace = "".join(traceback.format_exception(error))
-                log.debug("tool %s failed:\n%s", call.tool.name, self.secrets.scrubber.clean(trace))
+                clean = self.secrets.scrubber.clean(trace)
+                log.debug("tool %s failed:\n%s", call.tool.name, clean, extra=call.about)
             return self.failed(call, tool_calls.code_of(error), tool_calls.describe(error))
         return tool_calls.succeeded(call.session_id, call.call_id, call.tool.name, msgspec.Raw(text))
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,11 +26,12 @@ Message = dict[str, Any]
 class Program:
     """One of them, listening."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, lines: list[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self.url = url
-        self.lines = lines
+        self.url = ""
+        self.lines: list[str] = []
         """What it has logged so far."""
+        self._more = threading.Condition()
 
     @property
     def http(self) -> str:
@@ -51,14 +53,39 @@ class Program:
         ) as response:
             return [json.loads(line) for line in response.read().splitlines()]
 
-    def metrics(self) -> dict[str, Metric]:
-        """Its exposition, as prometheus_client's parser reads it."""
-        return {family.name: family for family in text_string_to_metric_families(self.get("/metrics"))}
+    def answers(self, path: str) -> bool:
+        """Say whether it answers with success."""
+        try:
+            self.get(path)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
+        return True
 
-    def values(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """Every sample by name and labels."""
-        families = self.metrics().values()
-        return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+    def metrics(self, headers: Mapping[str, str] | None = None) -> dict[str, Metric]:
+        """Its exposition, as prometheus_client's parser reads it."""
+        return {family.name: family for family in text_string_to_metric_families(self.get("/metrics", headers))}
+
+    def objects(self) -> list[Message]:
+        """What it has logged so far, as JSON has it."""
+        return [json.loads(line) for line in list(self.lines)]
+
+    def wait_said(self, *words: str) -> str:
+        """Wait for a line with all these words in it."""
+        with self._more:
+            found = self._more.wait_for(lambda: self._find(words), PATIENCE_S)
+        assert found, f"it never said {words}"
+        return found
+
+    def _find(self, words: tuple[str, ...]) -> str:
+        return next((line for line in self.lines if all(word in line for word in words)), "")
+
+    def read(self, stream: IO[str]) -> None:
+        """Take what it logs, to its end."""
+        for line in stream:
+            with self._more:
+                self.lines.append(line.removesuffix("\n"))
+                self._more.notify_all()
 
     def stop(self) -> int:
         """End it, and wait until all that it logged has come."""
@@ -75,19 +102,15 @@ def program(module: str, *options: str, env: Mapping[str, str] | None = None) ->
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        lines: list[str] = []
-        reader = threading.Thread(target=_read, args=(process.stderr, lines), daemon=True)
+        running = Program(process)
+        reader = threading.Thread(target=running.read, args=(process.stderr,), daemon=True)
         reader.start()
         try:
             said = process.stdout.readline()
-            assert said, f"it did not start: {lines}"
-            yield Program(process, said.split()[3], lines)
+            assert said, f"it did not start: {running.lines}"
+            running.url = said.split()[3]
+            yield running
         finally:
             process.terminate()
             process.wait(PATIENCE_S)
             reader.join(PATIENCE_S)
-
-
-def _read(stream: IO[str], lines: list[str]) -> None:
-    for line in stream:
-        lines.append(line.removesuffix("\n"))  # noqa: PERF401 - as they come
