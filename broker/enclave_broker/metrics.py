@@ -60,7 +60,7 @@ class Metrics:
         )
         self.workers = Gauge(
             "enclave_workers",
-            "Workers; away: cut off, and their sessions wait for them; disconnected: known, and not there",
+            "Workers; failing: avoided; away: cut off, their sessions wait for them; disconnected: known, not there",
             ["state"],
             registry=registry,
         )
@@ -221,7 +221,8 @@ class Metrics:
         self.slots.labels("reserved").set(fleet.reserved)
         self.slots.labels("free").set(fleet.free)
         self.slots.labels("other").set(max(0, fleet.slots - fleet.reserved - fleet.free))
-        self.workers.labels("connected").set(fleet.workers - fleet.draining)
+        self.workers.labels("connected").set(max(0, fleet.workers - fleet.draining - fleet.failing))
+        self.workers.labels("failing").set(fleet.failing)
         self.workers.labels("draining").set(fleet.draining)
         self.workers.labels("away").set(fleet.away)
         self.workers.labels("disconnected").set(max(0, configured - fleet.workers - fleet.away))
