@@ -141,6 +141,7 @@ class Faults:
     def _take_broker_down(self, fault: Fault, *, vanish: bool) -> None:
         world = self._world
         if world.broker.alive:
+            world.truth.check_now()
             world.broker.kill(vanish=vanish)
             world.truth.broker_died()
             world.truth.note("down", BROKER, fault.for_s + FOUND_OUT_S)
