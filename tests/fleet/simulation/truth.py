@@ -154,7 +154,7 @@ class Truth:
         for session in dispatcher.directory.sessions():
             session_id = session.session_id
             if session.log.end_seq > 1:
-                self.accepted_s.setdefault(session_id, now)
+                self.accepted_s.setdefault(session_id, session.created)
             else:
                 continue  # nobody was told yet
             self._check_log(session_id, session.log)

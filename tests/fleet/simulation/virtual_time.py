@@ -92,6 +92,7 @@ class _Task(asyncio.Task[Any]):
     """Hashed by its number: a set of tasks has the same order in every run of a seed."""
 
     number = 0
+    process: Process | None = None
 
     def __hash__(self) -> int:
         return self.number
@@ -148,6 +149,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Start a task."""
         task = _Task(coro, loop=self, name=name, context=context)
         task.number = len(self._tasks)
+        task.process = current.get() if context is None else context.get(current)
         self._tasks.append(task)
         return task
 
@@ -219,7 +221,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _drop_all(self) -> None:
         """Unwind what still waits. The dead run their `finally` blocks now, when nobody is left to notice."""
         for task in self._tasks:
-            unseen = task._log_traceback
+            unseen = task._log_traceback and (task.process is None or task.process.alive)
             if task.done() and not task.cancelled() and (error := task.exception()) is not None and unseen:
                 self.faults.append(f"a task failed: {error!r}")
         self.set_exception_handler(lambda *_: None)
