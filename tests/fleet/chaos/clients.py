@@ -187,6 +187,8 @@ class _ByHttp:
         request: dict[str, Any] = {"code": work.code, "sessionId": record.session_id, "limits": limits}
         if work.own_tools:
             request["tools"] = [{"name": "own_answer"}]
+        if work.retry_safe:
+            request["retry"] = "safe"
         self._body = msgspec.json.encode(request)
 
     async def run(self) -> None:

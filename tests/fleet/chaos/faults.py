@@ -45,6 +45,15 @@ SHARES = {
     "full disk": 3,
 }
 """What can happen, and how often, of all."""
+CAUSES = {
+    "WORKER_LOST": {"kill worker": 0.0, "partition": 9.0, "freeze worker": 9.0, "vanish": 9.0},
+    "GUEST_CRASHED": {"kill guest": 0.0, "kill zygote": 0.0},
+    "SESSION_CANCELLED": {"partition": 3.0, "slow": 3.0},
+}
+"""What alone can make sessions end so, if it lasts so many seconds: a worker that is away for less than the broker
+waits for it loses nothing, nor does a broker that is killed; a client that is away for too long loses its session."""
+_AFTERMATH_S = 30.0
+"""How long after its end something can still end sessions."""
 _FILL_PIECE_BYTES = 1 << 16
 
 
@@ -91,6 +100,7 @@ class Faults:
         self._filled = False
         self.done: dict[str, int] = dict.fromkeys(SHARES, 0)
         """How often each has happened."""
+        self._begun: list[Fault] = []
         self._acts: dict[str, Callable[[Fault], Coroutine[None, None, None]]] = {
             "cut": self._cut,
             "half open": self._half_open,
@@ -119,12 +129,24 @@ class Faults:
                     return
                 group.create_task(self._acts[fault.name](fault))
 
+    def explain(self, code: str, began_s: float, ended_s: float) -> bool:
+        """Return whether something happened that can have made a session end with this code in this time."""
+        least_s = CAUSES.get(code)
+        return least_s is None or any(
+            fault.name in least_s
+            and fault.for_s >= least_s[fault.name]
+            and self._began_s + fault.at_s <= ended_s
+            and self._began_s + fault.at_s + fault.for_s + _AFTERMATH_S >= began_s
+            for fault in self._begun
+        )
+
     def note(self, text: str) -> None:
         """Put something into the timeline."""
         self._say(f"{time.monotonic() - self._began_s:8.2f} s  {text}")
 
     def _begin(self, fault: Fault, text: str) -> None:
         self.done[fault.name] += 1
+        self._begun.append(fault)
         self.note(text)
 
     def _worker(self, fault: Fault, *, vanishing: bool = False) -> Member | None:

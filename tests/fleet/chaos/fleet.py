@@ -39,13 +39,21 @@ class Member:
         program: not started yet, with the arguments of every start.
         proxy: that stands before it; None if nothing does.
         say: told of deaths and returns.
+        address: where a broker finds it; empty if none is to.
         namespace: the host that it is on; None for ours.
     """
 
     def __init__(
-        self, program: Program, proxy: Proxy | None, say: Callable[[str], None], namespace: Namespace | None = None
+        self,
+        program: Program,
+        proxy: Proxy | None,
+        say: Callable[[str], None],
+        *,
+        address: str = "",
+        namespace: Namespace | None = None,
     ) -> None:
         self.program = program
+        self.address = address
         self.proxy = proxy
         self.namespace = namespace
         self.busy = False
@@ -161,33 +169,70 @@ class Fleet:
         return [self.broker, *self.workers]
 
     async def start(
-        self, *, workers: int, vanishing: int, worker_options: list[str], broker_options: list[str]
+        self, *, workers: int, vanishing: int, dialling: int, worker_options: list[str], broker_options: list[str]
     ) -> None:
-        """Start everything: `vanishing` of the workers in hosts of their own. Raises ProgramDiedError, RuntimeError."""
-        urls = []
-        for number in range(workers):
-            namespace = Namespace(number) if number < vanishing else None
-            port = next(self._ports)
-            proxy = None if namespace else Proxy(next(self._ports), port)
-            host = namespace.address if namespace else "127.0.0.1"
-            urls.append(f"ws://{host}:{proxy.port if proxy else port}/ws")
-            options = ["--host", host, "--port", str(port), "--worker-id", f"worker-{number + 1}", *worker_options]
-            module = "enclave_worker.cli"
-            if namespace:
-                await namespace.make()
-                module, options = "tests.fleet.chaos.namespaces", [namespace.name, *options]
-            self.workers.append(
-                Member(self._program(f"worker-{number + 1}", module, options), proxy, self._say, namespace)
-            )
+        """Start everything.
+
+        Args:
+            workers: how many.
+            vanishing: of these, so many first ones are in hosts of their own,
+            dialling: and so many last ones dial in to the broker.
+            worker_options: for each of them.
+            broker_options: for the broker.
+
+        Raises:
+            ProgramDiedError: something does not start.
+            RuntimeError: there cannot be a network namespace.
+        """
         port = next(self._ports)
         self.door = Proxy(next(self._ports), port)
         options = ["--host", "127.0.0.1", "--port", str(port), *broker_options]
-        for url in urls:
-            options += ["--worker", url]
-        program = self._program("broker", "enclave_broker.cli", options)
-        self.broker = Member(program, self.door, self._say)
+        for number in range(workers):
+            if number < vanishing:
+                worker = await self._vanishing(number, worker_options)
+            elif number >= workers - dialling:
+                worker = self._dialling(number, port, worker_options)
+            else:
+                worker = self._listening(number, worker_options)
+            self.workers.append(worker)
+            if worker.address:
+                options += ["--worker", worker.address]
+        if dialling:
+            options.append("--accept-workers")
+        self.broker = Member(self._program("broker", "enclave_broker.cli", options), self.door, self._say)
         await asyncio.gather(*(member.start() for member in self.members))
         await asyncio.gather(*(member.wait_ready() for member in self.members))
+
+    def _listening(self, number: int, options: list[str]) -> Member:
+        """Return a worker that the broker finds behind a proxy."""
+        port = next(self._ports)
+        proxy = Proxy(next(self._ports), port)
+        address = f"ws://127.0.0.1:{proxy.port}/ws"
+        return Member(self._worker(number, "127.0.0.1", port, options), proxy, self._say, address=address)
+
+    def _dialling(self, number: int, broker_port: int, options: list[str]) -> Member:
+        """Return a worker that finds the broker behind a proxy."""
+        proxy = Proxy(next(self._ports), broker_port)
+        options = [*options, "--dial", f"ws://127.0.0.1:{proxy.port}/workers"]
+        return Member(self._worker(number, "127.0.0.1", next(self._ports), options), proxy, self._say)
+
+    async def _vanishing(self, number: int, options: list[str]) -> Member:
+        """Return a worker on a host of its own."""
+        namespace = Namespace(number)
+        await namespace.make()
+        port = next(self._ports)
+        program = self._worker(number, namespace.address, port, options, namespace)
+        address = f"ws://{namespace.address}:{port}/ws"
+        return Member(program, None, self._say, address=address, namespace=namespace)
+
+    def _worker(
+        self, number: int, host: str, port: int, options: list[str], namespace: Namespace | None = None
+    ) -> Program:
+        name = f"worker-{number + 1}"
+        options = ["--host", host, "--port", str(port), "--worker-id", name, *options]
+        if namespace is None:
+            return self._program(name, "enclave_worker.cli", options)
+        return self._program(name, "tests.fleet.chaos.namespaces", [namespace.name, *options])
 
     async def stop(self) -> None:
         """Stop everything; no process is left of what was started."""

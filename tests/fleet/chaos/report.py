@@ -25,6 +25,8 @@ class Tally:
         self.codes: dict[str, collections.Counter[str]] = {}
         """By kind of session, how they ended."""
         self.examples: list[str] = []
+        self.failed: list[tuple[str, Record]] = []
+        """Sessions that did not end well, each with its code."""
         self.events = 0
         self.readings = 0
         self.slowest_s = 0.0
@@ -35,6 +37,8 @@ class Tally:
         self.sessions += 1
         self.finals += verdict.code != "none"
         self.codes.setdefault(record.kind, collections.Counter())[verdict.code] += 1
+        if verdict.code not in {"OK", "none"}:
+            self.failed.append((verdict.code, record))
         self.events += sum(len(reading.lines) for reading in record.readings)
         self.readings += len(record.readings)
         if verdict.code != "none":

@@ -36,6 +36,7 @@ GRACE_S = 25.0
 """For sessions of a program that is drained: more than the longest takes."""
 DISK_BYTES = 256 << 20
 """Of the store's disk: room for every session of a run, and little enough to be filled in no time."""
+MAX_EXAMPLES = 10
 OF_BROKERS = frozenset({"kill broker", "drain broker", "full disk"})
 """What only a store that keeps sessions can bear."""
 
@@ -48,6 +49,7 @@ class Plan:
     at_once: int
     workers: int
     vanishing: int
+    dialling: int
     every_s: float
     store: str
     faults: tuple[str, ...]
@@ -95,6 +97,7 @@ async def _run(plan: Plan, directory: Path, tally: Tally, say: Callable[[str], N
         broker_options += ["--store", f"sqlite:{store / 'sessions.db'}"]
     worker_options = ["--level", "BEST", "--max-sessions", str(SLOTS), "--grace-s", str(GRACE_S)]
     how = {"worker_options": worker_options, "broker_options": broker_options}
+    how |= {name: getattr(plan, name) for name in ("workers", "vanishing", "dialling")}
     records: dict[str, Record] = {}
 
     def take(one: Work, record: Record) -> None:
@@ -103,7 +106,7 @@ async def _run(plan: Plan, directory: Path, tally: Tally, say: Callable[[str], N
         else:
             tally.add(record)
 
-    async with running(directory, say, workers=plan.workers, vanishing=plan.vanishing, **how) as fleet:
+    async with running(directory, say, **how) as fleet:
         clients = Clients(fleet.door.port, queue_s=QUEUE_S)
         over = asyncio.Event()
         faults = Faults(fleet, store if "full disk" in plan.faults else None, say)
@@ -119,8 +122,14 @@ async def _run(plan: Plan, directory: Path, tally: Tally, say: Callable[[str], N
     say("faults: " + ", ".join(f"{name} {count}" for name, count in faults.done.items() if count))
     tracebacks = collections.Counter(fleet.tracebacks)
     say("exceptions in the logs: " + (", ".join(f"{name} {n}" for name, n in tracebacks.items()) or "none"))
+    unexplained = [
+        f"{code} without a cause: {record.session_id} ({record.kind})"
+        for code, record in tally.failed
+        if not faults.explain(code, record.began_s, record.ended_s)
+    ]
+    say(f"ended without a cause: {len(unexplained)}")
     deaths = [death for member in fleet.members for death in member.deaths]
-    return deaths, [pid for worker in fleet.workers for pid in worker.pids]
+    return [*deaths, *unexplained[:MAX_EXAMPLES]], [pid for worker in fleet.workers for pid in worker.pids]
 
 
 def _count_runs(file: Path, records: dict[str, Record]) -> None:
