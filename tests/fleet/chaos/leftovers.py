@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from enclave_client.bench.footprint import children
 
+from .namespaces import prefix
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -41,7 +43,8 @@ class Held:
             with contextlib.suppress(FileNotFoundError):  # it is the one that we look with
                 descriptors[entry.name] = str(entry.readlink())
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        return cls(descriptors, {line.split()[0]: line for line in mounts})
+        ours = [line for line in mounts if "/run/netns/" not in line or prefix() in line]  # others may have theirs
+        return cls(descriptors, {line.split()[0]: line for line in ours})
 
 
 def adopt_orphans() -> None:

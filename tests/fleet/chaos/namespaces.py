@@ -24,7 +24,7 @@ class Namespace:
 
     def __init__(self, number: int) -> None:
         net = f"10.{64 + os.getpid() % 128}.{number}"
-        self.name = f"chaos-{os.getpid()}-{number}"
+        self.name = f"{prefix()}{number}"
         self.address = f"{net}.2"
         self._ours = f"{net}.1"
         self._near, self._far = (f"ch{os.getpid()}{end}{number}" for end in "nf")
@@ -50,6 +50,11 @@ class Namespace:
     async def remove(self) -> None:
         """Remove it; the pair goes with it."""
         await _ip("netns", "delete", self.name)
+
+
+def prefix() -> str:
+    """Return how the names of this process's namespaces begin."""
+    return f"chaos-{os.getpid()}-"
 
 
 def lacking() -> str:
