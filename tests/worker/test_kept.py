@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -63,6 +63,7 @@ class KeptAgainstAList(RuleBasedStateMachine):
 
 
 TestKeptAgainstAList = KeptAgainstAList.TestCase
+TestKeptAgainstAList.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 @given(st.lists(st.tuples(st.integers(0, SESSIONS - 1), st.integers(1, 50)), max_size=300))
