@@ -419,7 +419,7 @@ class Fleet:
         message = encode(Attach(session_id=session.session_id, from_seq=fate.from_seq))
         self._store.then(functools.partial(link.send, message))
         for answer in session.answers.values():
-            self.send(session, answer)
+            self._store.then(functools.partial(link.send_again, answer))
         if session.cancelling is not None:
             self._cancel_on_worker(session, session.cancelling)
         if session.may_tell:

@@ -121,7 +121,7 @@ class Link:
         self._handler = handler
         self._config = config
         self._admit = admit
-        self._outgoing: deque[bytes] = deque()
+        self._outgoing: deque[tuple[bytes, int]] = deque()  # and how much each counts
         self._outgoing_bytes = 0
         self._something_to_write = asyncio.Event()
         self._overflowed = asyncio.Event()
@@ -148,10 +148,18 @@ class Link:
         """
         if not self.up or self._overflowed.is_set():
             return
+        self._put(message, len(message))
+
+    def send_again(self, message: bytes) -> None:
+        """Send what somebody keeps to send it again. That is much at once after an attach, and can't overflow."""
+        if self.up and not self._overflowed.is_set():
+            self._put(message, 0)
+
+    def _put(self, message: bytes, counted_bytes: int) -> None:
         if not self._outgoing and self._transport is not None and self._transport.send_now(message):
             return
-        self._outgoing.append(message)
-        self._outgoing_bytes += len(message)
+        self._outgoing.append((message, counted_bytes))
+        self._outgoing_bytes += counted_bytes
         self._something_to_write.set()
         if self._outgoing_bytes > self._config.link_buffer_bytes:
             self._overflowed.set()
@@ -303,8 +311,8 @@ class Link:
             await self._something_to_write.wait()
             self._something_to_write.clear()
             while self._outgoing:
-                message = self._outgoing.popleft()
-                self._outgoing_bytes -= len(message)
+                message, counted_bytes = self._outgoing.popleft()
+                self._outgoing_bytes -= counted_bytes
                 try:
                     await transport.send(message)
                 except (ConnectionError, EOFError) as error:

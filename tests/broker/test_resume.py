@@ -124,6 +124,30 @@ async def test_a_tool_that_answers_while_the_worker_is_away_answers_the_guest_wh
         assert (await ended)[-1]["payload"]["result"] == "at last"
 
 
+async def test_answers_that_waited_for_a_worker_are_more_than_a_link_may_buffer_and_all_arrive() -> None:
+    async def calls(session: FakeSession) -> None:
+        await session.final(len((await session.call("late"))["value"]))
+
+    back = asyncio.Event()
+
+    async def late() -> str:
+        await back.wait()
+        return "x" * 4_000_000
+
+    worker = ResumingWorker(calls)
+    async with fleet(worker, tools=[late], link_buffer_bytes=1_000_000, dead_after_s=60) as running:
+        tasks = [asyncio.create_task(events_of(running)) for _ in range(6)]
+        await running.wait_until(lambda: running.broker.dispatcher.tool_calls.running == 6)
+        worker.present.clear()
+        worker.cut()
+        await running.wait_workers(0)
+        back.set()
+        await running.wait_until(lambda: running.broker.dispatcher.tool_calls.running == 0)
+        worker.present.set()
+        assert [events[-1]["payload"]["result"] for events in await asyncio.gather(*tasks)] == [4_000_000] * 6
+        assert running.metric("enclave_workers_lost_total") == 1
+
+
 async def test_a_final_whose_acknowledgement_was_lost_is_acknowledged_again() -> None:
     worker = ResumingWorker()
     worker.lose = {"ack"}
