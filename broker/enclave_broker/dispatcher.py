@@ -388,7 +388,7 @@ class Dispatcher:
 
     def tool_called(self, session: BrokerSession, called: ToolCalled) -> None:
         """Have a call answered, unless its session has ended meanwhile: by the broker's tool, or by the client."""
-        if not session.live:
+        if not session.live or self._closing:
             return
         payload = called.call.payload
         try:

@@ -3,8 +3,9 @@
 Theory of operation. `running_fleet` starts every program, waits until each worker says where it listens, tells the
 broker those addresses, and waits until all of them report ready. One supervising task per program then waits for its
 death: a dead worker is started again on its old port (the broker knows it by that address) after a growing delay; a
-dead broker ends the fleet, because its sessions and their events died with it. On the way out the broker goes first, so
-that clients are told before their workers vanish. `stop` returns when every process has been waited for.
+dead broker ends the fleet, because its sessions and their events died with it, unless it keeps them in a file: then it
+is started again too. On the way out the broker goes first, so that clients are told before their workers vanish. `stop`
+returns when every process has been waited for.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class FleetSpec:
     """Files that say where more tools come from."""
     grace_s: float = 0.0
     """How long sessions are given to end when the fleet is stopped."""
+    store: str = ""
+    """Where the broker keeps sessions; its own default, memory, if empty."""
     broker_options: tuple[str, ...] = ()
     """Further options of the broker's command."""
 
@@ -118,6 +121,8 @@ def broker_arguments(spec: FleetSpec, worker_urls: list[str]) -> list[str]:
         arguments += ["--tools-file", file]
     if spec.default_language:
         arguments += ["--default-language", spec.default_language]
+    if spec.store:
+        arguments += ["--store", spec.store]
     return [*arguments, *spec.broker_options]
 
 
@@ -165,7 +170,12 @@ class Fleet:
         for worker in self.workers:
             worker.arguments = worker_arguments(self._spec, worker.name, urlsplit(worker.url).port or 0)
         self._supervisors = [asyncio.create_task(self._restart_for_ever(worker)) for worker in self.workers]
-        self._supervisors.append(asyncio.create_task(self._watch_broker()))
+        if self._spec.store in {"", "memory"}:
+            self._supervisors.append(asyncio.create_task(self._watch_broker()))
+        else:
+            port = urlsplit(self.broker.url).port or 0
+            self.broker.arguments = broker_arguments(dataclasses.replace(self._spec, port=port), urls)
+            self._supervisors.append(asyncio.create_task(self._restart_for_ever(self.broker)))
 
     async def stop(self) -> None:
         """Drain the broker, stop everything; returns when no process of the fleet is left."""
@@ -201,21 +211,21 @@ class Fleet:
             advice = "`enclave doctor` says what this machine lacks and how to mend it"
         return FleetError(f"{error}; {advice}", detail)
 
-    async def _restart_for_ever(self, worker: Program) -> None:
+    async def _restart_for_ever(self, program: Program) -> None:
         failures = 0
         while True:
             started = time.monotonic()
-            how = await worker.wait_exit()
+            how = await program.wait_exit()
             failures = 1 if time.monotonic() - started > STABLE_S else failures + 1
             delay_s = restart_delay_s(failures)
-            self._log(worker.name, f"died ({how}); starting it again in {delay_s:g} s")
+            self._log(program.name, f"died ({how}); starting it again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
-            await worker.start()
+            await program.start()
             try:
-                self._log(worker.name, f"is back at {await worker.wait_listening(START_TIMEOUT_S)}")
+                self._log(program.name, f"is back at {await program.wait_listening(START_TIMEOUT_S)}")
             except ProgramDiedError as error:
-                self._log(worker.name, str(error))
-                await worker.stop(0)
+                self._log(program.name, str(error))
+                await program.stop(0)
 
     async def _watch_broker(self) -> None:
         how = await self.broker.wait_exit()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
 import socket
 import sys
+import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -162,6 +164,24 @@ async def test_a_fleet_without_its_broker_ends_and_says_so() -> None:
 
     assert fleet.process.returncode == 1
     assert err.decode().splitlines()[-1].startswith("enclave: the broker died (killed by SIGKILL)")
+
+
+def sessions_of(url: str) -> list[dict[str, Any]]:
+    with urllib.request.urlopen(f"{url}/sessions") as response:
+        sessions: list[dict[str, Any]] = json.load(response)["sessions"]
+        return sessions
+
+
+async def test_a_broker_that_keeps_its_sessions_is_started_again_and_has_them(tmp_path: Path) -> None:
+    async with up("--workers", "1", "--store", f"sqlite:{tmp_path / 'sessions.sqlite'}") as fleet:
+        code, _, _ = await run("--broker", fleet.url, code="return 1")
+        assert code == 0
+        [broker] = [pid for pid in children_of(fleet.process.pid) if b"enclave_broker.cli" in cmdline(pid)]
+        os.kill(broker, signal.SIGKILL)
+        assert "killed by SIGKILL" in await fleet.wait_said("died")
+        assert fleet.url in await fleet.wait_said("is back at")
+        [session] = sessions_of(fleet.url)
+    assert session["outcome"] == "ok"
 
 
 async def test_the_curl_line_is_right() -> None:

@@ -281,7 +281,10 @@ class SqliteStore:
             stored.stored(end_seq)
         batch.logs.clear()
         for action in batch.actions:  # which may add to them: `then` while this runs comes after what is there
-            action()
+            try:
+                action()
+            except Exception:  # one session's fault must not keep all others from being stored
+                log.exception("an action that waited for the store failed")
         batch.actions.clear()
 
     def _shelve(self, session: BrokerSession, key: int) -> None:

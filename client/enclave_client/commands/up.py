@@ -89,6 +89,14 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     envvar="ENCLAVE_GRACE_S",
     help="On Ctrl-C or SIGTERM: seconds for sessions to finish; a second one ends them.",
 )
+@click.option(
+    "--store",
+    default="",
+    metavar="memory|sqlite:FILE",
+    envvar="ENCLAVE_STORE",
+    help="Where sessions are kept. In a file they outlive the broker, which is started again if it dies.  "
+    "[default: memory]",
+)
 def command(  # noqa: PLR0917 - click passes by name
     workers: int,
     port: int,
@@ -100,6 +108,7 @@ def command(  # noqa: PLR0917 - click passes by name
     tools: tuple[str, ...],
     tools_files: tuple[str, ...],
     grace_s: float,
+    store: str,
 ) -> None:
     """Start a whole fleet on this machine.
 
@@ -117,6 +126,7 @@ def command(  # noqa: PLR0917 - click passes by name
         default_language=default_language or "",
         tools_files=tools_files,
         grace_s=grace_s,
+        store=store,
     )
     try:
         asyncio.run(serve(spec))
