@@ -162,7 +162,8 @@ class Placer:
         if worker is None:
             return []
         worker.full = True
-        self.blame(worker.name)
+        if not worker.foreign:  # else another broker was faster: that happens to both
+            self.blame(worker.name)
         return self.put_back(session_id, deadline, profile=self._profile_of[session_id], size_bytes=size_bytes)
 
     def put_back(

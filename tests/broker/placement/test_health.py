@@ -140,6 +140,16 @@ def test_a_worker_that_refuses_what_it_has_slots_for_is_avoided() -> None:
     assert refused == 3
 
 
+def test_one_that_has_other_brokers_sessions_too_may_refuse() -> None:
+    placer = fleet("quiet", "shared")
+    for i in range(20):
+        placer.worker_status("shared", max_sessions=9, active=1, draining=False)
+        assert worker_for(placer, f"s_{i}") == "shared"
+        placer.refused(f"s_{i}", 1e9)
+        placer.release(f"s_{i}")
+    assert failing(placer) == set()
+
+
 def test_of_workers_that_are_gone_nothing_is_remembered_for_ever() -> None:
     placer = fleet()
     for i in range(100):
