@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from .http import Connection
 
 TIMES = 10
-HOLD_S = 0.1
+HOLD_S = 0.25
 """How long a session does nothing."""
-QUEUE_WAIT_MS = 100
+QUEUE_WAIT_MS = 250
 """What the broker is told with --queue-wait-ms: about as long as a session takes."""
 SETTLE_S = 0.5
 """What is asked for in the beginning of each block is not counted: the load has to take hold."""
@@ -63,7 +63,7 @@ class OverloadPlan(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 8
     """Of each worker."""
     rounds: int = 3
-    seconds: float = 5.0
+    seconds: float = 6.0
     """Of each block; a round has one at capacity and one at ten times capacity."""
     seed: int = 1
 
@@ -316,7 +316,7 @@ async def overload(plan: OverloadPlan, say: Callable[[str], None]) -> Report:
 @click.option("--workers", type=click.IntRange(1, 64), default=2, help="Workers.")
 @click.option("--slots", type=click.IntRange(1, 256), default=8, help="Slots of each.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, help="Blocks at capacity, and at ten times of it.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, help="Length of a block.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=6.0, help="Length of a block.")
 @click.option("--seed", type=int, default=1, help="When sessions are asked for.")
 @click.option("--json", "file", type=click.File("wb"), help="Write everything measured there.")
 def command(file: BinaryIO | None, **options: float) -> None:
