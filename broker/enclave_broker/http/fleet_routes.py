@@ -82,6 +82,8 @@ class FleetInfo(msgspec.Struct, rename="camel"):
     """When the broker was started, in milliseconds since the epoch."""
     now: int
     """Its clock, likewise."""
+    draining: bool
+    """Whether the broker takes no more sessions."""
     active: int
     """Sessions that have not ended."""
     queue: FleetQueue
@@ -103,6 +105,7 @@ def fleet_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
             version=__version__,
             started_at=started_at,
             now=round(time.time() * 1000),
+            draining=dispatcher.draining,
             active=dispatcher.directory.live,
             queue=FleetQueue(waiting=placer.statistics().waiting, size=dispatcher.config.queue_size),
             workers=_workers(dispatcher.fleet.links, {view.name: view for view in placer.workers()}),

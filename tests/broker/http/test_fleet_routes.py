@@ -32,7 +32,7 @@ async def test_a_fleet_is_shown_with_its_workers_queue_and_tenants() -> None:
     assert worker["workerId"] == "fake"
     assert worker["profiles"] == ["python"]
     assert shown["queue"] == {"waiting": 1, "size": 7}
-    assert shown["active"] == 2
+    assert (shown["active"], shown["draining"]) == (2, False)
     assert shown["tenants"] == [{"tenant": "default", "active": 2, "waiting": 1}]
     assert shown["now"] >= shown["startedAt"] > 0
 
