@@ -271,7 +271,7 @@ class Fleet:
 
     def link_draining(self, link: Link, reason: str) -> None:
         """Give the worker no new sessions: it says that it takes none."""
-        log.info("worker %s (%s) drains: %s", link.name, link.worker_id, reason or "it says so")
+        log.info("worker %s drains: %s", link.name, reason or "it says so", extra=link.about)
         self._placer.worker_draining(link.name)
 
     def link_retired(self, link: Link) -> None:

@@ -12,6 +12,7 @@ from litestar.status_codes import HTTP_202_ACCEPTED
 
 from enclave_broker.access import Scope
 from enclave_broker.api import ApiError, error_body
+from enclave_protocol.logs import about
 
 from .access import caller_of, needs
 from .common import error_answers
@@ -68,7 +69,8 @@ def drain_routes(broker: Broker) -> list[HTTPRouteHandler]:
         if not links:
             message = f"no worker that is connected calls itself {worker_id[:140]!r}"
             raise ApiError(404, error_body("NOT_FOUND", message, field="workerId", allowed="as GET /fleet names them"))
-        log.info("drain of worker %s: asked by key %s", worker_id, caller_of(request).key_id or "(none needed)")
+        asker = caller_of(request).key_id or "(none needed)"
+        log.info("drain of worker %s: asked by key %s", worker_id, asker, extra=about(worker_id=worker_id))
         return DrainingWorkers(links=links, busy=any(broker.dispatcher.fleet.link_busy(name) for name in links))
 
     return [drain, drain_worker]
