@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from enclave_worker.output import Stream
+
     from .network import End
     from .world import World
 
@@ -124,7 +126,7 @@ def final_forgotten(world: World, patch: Patch) -> None:
 def broker_hangs(world: World, patch: Patch) -> None:
     """Forget finals, and never mind."""
     final_forgotten(world, patch)
-    patch.setattr(Fleet, "_end_later", lambda *_: None)
+    patch.setattr(Fleet, "end_later", lambda *_: None)
 
 
 def slot_leaks(world: World, patch: Patch) -> None:
@@ -132,8 +134,8 @@ def slot_leaks(world: World, patch: Patch) -> None:
     del world
     release, count = Placer.release, iter(range(10**9))
 
-    def leaky(self: Placer, session_id: str) -> list[Any]:
-        return [] if next(count) % 3 == 1 else release(self, session_id)
+    def leaky(self: Placer, session_id: str, **more: bool) -> list[Any]:
+        return [] if next(count) % 3 == 1 else release(self, session_id, **more)
 
     patch.setattr(Placer, "release", leaky)
 
@@ -181,6 +183,17 @@ def output_swallowed(world: World, patch: Patch) -> None:
     patch.setattr(Session, "output", forgetful)
 
 
+def output_doubled(world: World, patch: Patch) -> None:
+    """Number what a guest wrote twice."""
+    del world
+    output, count = Session.output, iter(range(10**9))
+
+    def stammering(self: Session, stream: Stream, data: bytes) -> list[Any]:
+        return output(self, stream, data * 2 if next(count) % 5 == 4 else data)
+
+    patch.setattr(Session, "output", stammering)
+
+
 def result_made_up(world: World, patch: Patch) -> None:
     """Have every final say something else than the guest did."""
     del world
@@ -209,7 +222,6 @@ def capacity_refused(lines: list[bytes]) -> list[bytes]:
 
 SABOTAGES: dict[str, Callable[[World, Patch], None]] = {
     "a worker's event is dropped": wire(drop, "stdout", "tool_call"),
-    "a worker's event is doubled": wire(double, "stdout", "tool_call"),
     "two of a worker's events change places": swapped,
     "a letter of a worker's event is changed": wire(alter, "stdout"),
     "an event to a client is dropped": wire(drop, "stdout", "tool_call", to_client=True),
@@ -224,6 +236,7 @@ SABOTAGES: dict[str, Callable[[World, Patch], None]] = {
     "guests are answered twice": answered_twice,
     "sessions run twice": run_twice,
     "output is swallowed": output_swallowed,
+    "output is doubled": output_doubled,
     "results are made up": result_made_up,
     "replays differ": replay_differs,
 }

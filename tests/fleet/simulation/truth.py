@@ -379,11 +379,11 @@ class Truth:
 
 
 async def _replayed(log: EventLog) -> dict[int, bytes]:
-    """Return a finished session's lines by their numbers, as a reader gets them."""
+    """Return a session's lines by their numbers, as a reader gets them: all that there are now."""
     more = asyncio.Event()
     cursor = log.subscribe(log.first_seq, more.set)
     found: dict[int, bytes] = {}
-    while not cursor.finished:
+    while not cursor.finished and (log.ended or cursor.behind):
         more.clear()
         first = cursor.next_seq
         lines = cursor.take()

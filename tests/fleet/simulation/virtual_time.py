@@ -34,7 +34,7 @@ current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("proces
 
 
 class Stuck(AssertionError):  # noqa: N818 - a fact about whoever waits
-    """Nothing is ready and no timer is set: whoever still waits waits for ever."""
+    """Whoever still waits waits for ever."""
 
 
 class Process:
@@ -109,6 +109,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._clock_s = 0.0
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._made = 0
+        self.end_s = float("inf")
+        """When a run that still goes on is stuck."""
         self.work_s: Callable[[], float] = lambda: 0.001
         """How long a thread takes for what it is given."""
         self._busy_until_s: dict[object, float] = {}
@@ -200,6 +202,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             if not timers:
                 raise Stuck("nothing is ready, and no timer is set")
             self._clock_s = max(self._clock_s, timers[0][0])
+            if self._clock_s > self.end_s:
+                raise Stuck(f"it goes on after {self.end_s:g} s")
         while timers and timers[0][0] <= self._clock_s:
             queue.append(heapq.heappop(timers)[2])
         for _ in range(len(queue)):

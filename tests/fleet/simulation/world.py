@@ -37,6 +37,8 @@ LONGEST_SETTLE_S = 60.0
 """and before it has to be as empty as at first, at most: until a worker notices that nobody is at the other end."""
 
 
+END_S = 1200.0
+"""No run is longer."""
 DISKS = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where brokers have their files."""
 
@@ -199,13 +201,15 @@ def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None, *, tra
     report = Report(plan)
     loop = VirtualLoop()
     with clocks(loop, plan.seed), _complaints() as complaints, contextlib.ExitStack() as stack:
+        loop.end_s = END_S
         loop.work_s = functools.partial(_work_s, random.Random(f"disk {plan.seed}"))
         disk = stack.enter_context(tempfile.TemporaryDirectory(dir=DISKS)) if plan.store else ""
         world = World(plan, loop, f"sqlite:{disk}/sessions.db" if plan.store else "memory")
         the_world.append(world)
+        stack.callback(loop.close)
+        if sabotage is not None:
+            sabotage(world)
         try:
-            if sabotage is not None:
-                sabotage(world)
             if trace:
                 world.network.overheard = world.tell
             with mock.patch.object(client_connection, "_Dial", lambda *_, **__: dial(world)):  # noqa: PT008 - one each
