@@ -7,6 +7,7 @@ such a note justifies it.
 from __future__ import annotations
 
 import contextvars
+import sqlite3
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from .truth import Note
     from .world import World
 
+BROKER_GRACE_S = 0.5
+"""How long a broker that is told to stop waits for its sessions,"""
+CLOSING_S = 1.5
+"""and may take for everything else."""
 ROLL_GRACE_S = 6.0
 """How long a worker that is told to stop waits for its sessions."""
 FOUND_OUT_S = 4.0
@@ -138,6 +143,36 @@ class Faults:
     def _vanish_broker(self, fault: Fault) -> None:
         self._take_broker_down(fault, vanish=True)
 
+    def _roll_broker(self, fault: Fault) -> None:
+        world = self._world
+        if world.broker.alive and not world.broker.process.frozen and not world.broker.dispatcher.draining:
+            world.broker.stop(BROKER_GRACE_S)
+            down_s = BROKER_GRACE_S + world.config.stop_grace_s + CLOSING_S + fault.for_s
+            world.truth.note("down", BROKER, down_s + FOUND_OUT_S)
+            world.loop.call_later(down_s, self._start_broker_again, world.broker.incarnation)
+
+    def _start_broker_again(self, incarnation: int) -> None:
+        broker = self._world.broker
+        if broker.incarnation == incarnation:
+            if broker.alive:
+                self._world.truth.violation("a drain ends in time", repr(broker.process))
+                broker.kill()
+            self._world.truth.broker_died()
+            broker.start()
+
+    def _start_killed_broker(self, incarnation: int) -> None:
+        if self._world.broker.incarnation == incarnation:
+            self._world.broker.start()
+
+    def _fill_disk(self, fault: Fault) -> None:
+        until_s = self._world.loop.time() + fault.for_s
+
+        def refuse(function: object) -> None:
+            if getattr(function, "__name__", "") == "write" and self._world.loop.time() < until_s:
+                raise sqlite3.OperationalError("database or disk is full")
+
+        self._world.loop.before_work = refuse
+
     def _take_broker_down(self, fault: Fault, *, vanish: bool) -> None:
         world = self._world
         if world.broker.alive:
@@ -145,7 +180,7 @@ class Faults:
             world.broker.kill(vanish=vanish)
             world.truth.broker_died()
             world.truth.note("down", BROKER, fault.for_s + FOUND_OUT_S)
-            world.loop.call_later(fault.for_s, world.broker.start)
+            world.loop.call_later(fault.for_s, self._start_killed_broker, world.broker.incarnation)
 
     def _freeze_broker(self, fault: Fault) -> None:
         if self._world.broker.alive and not self._world.broker.process.frozen:
@@ -188,6 +223,8 @@ class Faults:
     def may_lose_worker(self, plan: SessionPlan, begin: float, end: float) -> bool:
         """Return whether the worker of a session that lived then can count as lost, and the session with it."""
         away = [span for name in self._world.workers for span in self._away(name) if span[0] <= end]
+        if any(self._world.workers[note[3]].old for note in self._notes("unreachable") if note[0] <= end):
+            return True  # one of those has its sessions end with the connection
         killed = [note for note in self._notes("killed") if begin - FOUND_OUT_S <= note[1] and note[0] <= end]
         long = [since for since, until in away if until >= begin and until - since >= RESUME_S]
         if not plan.safe or len(self._world.truth.seen_of_worker(plan.session_id)) > 0:

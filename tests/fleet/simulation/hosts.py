@@ -7,6 +7,7 @@ nothing. What `Broker` and `RuntimeWorker` are besides (HTTP, sockets, zygotes) 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -91,8 +92,10 @@ def _gone(error: ConnectionError) -> ConnectionError:
 class WorkerHost:
     """A host with a worker on it."""
 
-    def __init__(self, world: World, name: str, slots: int) -> None:
+    def __init__(self, world: World, name: str, slots: int, *, old: bool) -> None:
         self.name = name
+        self.old = old
+        """Whether it speaks revision 1 alone."""
         self.incarnation = 0
         self.process: Process
         self.pools: FakePools
@@ -130,7 +133,8 @@ class WorkerHost:
         world = self._world
         self.pools = FakePools(world.loop, world.rng, self.process, world.truth.runs)
         self.sessions = Sessions(self._config, cast("Any", self.pools), WORKER_METRICS)
-        self._identity = WorkerIdentity(worker_id=self.name, instance=self.process.name, level="SECURE")
+        instance = "" if self.old else self.process.name
+        self._identity = WorkerIdentity(worker_id=self.name, instance=instance, level="SECURE")
         self._connections: dict[Connection, End] = {}
         world.network.listen(f"{self.name}:ws", self.process, self._accept, SERVER_PATIENCE_S)
 
@@ -216,14 +220,32 @@ class BrokerHost:
         world.loop.call_later(world.rng.choice((0.0, 0.5)), recovery.calls)
         dials: dict[str, Dial] = {name: _Dial(world, name, self.config.hello_timeout_s) for name in world.workers}
         self._links = LinkKeeper([FixedSource(dials)], self.dispatcher.fleet, self.config)
-        self.process.spawn(self._links.run())
-        self.process.spawn(self._tick())
+        self._background = [self.process.spawn(self._links.run())]
+        self._background.append(self.process.spawn(self._tick()))
         world.network.listen(
             WS, self.process, lambda end: _spawn(self.process, self._serve_socket(end)), SOCKET_PATIENCE_S
         )
         world.network.listen(
             HTTP, self.process, lambda end: _spawn(self.process, self._serve_http(end)), SOCKET_PATIENCE_S
         )
+
+    def stop(self, grace_s: float) -> None:
+        """Have the program end in good order, as SIGTERM does."""
+        self.process.spawn(self._stop(grace_s))
+
+    async def _stop(self, grace_s: float) -> None:
+        self.dispatcher.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self.dispatcher.directory.live:  # noqa: ASYNC110 - as the broker does
+                    await asyncio.sleep(TICK_S)
+        self.dispatcher.end_all()
+        await self.dispatcher.wait_tools_ended()
+        for task in self._background:
+            task.cancel()
+        await asyncio.wait(self._background)
+        await self.dispatcher.store.close()
+        self._world.loop.call_soon(self.kill, context=contextvars.Context())
 
     async def _tick(self) -> None:
         while True:
@@ -270,7 +292,7 @@ class BrokerHost:
         except DuplicateSession:
             return 409
         except NoCapacity:
-            if dispatcher.placer.statistics().free:
+            if dispatcher.placer.statistics().free and not dispatcher.draining:
                 self._world.truth.violation(
                     "overload is told, not made", f"{new.session_id} got no slot, and one is free"
                 )

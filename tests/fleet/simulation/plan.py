@@ -28,6 +28,8 @@ MOMENTS = (
 """Messages at which it is bad luck if something goes wrong."""
 AT_MOMENTS = 0.5
 """How many faults strike at one of them."""
+OLD = 0.1
+"""How many workers are old, where things go wrong."""
 STORED = 0.35
 """How many brokers have a disk."""
 LAST_FAULT_S = 12.0
@@ -98,6 +100,8 @@ class Plan:
     mood: Mood
     slots: list[int]
     """Of each worker."""
+    old: tuple[int, ...]
+    """Those that speak revision 1 of the link alone."""
     clients: int
     delay_s: tuple[float, float]
     sessions: list[SessionPlan]
@@ -108,7 +112,8 @@ class Plan:
 
     def __str__(self) -> str:
         head = (
-            f"seed {self.seed}: {self.mood}, workers with {self.slots} slots, {self.clients} clients,"
+            f"seed {self.seed}: {self.mood}, workers with {self.slots} slots"
+            f"{f' (old: {self.old})' if self.old else ''}, {self.clients} clients,"
             f" {self.delay_s[0] * 1000:g} to {self.delay_s[1] * 1000:g} ms a hop, queue {self.queue_size},"
             f" {'a store on disk' if self.store else 'a store in memory'}"
         )
@@ -128,8 +133,10 @@ GENTLE = (
     "stall_worker",
     "part_worker",
 )
-STORED_GENTLE = (*GENTLE, "kill_broker", "kill_broker", "kill_broker")
-"""With a disk, a broker can be killed, too."""
+STORED_GENTLE = (*GENTLE, "kill_broker", "kill_broker", "kill_broker", "roll_broker")
+"""With a disk, a broker can be killed, too,"""
+FULL_DISK = (*GENTLE, "fill_disk", "fill_disk", "fill_disk", "fill_disk")
+"""or its disk be full."""
 ROUGH = (
     *GENTLE,
     "stall_worker",
@@ -143,7 +150,7 @@ ROUGH = (
     "freeze_worker",
     "roll_worker",
 )
-STORED_ROUGH = (*ROUGH, "kill_broker", "kill_broker", "kill_broker", "vanish_broker")
+STORED_ROUGH = (*ROUGH, "kill_broker", "kill_broker", "kill_broker", "roll_broker", "vanish_broker")
 
 
 def make_plan(seed: int) -> Plan:
@@ -156,7 +163,7 @@ def make_plan(seed: int) -> Plan:
     store = rng.random() < STORED
     kinds: tuple[str, ...] = ()
     if mood == "gentle":
-        kinds = STORED_GENTLE if store else GENTLE
+        kinds = rng.choice((STORED_GENTLE, STORED_GENTLE, FULL_DISK)) if store else GENTLE
     elif mood == "rough":
         kinds = STORED_ROUGH if store else ROUGH
     faults = (
@@ -167,6 +174,7 @@ def make_plan(seed: int) -> Plan:
         seed=seed,
         mood=mood,
         slots=workers,
+        old=tuple(i for i in range(len(workers)) if mood == "rough" and rng.random() < OLD),
         clients=clients,
         delay_s=delay,
         sessions=sessions,
@@ -219,6 +227,8 @@ def _fault(rng: random.Random, mood: Mood, kind: str, workers: int, clients: int
         "kill_worker": (0.05, 5.0),
         "kill_broker": (0.05, longest_s),
         "vanish_broker": (0.5, longest_s),
+        "roll_broker": (0.1, 1.0),
+        "fill_disk": (0.2, 5.0),
         "vanish_worker": (0.5, 8.0),
         "freeze_broker": (0.1, 6.0),
         "freeze_worker": (0.1, 6.0),

@@ -113,6 +113,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """When a run that still goes on is stuck."""
         self.work_s: Callable[[], float] = lambda: 0.001
         """How long a thread takes for what it is given."""
+        self.before_work: Callable[[object], None] = lambda _: None
+        """Told what a thread is about to call; what it raises, that call does."""
         self._busy_until_s: dict[object, float] = {}
         self._tasks: list[_Task] = []  # kept to the end: a coroutine that is collected runs its `finally` blocks
         self._queue: Any = self._ready  # type: ignore[attr-defined]
@@ -168,9 +170,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.call_at(at_s, self._work, future, functools.partial(function, *args))
         return future
 
-    def _work(self, future: asyncio.Future[Any], function: Callable[[], Any]) -> None:
+    def _work(self, future: asyncio.Future[Any], function: functools.partial[Any]) -> None:
         told: Callable[[], None]
         try:
+            self.before_work(function.func)
             told = functools.partial(_resolve, future, function(), None)
         except Exception as error:  # noqa: BLE001 - it is handed over
             told = functools.partial(_resolve, future, None, error)

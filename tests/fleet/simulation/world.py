@@ -84,7 +84,7 @@ class World:
         )
         self.workers: dict[str, WorkerHost] = {}
         for i, slots in enumerate(plan.slots):
-            self.workers[f"worker{i}"] = WorkerHost(self, f"worker{i}", slots)
+            self.workers[f"worker{i}"] = WorkerHost(self, f"worker{i}", slots, old=i in plan.old)
         self.broker = BrokerHost(self, self.config, TOOLS)
         self.faults = Faults(self)
         self.clients = [ClientHost(self, i) for i in range(plan.clients)]
