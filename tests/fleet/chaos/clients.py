@@ -197,8 +197,9 @@ class _ByHttp:
             while not self._over:
                 try:
                     await self._connect()
-                except OSError:
+                except OSError as error:
                     self._attempts += 1
+                    self._record.tell(f"broken with {self._next_seq} due: {type(error).__name__} {error}")
                 if not self._over:
                     await self._pause(min(LONGEST_PAUSE_S, 0.02 * 2 ** min(self._attempts, 10)))
 
@@ -207,6 +208,7 @@ class _ByHttp:
         headers = {"Accept": "text/event-stream" if self._sse else "application/x-ndjson"}
         if not self._known:
             async with asked(self._port, "POST", "/sessions", body=self._body, headers=headers) as got:
+                self._record.tell(f"POST is {got.status}")
                 if got.status in _RUNNING:
                     self._known = True
                 elif got.status in _LATER:
@@ -220,6 +222,7 @@ class _ByHttp:
         else:
             path += f"?fromSeq={self._next_seq}"
         async with asked(self._port, "GET", path, headers=headers) as got:
+            self._record.tell(f"GET from {self._next_seq} is {got.status}")
             if got.status == 404 and self._next_seq == 1:
                 self._known = False  # the answer to our request was not about this session
             elif got.status in _LATER:

@@ -1,4 +1,4 @@
-"""What a client has seen of a session, and what is wrong with it. Pure: the judge of the chaos run.
+"""What a client has seen of a session, and what is wrong with it. The judge of the chaos run.
 
 Theory of operation. A session is read in pieces, for connections break: each piece is a `Reading`, from a number that
 its reader asked for. The readings of a session, its last replay among them, must be parts of one and the same stream:
@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import time
 from typing import Any
 
 import msgspec
@@ -64,8 +65,14 @@ class Record:
     gone: str = ""
     """Why its client gave it up; empty if it did not."""
     readings: list[Reading] = dataclasses.field(default_factory=list)
+    story: collections.deque[str] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=25))
+    """What its client last did, and what came of it: for whoever looks for a fault."""
     runs: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     """How often each of its calls was run by the tool, for tools that may run once at most."""
+
+    def tell(self, what: str) -> None:
+        """Add to its story."""
+        self.story.append(f"{time.monotonic() - self.began_s:.2f} s {what}")
 
 
 @dataclasses.dataclass(slots=True)

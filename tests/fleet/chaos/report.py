@@ -47,6 +47,7 @@ class Tally:
             self.faulty[name] += bool(found)
             if found and len(self.examples) < _EXAMPLES:
                 self.examples.append(f"{name}: {record.session_id} ({record.kind}): {'; '.join(found)[:600]}")
+                self.examples += [f"    {line}" for line in record.story]
         return verdict
 
     @property
