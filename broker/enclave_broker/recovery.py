@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("enclave.broker")
 
+LONGEST_OVERDUE_S = 30.0
+"""How long after its deadline a session may still be heard of: as long as workers keep, by default, what no broker asks
+for (`--lease-s`)."""
 UNWRITTEN = (
     "the broker could not write this session down when it was ended (its disk was full, or the like): what happened "
     "after event {seq} is not known"
@@ -92,11 +95,13 @@ class Recovery:
             fleet.end_later(
                 session, config.resume_s + config.cancel_grace_s, Code.SESSION_CANCELLED, session.cancelling
             )
-        # It may have ended while no broker ran. Its worker has some time to say so, however late it is.
+        # It may have ended while no broker ran. Its worker has some time to say so, but not anew with every broker that
+        # is killed: a session has its end.
         limits, started = session.limits, session.started or session.created
         left_s = started + limits.wall_ms / 1000 - time.monotonic()
+        delay_s = 0.0 if left_s < -LONGEST_OVERDUE_S else max(left_s, config.resume_s) + config.final_grace_s
         message = f"the worker did not end the session within its {limits.wall_ms} ms"
-        fleet.end_later(session, max(left_s, config.resume_s) + config.final_grace_s, Code.DEADLINE_EXCEEDED, message)
+        fleet.end_later(session, delay_s, Code.DEADLINE_EXCEEDED, message)
 
     def _put_back(self, session: BrokerSession) -> None:
         self._dispatcher.placer.put_back(

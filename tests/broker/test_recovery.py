@@ -192,6 +192,19 @@ async def test_a_session_whose_worker_is_gone_too_is_lost(tmp_path: Path, *, com
             assert outcome(await rest(running, "s_1", seen)) == "WORKER_LOST"
 
 
+async def test_a_session_that_is_long_overdue_ends_however_often_brokers_are_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ResumingWorker(waits_for_cancel) as worker:
+        async with broker_on(tmp_path, worker) as running:
+            seen = await told(running, "s_1", "stdout", limits={"deadlineMs": 1000})
+        await worker.kill()
+        wall = time.time
+        monkeypatch.setattr("time.time", lambda: wall() + 32)
+        async with broker_on(tmp_path, worker, alone=True, resume_s=3600.0) as running:
+            assert outcome(await rest(running, "s_1", seen)) == "DEADLINE_EXCEEDED"
+
+
 async def test_a_session_that_is_safe_to_retry_and_had_not_begun_runs_elsewhere(tmp_path: Path) -> None:
     gate = asyncio.Event()
 
