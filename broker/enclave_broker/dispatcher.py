@@ -117,7 +117,7 @@ class Dispatcher:
         )
         self.offers = Offers(config.default_limits, config.default_language)
         self.fleet = Fleet(config, metrics, self.store, placer=self.placer, offers=self.offers, owner=self)
-        self.tool_calls = ToolCalls(config, metrics, self.fleet.answer, secrets=secrets, approve=approve)
+        self.tool_calls = ToolCalls(config, metrics, self.fleet.outgoing.answer, secrets=secrets, approve=approve)
         self._client_calls = ClientCalls(self._give_up_call)
         self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
         self._closing = False
@@ -277,7 +277,7 @@ class Dispatcher:
                 call_id, "ok" if result.error is UNSET else result.error.code or Code.EXECUTION_ERROR
             )
         self.metrics.tool_calls.labels("ok" if result.success else "error").inc()
-        self.fleet.answer(session, call_id, message)
+        self.fleet.outgoing.answer(session, call_id, message)
 
     def reader_came(self, session: BrokerSession) -> None:
         """Note that somebody reads the session: it need not be given up."""
@@ -435,7 +435,7 @@ class Dispatcher:
             if session.trace is not None:
                 session.trace.answered(call_id, Code.TOOL_TIMEOUT)
             failed = tool_calls.failed(session.session_id, call_id, Code.TOOL_TIMEOUT, reason)
-            self.fleet.answer(session, call_id, encode(failed))
+            self.fleet.outgoing.answer(session, call_id, encode(failed))
 
 
 def _no_capacity(refuse: Refuse) -> NoCapacity:

@@ -6,9 +6,7 @@ instructions out. A session is in `routes` from `enter` until it has ended and h
 gone or senseless or overdue) keeps its slot until the worker says `final`, refuses a message about it, or goes away.
 
 A worker whose link broke is away: its sessions keep their slots and wait, for it to come back or to be given up
-(`absences`). Whatever comes first, `resuming` says what becomes of each session. Nothing that was sent to a worker is
-known to have arrived before an event says so, so that what matters is kept until then and sent again after an attach:
-the answers of calls, a cancel, news of tools.
+(`absences`). Whatever comes first, `resuming` says what becomes of each session.
 
 Nothing here waits. What goes out for a session goes by the store, which lets nothing out before it is stored.
 """
@@ -23,10 +21,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import UNSET
 
-from enclave_protocol import Ack, Attach, Cancel, CatalogNotice, Code, encode
+from enclave_protocol import Ack, Code, encode
 
 from . import languages, resuming
 from .absences import Absences
+from .outgoing import Outgoing
 from .placement import Place
 from .sessions import Broken, BrokerSession, Ended, LetGo, Missing, Refused, Replayed, ToolCalled
 
@@ -92,6 +91,8 @@ class Fleet:
         self.links: dict[str, Link] = {}
         self.routes: dict[str, BrokerSession] = {}
         """Sessions that have not ended, or still have a slot."""
+        self.outgoing = Outgoing(store, self.links)
+        """What is said to workers for sessions."""
         self._config = config
         self._metrics = metrics
         self._store = store
@@ -136,18 +137,6 @@ class Fleet:
         """Return until when a session may wait for a slot, on the monotonic clock."""
         return session.created + min(self._config.queue_timeout_ms, session.limits.wall_ms) / 1000
 
-    def send(self, session: BrokerSession, message: bytes) -> None:
-        """Pass a message on to a session's worker, if that still waits for one."""
-        if session.live and session.worker is not None:
-            self._store.then(functools.partial(self._send_to, session.placement, session, message))
-
-    def answer(self, session: BrokerSession, call_id: str, message: bytes) -> None:
-        """Pass the result of a tool call on, again and again until the guest has it."""
-        if session.live and session.worker is not None and call_id in session.open_calls:
-            session.answers[call_id] = message
-            self._store.answer(session, call_id, message)
-            self.send(session, message)
-
     def cancel(self, session: BrokerSession, reason: str, message: str) -> None:
         """Have a live session ended by its worker, and soon. One that waits for a worker ends at once.
 
@@ -161,7 +150,7 @@ class Fleet:
             return
         session.cancelling = message
         self._store.update(session)
-        self.send(session, encode(Cancel(session_id=session.session_id, reason=reason[:1000] or UNSET)))
+        self.outgoing.cancel(session, reason)
         self.end_later(session, self._config.cancel_grace_s, Code.SESSION_CANCELLED, message)
 
     def end(self, session: BrokerSession, code: Code, message: str) -> None:
@@ -177,7 +166,7 @@ class Fleet:
         self._closing = True
         self._absences.clear()
         for session in [session for session in self.routes.values() if session.live]:
-            self._cancel_on_worker(session, "broker stops")
+            self.outgoing.cancel(session, "broker stops")
             self.end(session, Code.SESSION_CANCELLED, "the broker is stopping")
 
     def leave_all(self) -> None:
@@ -206,7 +195,7 @@ class Fleet:
     def tell_all(self, news: CatalogChangedPayload) -> None:
         """Tell every live session which tools came and went."""
         for session in list(self.routes.values()):  # a link that breaks takes its sessions out
-            self._tell(session, news)
+            self.outgoing.tell(session, news)
 
     def validate(self) -> None:
         """Assert what is always true between two calls."""
@@ -329,7 +318,7 @@ class Fleet:
             if link.resumes:
                 link.acks.kept(session, len(line))
             if session.untold is not None and session.may_tell:
-                self._tell_rest(session)
+                self.outgoing.tell_rest(session)
             if step is None or not self._follow(session, link, step, envelope):
                 return
         else:
@@ -379,8 +368,8 @@ class Fleet:
             match resuming.fate_of_leftover(one, known=known, ended_at=ended_at):
                 case resuming.Acknowledge(last_seq):
                     link.send(encode(Ack(seqs={session_id: last_seq})))
-                case resuming.Discard(from_seq):
-                    self._discard(session_id, from_seq, link)
+                case resuming.Discard() as fate:
+                    self.outgoing.discard(session_id, link, fate)
 
     def _lose_worker(self, name: str, reason: str) -> None:
         """Decide about every session that was on a worker which is gone."""
@@ -395,10 +384,11 @@ class Fleet:
 
     def _carry_out(self, session: BrokerSession, fate: Fate, link: Link | None, reason: str) -> None:
         if isinstance(fate, resuming.Attach) and link is not None:
-            self._attach(session, link, fate)
+            self._metrics.attaches.inc()
+            self.outgoing.attach(session, link, fate)
             return
         if isinstance(fate, resuming.Discard) and link is not None:
-            self._discard(session.session_id, fate.from_seq, link)
+            self.outgoing.discard(session.session_id, link, fate)
             return
         if isinstance(fate, resuming.PlaceAgain):
             self._place_again(session, counts=fate.counts)
@@ -411,29 +401,11 @@ class Fleet:
         self.routes.pop(session.session_id, None)
         self._place_all(self._placer.release(session.session_id))
 
-    def _attach(self, session: BrokerSession, link: Link, fate: resuming.Attach) -> None:
-        """Have a session go on, and say again what the worker may not have heard."""
-        session.attach(fate.last_seq)
-        self._metrics.attaches.inc()
-        link.acks.kept(session, 0)  # what was acknowledged on the last connection may not have arrived
-        message = encode(Attach(session_id=session.session_id, from_seq=fate.from_seq))
-        self._store.then(functools.partial(link.send, message))
-        for answer in session.answers.values():
-            self._store.then(functools.partial(link.send_again, answer))
-        if session.cancelling is not None:
-            self._cancel_on_worker(session, session.cancelling)
-        if session.may_tell:
-            self._tell_rest(session)
-
-    def _discard(self, session_id: str, from_seq: int, link: Link) -> None:
-        link.send(encode(Attach(session_id=session_id, from_seq=from_seq)))
-        link.send(encode(Cancel(session_id=session_id, reason="it ended while the connection was lost")))
-
     def _ask_again(self, session: BrokerSession, link: Link, missing: Missing, seq: int) -> None:
         """Have the worker send what did not come: once for each place in the stream, the rest is on its way."""
         if session.attached_from != session.log.next_seq:
             log.warning("worker %s: %s", link.name, missing.reason, extra=session.about)
-            self._attach(session, link, resuming.Attach(session.log.next_seq, seq))
+            self._carry_out(session, resuming.Attach(session.log.next_seq, seq), link, "")
 
     def _stray(self, link: Link, envelope: Envelope, line: bytes) -> None:
         """Drop an event that nobody wants, for good: the worker need not keep it."""
@@ -455,7 +427,7 @@ class Fleet:
         session.place(place.worker, link.worker_id, link.instance)
         execute = encode(session.execute(now))
         self._store.update(session)
-        self.send(session, execute)
+        self.outgoing.send(session, execute)
         if session.trace is not None:
             self._store.then(session.trace.placed)
         self._metrics.queue_wait.observe(now - session.created)
@@ -504,11 +476,11 @@ class Fleet:
         _cancel_timer(self._overdue, session.session_id)
         session.unplace()
         self._store.update(session)
-        self._tell_rest(session)
+        self.outgoing.tell_rest(session)
 
     def _broken(self, session: BrokerSession, broken: Broken) -> None:
         log.error("worker %s: %s", session.worker, broken.reason, extra=session.about)
-        self._cancel_on_worker(session, "broken stream")
+        self.outgoing.cancel(session, "broken stream")
         senseless = broken.code is Code.INTERNAL_ERROR
         self.end(
             session, broken.code, f"the worker's events made no sense: {broken.reason}" if senseless else broken.reason
@@ -531,29 +503,8 @@ class Fleet:
         log.error("worker %s: no final in time", session.worker, extra=session.about)
         if session.worker is not None:
             self._placer.blame(session.worker)
-        self._cancel_on_worker(session, "overdue")
+        self.outgoing.cancel(session, "overdue")
         self.end(session, code, message)
-
-    def _cancel_on_worker(self, session: BrokerSession, reason: str) -> None:
-        if session.worker is not None:
-            message = encode(Cancel(session_id=session.session_id, reason=reason[:1000]))
-            self._store.then(functools.partial(self._send_to, session.placement, session, message))
-
-    def _tell(self, session: BrokerSession, news: CatalogChangedPayload) -> None:
-        if session.live and session.tell(news):
-            self.send(session, encode(CatalogNotice(session_id=session.session_id, payload=news)))
-
-    def _tell_rest(self, session: BrokerSession) -> None:
-        news, session.untold = session.untold, None
-        if news is not None:
-            self._tell(session, news)
-
-    def _send_to(self, placement: int, session: BrokerSession, message: bytes) -> None:
-        # Else it left that worker while the message waited for the store. It may be there again, placed once more.
-        if session.worker is not None and session.placement == placement:
-            link = self.links.get(session.worker)
-            if link is not None:
-                link.send(message)
 
 
 def _cancel_timer(timers: dict[str, asyncio.TimerHandle], session_id: str) -> None:
