@@ -36,6 +36,11 @@ class Acks:
         self._waiting_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to be said and was not yet."""
+        return self._timer is not None
+
     def kept(self, session: BrokerSession, size_bytes: int) -> None:
         """Note that a session's log took an event."""
         self._kept[session.session_id] = session

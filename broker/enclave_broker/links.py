@@ -165,6 +165,11 @@ class Link:
             self._overflowed.set()
 
     @property
+    def settled(self) -> bool:
+        """Whether the worker was sent all that there is to say."""
+        return not self._outgoing and not self.acks.waiting
+
+    @property
     def resumes(self) -> bool:
         """Whether the worker's sessions outlive the connection."""
         return self.revision >= RESUMING_REVISION and self.instance is not None

@@ -162,6 +162,10 @@ class Program:
         await self._finish_reading()
         return describe_exit(status)
 
+    def terminate(self) -> None:
+        """Ask the process to end. It may take its time: see `wait_exit`."""
+        self._signal(signal.SIGTERM)
+
     async def stop(self, grace_s: float, *, patience_s: float = 0.0, hurry: asyncio.Event | None = None) -> None:
         """End the process. Returns when it is gone.
 

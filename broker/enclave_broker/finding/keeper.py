@@ -121,7 +121,9 @@ class LinkKeeper:
             return Present.STOPPING
         if name not in self._left:
             return Present.KEPT
-        return Present.RETIRED_BUSY if self._fleet.link_busy(name) else Present.RETIRED_IDLE
+        # A worker that is not told that its last events are kept would wait for that, for as long as its lease.
+        settled = not self._fleet.link_busy(name) and self._links[name].settled
+        return Present.RETIRED_IDLE if settled else Present.RETIRED_BUSY
 
     def _start(self, name: str, source: Source) -> None:
         assert self._group is not None, "links are started by `run` alone"

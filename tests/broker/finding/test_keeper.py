@@ -160,3 +160,30 @@ async def test_a_worker_found_by_two_names_counts_once_and_the_other_name_stands
             await running.wait_until(lambda: names(running) == {second})
             await running.wait_workers(1)
             assert await run_one(running, "1") == "fake"
+
+
+async def test_a_worker_that_left_is_told_that_its_last_events_are_kept_before_its_link_is_closed(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "workers"
+    go_on = asyncio.Event()
+
+    async def waits(session: FakeSession) -> None:
+        await go_on.wait()
+        await session.final(session.seq)
+
+    async with FakeWorker(waits) as old, FakeWorker(name="new") as new:
+        old.hello = {"instance": "i_1", "maxRevision": 2}
+        write(file, old.url)
+        async with fleet(workers_file=str(file), **LOOK) as running:
+            await running.wait_workers(1)
+            post = asyncio.create_task(running.http.post("/sessions", json={"code": "1", "sessionId": "s_1"}))
+            await old.wait_received("execute")
+            write(file, new.url)
+            await running.wait_until(lambda: running.broker.dispatcher.placer.statistics().draining == 1)
+            go_on.set()
+            last = json.loads((await post).text.splitlines()[-1])["seq"]
+            await running.wait_until(lambda: names(running) == {canonical(new.url)})
+            await running.wait_until(lambda: not old._open)
+            acks = [message["seqs"] for message in old.received if message["type"] == "ack"]
+            assert acks[-1] == {"s_1": last}
