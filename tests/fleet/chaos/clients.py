@@ -147,8 +147,7 @@ class Clients:
                         return
                     await asyncio.sleep(0.2)
         except TimeoutError:
-            record.gone = f"no replay within {REPLAY_S:.0f} s"
-            record.readings.append(Reading(from_seq=1, whole=True))
+            record.readings.append(Reading(from_seq=1, whole=True, said=f"no replay within {REPLAY_S:.0f} s"))
 
     async def _replayed(self, record: Record) -> bool:
         reading = Reading(from_seq=1)
@@ -160,7 +159,7 @@ class Clients:
                     async for line in got.lines():
                         reading.lines.append(line)
                 else:
-                    record.gone = f"its replay is {got.status}: {(await got.body())[:200]!r}"
+                    reading.said = f"its replay is {got.status}: {(await got.body())[:200]!r}"
         except OSError:
             record.readings.append(reading)
             return False

@@ -38,6 +38,8 @@ class Reading:
     """Whether it was read to an end that looked like one: it must have its `final` then."""
     lines: list[bytes] = dataclasses.field(default_factory=list)
     """Events as they came."""
+    said: str = ""
+    """What was said in place of a stream; empty if it was one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ def _judge_reading(name: str, session_id: str, reading: Reading, stream: dict[in
     if missing:
         verdict.lost.append(f"{name}: from {reading.from_seq} on, without {_some(missing)}")
     if reading.whole and last != "final":
-        verdict.lost.append(f"{name}: it ended as if complete after {last or 'nothing'}")
+        verdict.lost.append(f"{name}: {reading.said or 'it ended as if complete after ' + (last or 'nothing')}")
 
 
 def _judge_end(record: Record, stream: dict[int, bytes], finals: list[int], verdict: Verdict) -> None:
