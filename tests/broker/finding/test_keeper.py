@@ -162,7 +162,7 @@ async def test_a_worker_found_by_two_names_counts_once_and_the_other_name_stands
             assert await run_one(running, "1") == "fake"
 
 
-async def test_a_worker_that_left_is_told_that_its_last_events_are_kept_before_its_link_is_closed(
+async def test_a_worker_that_left_hears_that_its_last_events_are_kept_before_its_link_ends(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "workers"
