@@ -232,7 +232,7 @@ class BrokerSession:
         self.instance: str | None = None
         """and which of its lives it was in; None if it does not say."""
         self.placement = 0
-        """How often it was placed: what was meant for one placement must not go out for another."""
+        """How often it was placed or attached to: what was meant for one time must not go out the next time."""
         self.may_retry, self.retries = may_retry, 0
         """Whether it may be placed again if its worker is lost before it began, and how often it was."""
         self.cancelling: str | None = None
@@ -333,6 +333,9 @@ class BrokerSession:
 
         Which of our messages arrived before the connection broke can be seen from those events, when they are here.
         """
+        # What waits for the store at this moment must not go out before the `attach`: the worker would refuse it, for the
+        # session is not this connection's yet. All that matters is said again behind it.
+        self.placement += 1
         self.attached_from = self.log.next_seq
         self.told_after = last_seq
         for change in self.told:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -260,13 +261,36 @@ async def test_a_cancel_that_was_promised_is_done_by_the_next_broker(tmp_path: P
             assert outcome(await rest(running, "s_1", seen)) == "SESSION_CANCELLED"
 
 
+async def test_what_waits_for_the_store_when_the_worker_comes_back_does_not_overtake_the_attach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write = threading.Event()
+    write = Database.write
+    async with ResumingWorker(waits_for_cancel) as worker:
+        async with broker_on(tmp_path, worker) as running:
+            seen = await told(running, "s_1", "stdout")
+        worker.present.clear()
+        monkeypatch.setattr(Database, "write", lambda database, batch: may_write.wait(20) and write(database, batch))
+        async with broker_on(tmp_path, worker, alone=True, dead_after_s=20.0) as running:
+            cancelling = asyncio.create_task(running.http.post("/sessions/s_1/cancel"))
+            session = running.broker.dispatcher.directory.get("s_1")
+            assert session is not None
+            await running.wait_until(lambda: session.cancelling is not None)
+            worker.present.set()
+            await running.wait_workers(1)
+            may_write.set()
+            assert (await cancelling).status_code == 200
+            assert outcome(await rest(running, "s_1", seen)) == "SESSION_CANCELLED"
+
+
 async def test_a_session_that_nobody_comes_back_for_is_given_up(tmp_path: Path) -> None:
     async with ResumingWorker(waits_for_cancel) as worker:
         async with broker_on(tmp_path, worker) as running:
             await told(running, "s_1", "stdout")
         async with broker_on(tmp_path, worker, disconnect_grace_s=0.05) as running:
             await worker.wait_received("cancel")
-            assert outcome(await rest(running, "s_1")) == "SESSION_CANCELLED"
+            events = await rest(running, "s_1")
+            assert outcome(events) == "SESSION_CANCELLED", events
 
 
 async def test_sessions_of_an_earlier_broker_count_for_their_tenant(tmp_path: Path) -> None:
