@@ -333,8 +333,8 @@ class BrokerSession:
 
         Which of our messages arrived before the connection broke can be seen from those events, when they are here.
         """
-        # What waits for the store at this moment must not go out before the `attach`: the worker would refuse it, for the
-        # session is not this connection's yet. All that matters is said again behind it.
+        # What waits for the store at this moment must not go out before the `attach`: the worker would refuse it, for
+        # the session is not this connection's yet. All that matters is said again behind it.
         self.placement += 1
         self.attached_from = self.log.next_seq
         self.told_after = last_seq
