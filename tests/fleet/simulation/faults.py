@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .called_tools import EXTRA
 from .guests import SLOW_DEATH_S
-from .hosts import BROKER, LEASE_S, RESUME_S, SERVER_PATIENCE_S
+from .hosts import BROKER, LEASE_S, RESUME_S, SERVER_PATIENCE_S, SILENCE_S
 
 if TYPE_CHECKING:
     from .guests import GuestRun
@@ -124,6 +124,9 @@ class Faults:
         self._world.network.part(BROKER, who)
         self._world.loop.call_later(for_s, self._world.network.join, BROKER, who)
 
+    def _abandon_worker(self, fault: Fault) -> None:
+        self._part_worker(fault)
+
     def _kill_worker(self, fault: Fault) -> None:
         self._take_down(fault, vanish=False)
 
@@ -194,6 +197,7 @@ class Faults:
             worker.process.freeze()
             self._world.loop.call_later(fault.for_s, worker.process.thaw)
             self._world.truth.note("unreachable", worker.name, fault.for_s + FOUND_OUT_S)
+            self._world.truth.note("frozen", worker.name, fault.for_s)
 
     def _roll_worker(self, fault: Fault) -> None:
         worker = self._world.workers[f"worker{fault.who}"]
@@ -251,4 +255,9 @@ class Faults:
         name = run.worker.partition("#")[0]
         if not any(who in {name, BROKER} for _, _, _, who in self._world.truth.notes):
             return SLOW_DEATH_S + 1.0
-        return SERVER_PATIENCE_S[1] + LEASE_S + SLOW_DEATH_S + 1.0  # nobody could tell the worker
+        if self._world.workers[name].old:
+            return SERVER_PATIENCE_S[1] + SLOW_DEATH_S + 1.0
+        frozen_s = sum(
+            until - at_s for at_s, until, kind, who in self._world.truth.notes if who == name and kind == "frozen"
+        )
+        return 2 * SILENCE_S + LEASE_S + SLOW_DEATH_S + frozen_s  # nobody could tell the worker

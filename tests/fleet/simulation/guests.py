@@ -41,7 +41,8 @@ class GuestRun:
     process: Process
     began_s: float
     printed: list[str] = field(default_factory=list)
-    calls: int = 0
+    called: list[str] = field(default_factory=list)
+    """The tools, in the order of the guest's own numbers."""
     answers: dict[int, list[Any]] = field(default_factory=dict)
     """By the guest's own number of a call: every answer that came."""
     said: str = ""
@@ -237,15 +238,15 @@ class FakeSandbox:
         self._loop.call_later(delay_s, self._step)
 
     def _do_call(self, run: GuestRun, *tools: str) -> None:
-        numbers = range(run.calls + 1, run.calls + 1 + len(tools))
-        run.calls += len(tools)
+        numbers = range(len(run.called) + 1, len(run.called) + 1 + len(tools))
+        run.called += tools
         self._waits_for |= set(numbers)
         for number, name in zip(numbers, tools, strict=True):
             self._frame({"type": "tool_call", "id": number, "name": name, "args": {"number": number}})
 
     def _do_return(self, run: GuestRun) -> None:
         run.said, run.said_s = "result", self._loop.time()
-        run.result = {"answers": [run.answers.get(number, [None])[0] for number in range(1, run.calls + 1)]}
+        run.result = {"answers": [run.answers.get(number, [None])[0] for number in range(1, len(run.called) + 1)]}
         self._frame({"type": "result", "value": run.result})
 
     def _do_raise(self, run: GuestRun) -> None:

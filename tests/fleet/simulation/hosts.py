@@ -46,10 +46,12 @@ if TYPE_CHECKING:
 BROKER = "broker"
 WS, HTTP = f"{BROKER}:ws", f"{BROKER}:http"
 TICK_S = 0.1
-RESUME_S = 8.0
+RESUME_S = 7.0
 """How long a broker waits for a worker that is away,"""
-LEASE_S = 14.0
-"""and a worker for its broker."""
+LEASE_S = 10.0
+"""and a worker for its broker,"""
+SILENCE_S = 3.0
+"""which is gone when it is silent for so long."""
 SERVER_PATIENCE_S = (20.0, 40.0)
 """What the WebSocket library, at its defaults, gives a broker's connection before it breaks it."""
 CLIENT_PATIENCE_S = (10.0, 20.0)
@@ -106,6 +108,7 @@ class WorkerHost:
             level="SECURE",
             send_buffer_bytes=16 * 1024,
             lease_s=LEASE_S,
+            broker_silence_s=SILENCE_S,
             kept_session_bytes=16 * 1024,
         )
 

@@ -232,10 +232,6 @@ class Network:
         """Let two hosts reach each other again. What connected them before stays silent."""
         self._apart.discard(frozenset((one, other)))
 
-    def join_all(self) -> None:
-        """Let everybody reach everybody."""
-        self._apart.clear()
-
     # Connections
 
     def carry(self, sender: End, receiver: End, data: Any) -> None:

@@ -33,7 +33,7 @@ OLD = 0.1
 STORED = 0.35
 """How many brokers have a disk."""
 LAST_FAULT_S = 12.0
-"""When everything that is broken is mended, at the latest."""
+"""When everything that is broken is mended, but for workers that are abandoned for longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +144,7 @@ ROUGH = (
     "part_worker",
     "kill_worker",
     "vanish_worker",
+    "abandon_worker",
     "kill_client",
     "part_client",
     "freeze_broker",
@@ -228,6 +229,7 @@ def _fault(rng: random.Random, mood: Mood, kind: str, workers: int, clients: int
         "kill_broker": (0.05, longest_s),
         "vanish_broker": (0.5, longest_s),
         "roll_broker": (0.1, 1.0),
+        "abandon_worker": (15.0, 40.0),
         "fill_disk": (0.2, 5.0),
         "vanish_worker": (0.5, 8.0),
         "freeze_broker": (0.1, 6.0),
@@ -237,7 +239,7 @@ def _fault(rng: random.Random, mood: Mood, kind: str, workers: int, clients: int
     lasts_s = 0.0 if for_s is None else round(rng.uniform(*for_s), 3)
     at_s = round(rng.choice((1.0, 3.0, 8.0)) * rng.random(), 4)
     return Fault(
-        at_s=min(at_s, LAST_FAULT_S - lasts_s),
+        at_s=at_s if lasts_s > LAST_FAULT_S else min(at_s, LAST_FAULT_S - lasts_s),
         on=rng.choice(MOMENTS) if rng.random() < AT_MOMENTS else "",
         count=rng.randint(1, 6),
         kind=kind,

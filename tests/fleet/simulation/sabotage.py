@@ -10,7 +10,11 @@ import msgspec
 from enclave_broker.event_log import EventLog
 from enclave_broker.fleet import Fleet
 from enclave_broker.placement import Placer
+from enclave_broker.sessions import BrokerSession
+from enclave_broker.store.logs import StoredLog
+from enclave_broker.store.sqlite import SqliteStore
 from enclave_worker import session as worker_session
+from enclave_worker.holdings import Holdings
 from enclave_worker.instructions import Emit, ToGuest
 from enclave_worker.session import Session
 
@@ -212,6 +216,38 @@ def replay_differs(world: World, patch: Patch) -> None:
     patch.setattr(EventLog, "lines", moody)
 
 
+def unstored_told(world: World, patch: Patch) -> None:
+    """Tell clients, workers and tools of what is not stored yet."""
+    del world
+    patch.setattr(StoredLog, "end_seq", StoredLog.next_seq)
+    patch.setattr(StoredLog, "lines", EventLog.lines)
+    patch.setattr(SqliteStore, "then", lambda _, action: action())
+
+
+def unstored_acknowledged(world: World, patch: Patch) -> None:
+    """Have workers forget what is not stored yet."""
+    del world
+    patch.setattr(BrokerSession, "stored_seq", property(lambda self: self.log.next_seq - 1))
+
+
+def answers_forgotten(world: World, patch: Patch) -> None:
+    """Send the answer of a call once, whether or not it arrives."""
+    del world
+    attach = Fleet._attach
+
+    def forgetful(self: Fleet, session: BrokerSession, *args: Any) -> None:
+        session.answers.clear()
+        attach(self, session, *args)
+
+    patch.setattr(Fleet, "_attach", forgetful)
+
+
+def lease_for_ever(world: World, patch: Patch) -> None:
+    """Have workers wait for their broker without end."""
+    del world
+    patch.setattr(Holdings, "_expire", lambda *_: None)
+
+
 def capacity_refused(lines: list[bytes]) -> list[bytes]:
     """Say that there was no slot, at the end of a session that had one."""
     final = msgspec.json.decode(lines[-1])
@@ -239,4 +275,8 @@ SABOTAGES: dict[str, Callable[[World, Patch], None]] = {
     "output is doubled": output_doubled,
     "results are made up": result_made_up,
     "replays differ": replay_differs,
+    "clients are told what is not stored": unstored_told,
+    "workers forget what is not stored": unstored_acknowledged,
+    "answers are sent once": answers_forgotten,
+    "leases do not end": lease_for_ever,
 }

@@ -275,8 +275,22 @@ class Truth:
         applied = [event["payload"]["callId"] for event in events if event["type"] == "tool_result_applied"]
         if len(set(made)) != len(made) or len(set(applied)) != len(applied) or not set(applied) <= set(made):
             self.violation("calls", f"{session_id} made {made}, applied {applied}")
-        if run is not None and len(made) != run.calls:
-            self.violation("calls", f"{session_id} shows {len(made)} calls, its guest made {run.calls}")
+        if run is not None and len(made) != len(run.called):
+            self.violation("calls", f"{session_id} shows {len(made)} calls, its guest made {run.called}")
+        if run is not None and self._world.plan.mood != "rough":
+            self._check_answers(run)
+
+    def _check_answers(self, run: GuestRun) -> None:
+        """Hold what a guest was told against what its tools say, where nothing keeps them from being heard."""
+        disturbed = {kind for _, _, kind, _ in self.notes} & {"down", "silent"}
+        for number, name in enumerate(run.called, 1):
+            right: list[Any] = (
+                [{"failed": "NOT_TODAY"}] if name == "fails" else [number * 10 if name == "local" else number]
+            )
+            right += [{"failed": "LATER"}] if name == "again" else []
+            answer = run.answers[number][0]
+            if answer not in right and not (disturbed and isinstance(answer, dict)):
+                self.violation("answers arrive", f"call {number} of {name} in {run.session_id} got {answer}")
 
     def unjustified(self, plan: SessionPlan, code: str, runs: list[GuestRun]) -> str:
         """Return why a session may not end with this code; empty if it may."""
@@ -297,8 +311,8 @@ class Truth:
             return ""
         return "nobody asked for it, and its client was there"
 
-    def _unjustified_no_capacity(self, _: SessionPlan, runs: list[GuestRun], begin: float, end: float) -> str:
-        if end - begin >= self._world.config.queue_timeout_ms / 1000 - 0.01 or not runs:
+    def _unjustified_no_capacity(self, plan: SessionPlan, runs: list[GuestRun], begin: float, end: float) -> str:
+        if end - begin >= min(self._world.config.queue_timeout_ms, plan.wall_ms) / 1000 - 0.01 or not runs:
             return ""
         return f"after {end - begin:.2f} s"
 

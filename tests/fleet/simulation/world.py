@@ -111,7 +111,6 @@ class World:
             self.faults.strike(fault)
         await asyncio.sleep(max(0.0, begin_s + LAST_FAULT_S - self.loop.time()))
         self.network.on_message = None
-        self.network.join_all()
         await self._wait_clients()
         await self._settle()
         checking.cancel()
