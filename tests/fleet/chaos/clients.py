@@ -128,7 +128,11 @@ class Clients:
                 async with client.stream(work.code, **options) as session:
                     async for line in session.lines():
                         reading.lines.append(line)
-                reading.whole = True
+                if refused(reading):  # as a 503 is over HTTP
+                    reading.lines.clear()
+                    await asyncio.sleep(LONGEST_PAUSE_S)
+                else:
+                    reading.whole = True
             except RequestRefused as error:
                 if error.code not in {"NO_CAPACITY", "QUOTA_EXCEEDED", "DRAINING"} or reading.lines:
                     raise GaveUp(f"refused: {error.code} {error}") from error
@@ -166,6 +170,14 @@ class Clients:
         reading.whole = True
         record.readings.append(reading)
         return True
+
+
+def refused(reading: Reading) -> bool:
+    """Whether the fleet had no room, and a session never was: what a WebSocket is told of that is a single `final`."""
+    if len(reading.lines) != 1:
+        return False
+    payload = msgspec.json.decode(reading.lines[0])["payload"]
+    return bool(payload.get("error", {}).get("code") == "NO_CAPACITY")
 
 
 class _ByHttp:
