@@ -9,6 +9,7 @@ import msgspec
 
 from enclave_broker.event_log import EventLog
 from enclave_broker.fleet import Fleet
+from enclave_broker.outgoing import Outgoing
 from enclave_broker.placement import Placer
 from enclave_broker.sessions import BrokerSession
 from enclave_broker.store.logs import StoredLog
@@ -233,13 +234,13 @@ def unstored_acknowledged(world: World, patch: Patch) -> None:
 def answers_forgotten(world: World, patch: Patch) -> None:
     """Send the answer of a call once, whether or not it arrives."""
     del world
-    attach = Fleet._attach
+    attach = Outgoing.attach
 
-    def forgetful(self: Fleet, session: BrokerSession, *args: Any) -> None:
+    def forgetful(self: Outgoing, session: BrokerSession, *args: Any) -> None:
         session.answers.clear()
         attach(self, session, *args)
 
-    patch.setattr(Fleet, "_attach", forgetful)
+    patch.setattr(Outgoing, "attach", forgetful)
 
 
 def lease_for_ever(world: World, patch: Patch) -> None:
