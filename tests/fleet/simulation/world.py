@@ -22,6 +22,7 @@ from .hosts import RESUME_S, BrokerHost, WorkerHost
 from .network import Network
 from .plan import LAST_FAULT_S, Plan
 from .truth import KILLED, Truth
+from .verdict import Verdict
 from .virtual_time import VirtualLoop, clocks
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class World:
         await self._settle()
         checking.cancel()
         self.truth.check_now()
-        await self.truth.check_end()
+        await Verdict(self).check_end()
         for client in self.clients:
             if client.process.alive:
                 await client.process.spawn(client.close())
