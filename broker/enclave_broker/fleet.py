@@ -356,7 +356,8 @@ class Fleet:
     def _resume(self, link: Link, hello: Hello) -> None:
         """Decide about every session that we have on a worker which says hello, and every one that it says it has."""
         kept = {one.session_id: one for one in hello.sessions or ()} if link.resumes else {}
-        reason = f"{self._absences.end(link.name)}, and then another one was in its place"
+        why = "another one was in its place" if link.resumes else "it keeps nothing without a connection (revision 1)"
+        reason = f"{self._absences.end(link.name)}, and then {why}"
         for session in self._sessions_on(link.name):
             same = link.resumes and session.instance == link.instance
             fate = resuming.fate_on_return(session.known, kept.pop(session.session_id, None), same_instance=same)
