@@ -187,7 +187,7 @@ def _complaints() -> Iterator[list[str]]:
 
 def _work_s(rng: random.Random) -> float:
     """Return how long a disk takes."""
-    return rng.choice((0.0005, 0.0005, 0.002, 0.02, 0.2))
+    return rng.choice((0.0005, 0.0005, 0.002, 0.02, 0.2, 0.8))
 
 
 def simulate(plan: Plan, sabotage: Callable[[World], None] | None = None, *, trace: bool = False) -> Report:
