@@ -227,7 +227,8 @@ class Faults:
     def may_lose_worker(self, plan: SessionPlan, begin: float, end: float) -> bool:
         """Return whether the worker of a session that lived then can count as lost, and the session with it."""
         away = [span for name in self._world.workers for span in self._away(name) if span[0] <= end]
-        if any(self._world.workers[note[3]].old for note in self._notes("unreachable") if note[0] <= end):
+        old = [name for name, worker in self._world.workers.items() if worker.old]
+        if any(since <= end for name in old for since, _ in self._away(name)):
             return True  # one of those has its sessions end with the connection
         killed = [note for note in self._notes("killed") if begin - FOUND_OUT_S <= note[1] and note[0] <= end]
         long = [since for since, until in away if until >= begin and until - since >= RESUME_S]

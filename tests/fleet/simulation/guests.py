@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from .virtual_time import Process, VirtualLoop
 
+LIE = 9_999
+"""The number of a call that is made twice. If the first is answered before the second is read, both are calls."""
 SLOW_DEATH_S = 3.0
 """More than a worker waits for the word of a death before it sends the final."""
 
@@ -268,7 +270,7 @@ class FakeSandbox:
             self._say(lambda: self.owner is not None and self.owner.on_frame(self, b'{"type":"result","value":'))
         elif what == "twice":
             for _ in range(2):
-                self._frame({"type": "tool_call", "id": 9_999, "name": "echo", "args": {"number": 1}})
+                self._frame({"type": "tool_call", "id": LIE, "name": "echo", "args": {"number": 1}})
         else:
             self._say(lambda: self.owner is not None and self.owner.on_broken(self, "a frame of 4 GiB"))
 
