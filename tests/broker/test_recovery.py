@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -113,6 +114,26 @@ async def test_a_reader_is_sent_away_by_a_broker_that_stops_and_never_told_an_en
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
             await reading
     assert [json.loads(line)["type"] for line in lines] == ["session_init", "stdout"]
+
+
+async def test_who_waits_for_a_final_that_is_not_written_yet_is_not_told_that_it_was_seen(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    async with ResumingWorker(printing(gate)) as worker, broker_on(tmp_path, worker) as running:
+        seen = await told(running, "s_1", "stdout")
+        session = running.broker.dispatcher.directory.get("s_1")
+        assert session is not None
+        other = sqlite3.connect(tmp_path / "broker.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        gate.set()
+        while session.live:  # noqa: ASYNC110 - its end is no event of anybody's, for it is not written
+            await asyncio.sleep(0)
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(session.log.end_seq - 1)}
+        async with running.http.stream("GET", "/sessions/s_1/stream", headers=headers) as stream:
+            assert stream.status_code == 200
+            other.execute("ROLLBACK")
+            other.close()
+            assert "event: final" in (await stream.aread()).decode()
+        assert outcome(await rest(running, "s_1", seen)) == "ok"
 
 
 async def test_a_socket_is_closed_by_a_broker_that_stops_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def stream_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         session = find_session(dispatcher, session_id, request)
         view = View(sse=wants_sse(header(request.scope, b"accept")), filter=_filter(session, filter_))
         first = _first(header(request.scope, b"last-event-id"), from_seq, from_)
-        if view.sse and not session.live and first >= session.log.end_seq:
+        if view.sse and session.log.ended and first >= session.log.end_seq:
             return StreamResponse(no_content, view.media_type)
         return follow(dispatcher, session, first, view)
 

@@ -54,6 +54,8 @@ CAUSES = {
 waits for it loses nothing, nor does a broker that is killed; a client that is away for too long loses its session."""
 _AFTERMATH_S = 30.0
 """How long after its end something can still end sessions."""
+_WRITTEN_S = 3.0
+"""After so long with room, a broker has written what it could not."""
 _FILL_PIECE_BYTES = 1 << 16
 
 
@@ -97,7 +99,6 @@ class Faults:
         self._disk = disk
         self._say = say
         self._began_s = time.monotonic()
-        self._filled = False
         self.done: dict[str, int] = dict.fromkeys(SHARES, 0)
         """How often each has happened."""
         self._begun: list[Fault] = []
@@ -279,17 +280,19 @@ class Faults:
                 await worker.namespace.return_()
 
     async def _full_disk(self, fault: Fault) -> None:
-        if self._disk is None or self._filled:
+        broker = self._fleet.broker
+        if self._disk is None or broker.busy:
             return
-        self._filled = True
-        self._begin(fault, f"the store's disk is full for {fault.for_s:.1f} s")
-        filler = self._disk / "filler"
-        try:
-            fill(filler)
-            await asyncio.sleep(fault.for_s)
-        finally:
-            filler.unlink()
-            self._filled = False
+        # What a broker cannot write is in its memory alone until it can, and it says so: it is not killed meanwhile.
+        async with self._held(broker):
+            self._begin(fault, f"the store's disk is full for {fault.for_s:.1f} s")
+            filler = self._disk / "filler"
+            try:
+                fill(filler)
+                await asyncio.sleep(fault.for_s)
+            finally:
+                filler.unlink()
+            await asyncio.sleep(_WRITTEN_S)
 
     @contextlib.asynccontextmanager
     async def _held(self, member: Member) -> AsyncIterator[None]:
