@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import multiprocessing
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -156,4 +157,7 @@ def main(
 
 
 if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != "0":  # else sets of texts had another order each time
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, "-m", "tests.fleet.simulation.run", *sys.argv[1:]])
     main()
