@@ -45,7 +45,8 @@ async def test_what_a_run_leaves_is_said(tmp_path: Path) -> None:
 
 
 async def test_a_short_run_with_cuts_and_deaths_loses_doubles_and_leaves_nothing() -> None:
-    options = "--sessions 60 --at-once 16 --workers 2 --vanishing 0 --dialling 0 --every-s 1".split()
+    sizes = {"sessions": "60", "at-once": "16", "workers": "2", "vanishing": "0", "dialling": "0", "every-s": "1"}
+    options = itertools.chain(*((f"--{name}", size) for name, size in sizes.items()))
     names = ("cut", "kill worker", "kill broker", "kill guest")
     faults = itertools.chain(*(("--only", name) for name in names))
     pipe = asyncio.subprocess.PIPE
