@@ -23,6 +23,10 @@ MAX_MEMBERS = 32
 """Of a `tracestate`: "there can be a maximum of 32 list-members in a list"."""
 MAX_STATE_CHARS = 512
 """Of a `tracestate`: what is to be passed on at least, and here also at most."""
+MAX_READ_CHARS = 32_768
+"""Of a `tracestate`: more than the largest members that may be there. What is longer is not looked at."""
+MAX_PARENT_CHARS = 512
+"""Of a `traceparent`, whose later versions may be longer than ours."""
 LONG_MEMBER_CHARS = 128
 """Members longer than this go first where there are too many characters."""
 
@@ -65,7 +69,7 @@ def parse_trace(traceparent: object, tracestate: Iterable[str] | object = "") ->
         traceparent: the header, which must be there once.
         tracestate: the header; or several, in their order.
     """
-    if not isinstance(traceparent, str):
+    if not isinstance(traceparent, str) or len(traceparent) > MAX_PARENT_CHARS:
         return None
     found = _PARENT.fullmatch(traceparent.strip(" \t"))
     if found is None:
@@ -78,9 +82,14 @@ def parse_trace(traceparent: object, tracestate: Iterable[str] | object = "") ->
     return TraceContext(trace_id, span_id, int(flags, 16) & _KNOWN_FLAGS, _state(values))
 
 
-def _state(values: Iterable[object]) -> str:
+def _state(values: list[object]) -> str:
     """Return a `tracestate` fit to be passed on; one that is none is dropped whole, and the trace goes on without."""
+    # Before anything is taken apart: a message of a client's can hold megabytes of it.
+    if len(values) > MAX_MEMBERS:
+        return ""
     texts = [value for value in values if isinstance(value, str)]
+    if sum(map(len, texts)) > MAX_READ_CHARS:
+        return ""
     members = [member for text in texts for member in (part.strip(" \t") for part in text.split(",")) if member]
     keys = {found[1] for member in members if (found := _MEMBER.fullmatch(member))}
     if len(keys) != len(members) or len(members) > MAX_MEMBERS:

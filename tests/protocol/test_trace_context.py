@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclave_protocol.trace_context import MAX_STATE_CHARS, TraceContext, parse_trace
+from enclave_protocol.trace_context import MAX_PARENT_CHARS, MAX_READ_CHARS, MAX_STATE_CHARS, TraceContext, parse_trace
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -79,6 +79,8 @@ def test_only_the_known_flags_are_passed_on() -> None:
         (f"{'k' * 257}=1", ""),
         (f"a={'v' * 257}", ""),
         (",".join(f"k{i}=1" for i in range(33)), ""),
+        (f"a=1{' ' * MAX_READ_CHARS}", ""),
+        (["a=1", *[""] * 32], ""),
         (None, ""),
         (5, ""),
         ([5], ""),
@@ -88,6 +90,12 @@ def test_a_tracestate_is_passed_on_in_order_or_dropped_whole(given_: object, kep
     context = parse_trace(PARENT, given_)
     assert context is not None
     assert context.state == kept
+
+
+def test_a_later_versions_traceparent_is_read_up_to_a_length() -> None:
+    later = "01" + PARENT[2:] + "-"
+    assert parse_trace(later + "x" * (MAX_PARENT_CHARS - len(later))) is not None
+    assert parse_trace(later + "x" * MAX_PARENT_CHARS) is None
 
 
 def test_members_that_are_long_and_then_the_last_go_where_there_are_too_many_characters() -> None:
