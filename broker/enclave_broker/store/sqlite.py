@@ -65,6 +65,7 @@ class SqliteStore:
         self._logs: dict[int, StoredLog] = {}  # of the sessions whose end is not stored
         self._batch = Batch()
         self._storing: Batch | None = None
+        self._writing: asyncio.Future[None] | None = None  # it, or what was stored last
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="enclave-store")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="enclave-store-reads")
         self._reading: set[asyncio.Future[list[bytes]]] = set()
@@ -175,20 +176,25 @@ class SqliteStore:
             return
         await self.settle()
         self._closed = True
+        if self._writing is not None:
+            # Another attempt, or what came since: the rest may only be stored with it or after it, for a file that
+            # lacks an event before one that it has is refused as damaged.
+            await asyncio.wait([self._writing])
         if self._retry is not None:
             self._retry.cancel()
-        loop = asyncio.get_running_loop()
         await asyncio.gather(*self._reading, return_exceptions=True)
-        await loop.run_in_executor(None, self._shut)
+        rest, self._batch = self._batch, Batch()
+        await asyncio.get_running_loop().run_in_executor(None, self._shut, rest)
+        self._publish(rest)
         for stored in self._logs.values():
             stored.let_go()
 
-    def _shut(self) -> None:
+    def _shut(self, rest: Batch) -> None:
         self._writer.shutdown()
         self._reader.shutdown()
-        if not self._batch.empty:
+        if not rest.empty:
             try:
-                self._database.write(self._batch)
+                self._database.write(rest)
                 self._database.mark_unwritten(unwritten=False)
             except (sqlite3.Error, OSError) as error:
                 log.error("%s could not be written to the end: %s", self._database.path, error)  # noqa: TRY400
@@ -244,10 +250,12 @@ class SqliteStore:
 
     def _store(self) -> None:
         self._scheduled = False
+        if self._closed:
+            return  # `close` stores the rest
         batch, self._batch = self._batch, Batch()
         self._storing = batch
-        storing = asyncio.get_running_loop().run_in_executor(self._writer, self._database.write, batch)
-        storing.add_done_callback(functools.partial(self._stored, batch))
+        self._writing = asyncio.get_running_loop().run_in_executor(self._writer, self._database.write, batch)
+        self._writing.add_done_callback(functools.partial(self._stored, batch))
 
     def _stored(self, batch: Batch, storing: asyncio.Future[None]) -> None:
         error = storing.exception()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import resource
 import sqlite3
+import threading
 from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.conformance.stores import directory_of, event, made, opened, placed, read, run, take_in
 
@@ -14,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import pytest
-
+    from enclave_broker.store.batch import Batch
     from enclave_broker.store.sqlite import SqliteStore
 
 
@@ -109,6 +112,58 @@ async def test_a_lock_that_somebody_holds_is_waited_out(
     assert "can be written again" in caplog.text
     assert session.log.kept() == [], "it is read from the file now"
     assert len(await read(session.log)) == 5
+    await store.close()
+
+
+class Gate:
+    """Lets each attempt to write happen when it is told to, and end as it is told to."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._write = store._database.write
+        self._begun, self._passes = threading.Semaphore(0), queue.SimpleQueue[bool]()
+        store._database.write = self._attempt  # type: ignore[method-assign]
+
+    def _attempt(self, batch: Batch) -> None:
+        self._begun.release()
+        if not self._passes.get(timeout=20):
+            raise sqlite3.OperationalError("database is locked")
+        self._write(batch)
+
+    async def begun(self) -> None:
+        """Wait for the next attempt."""
+        assert await asyncio.to_thread(self._begun.acquire, timeout=20)
+
+    def end(self, *, well: bool) -> None:
+        self._passes.put(well)
+
+
+@pytest.mark.parametrize("attempt_ends_well", [False, True])
+async def test_a_broker_that_stops_during_another_attempt_leaves_no_hole(
+    tmp_path: Path, *, attempt_ends_well: bool
+) -> None:
+    store, _ = opened(path_in(tmp_path))
+    session = made(store)
+    directory_of(store).add(session)
+    placed(store, session)
+    await store.settle()
+    gate = Gate(store)
+    sent = [event("s_1", seq) for seq in (2, 3, 4)]
+    take_in(session, sent[0])
+    await gate.begun()
+    gate.end(well=False)
+    await gate.begun()
+    assert store.failure
+    take_in(session, sent[1])
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    take_in(session, sent[2])
+    gate.end(well=attempt_ends_well)
+    gate.end(well=True)
+    await closing
+
+    store, loaded = opened(path_in(tmp_path))
+    assert not loaded.unwritten
+    assert [found.log.lines(2, 1 << 20) for found in loaded.live] == [sent]
     await store.close()
 
 
