@@ -72,6 +72,8 @@ class SqliteStore:
         self._scheduled = False
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
+        self._marked = False
+        """Whether the next broker would be told that clients know more than the file."""
 
     @property
     def _database(self) -> Database:
@@ -93,6 +95,7 @@ class SqliteStore:
             database.close()
             raise
         self._opened = database
+        self._marked = loaded.unwritten
         self.broker_id = database.broker_id
         self._logs = {found.log.key: found.log for found in loaded.live}
         return loaded
@@ -192,12 +195,13 @@ class SqliteStore:
     def _shut(self, rest: Batch) -> None:
         self._writer.shutdown()
         self._reader.shutdown()
-        if not rest.empty:
-            try:
+        try:
+            if not rest.empty:
                 self._database.write(rest)
-                self._database.mark_unwritten(unwritten=False)
-            except (sqlite3.Error, OSError) as error:
-                log.error("%s could not be written to the end: %s", self._database.path, error)  # noqa: TRY400
+        except (sqlite3.Error, OSError) as error:
+            log.error("%s could not be written to the end: %s", self._database.path, error)  # noqa: TRY400
+        else:
+            self._mark(unwritten=False)
         self._database.close()
 
     # For logs
@@ -262,10 +266,13 @@ class SqliteStore:
         if error is not None:
             self._failed(batch, error)
             return
+        # What came since the file failed was told to clients as it came, and is stored with the next batch. What the
+        # broker before this one could not write needs no mark once it is stored how this one ended those sessions.
+        if not self.failure or self._batch.empty:
+            self._mark(unwritten=False)
         if self.failure:
             log.warning("%s can be written again: sessions are durable again", self._database.path)
             self.failure = ""
-            self._database.mark_unwritten(unwritten=False)
         self._publish(batch)
         for shelve in batch.shelve:
             shelve()
@@ -276,13 +283,18 @@ class SqliteStore:
     def _failed(self, batch: Batch, error: BaseException) -> None:
         if not self.failure:
             log.error("%s can't be written: %s; sessions go on in memory until it can", self._database.path, error)
-            self._database.mark_unwritten(unwritten=True)
+            self._mark(unwritten=True)
         self.failure = str(error) or type(error).__name__
         self._publish(batch)
         self._publish(self._batch)
         batch.merge(self._batch)
         self._batch, self._storing = batch, None
         self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._store)
+
+    def _mark(self, *, unwritten: bool) -> None:
+        if unwritten != self._marked:
+            self._marked = unwritten
+            self._database.mark_unwritten(unwritten=unwritten)
 
     def _publish(self, batch: Batch) -> None:
         for stored, end_seq in batch.logs.items():

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conformance.stores import directory_of, event, made, opened, placed, read, run, take_in
+from enclave_broker.store.database import UNWRITTEN
+from enclave_protocol import Code
+from tests.conformance.stores import NOW, directory_of, event, made, opened, placed, read, run, take_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +44,32 @@ async def until_writable(store: SqliteStore) -> None:
 
 def path_in(directory: Path) -> str:
     return str(directory / "broker.sqlite")
+
+
+def is_marked(directory: Path) -> bool:
+    return UNWRITTEN in (directory / "broker.sqlite.lock").read_bytes()
+
+
+class Gate:
+    """Lets each attempt to write happen when it is told to, and end as it is told to."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._write = store._database.write
+        self._begun, self._passes = threading.Semaphore(0), queue.SimpleQueue[bool]()
+        store._database.write = self._attempt  # type: ignore[method-assign]
+
+    def _attempt(self, batch: Batch) -> None:
+        self._begun.release()
+        if not self._passes.get(timeout=20):
+            raise sqlite3.OperationalError("database is locked")
+        self._write(batch)
+
+    async def begun(self) -> None:
+        """Wait for the next attempt."""
+        assert await asyncio.to_thread(self._begun.acquire, timeout=20)
+
+    def end(self, *, well: bool) -> None:
+        self._passes.put(well)
 
 
 async def test_on_a_full_disk_sessions_go_on_and_when_there_is_room_again_nothing_is_missing(tmp_path: Path) -> None:
@@ -89,6 +117,39 @@ async def test_a_broker_that_dies_while_the_disk_is_full_leaves_word_of_it(tmp_p
     store, loaded = opened(path_in(tmp_path))
     assert loaded.unwritten
     assert [found.log.next_seq for found in loaded.live] == [2]
+    loaded.live[0].session.end(Code.INTERNAL_ERROR, "not written", NOW + 100_000)
+    store.finish(loaded.live[0].session)
+    also = made(store, "s_2")
+    directory_of(store).add(also)
+    await store.settle()
+    store._database.close()  # it dies, and all is well
+
+    store, loaded = opened(path_in(tmp_path))
+    assert not loaded.unwritten
+    assert [found.session.session_id for found in loaded.live] == ["s_2"]
+    await store.close()
+
+
+async def test_what_clients_were_told_while_the_file_failed_is_marked_until_all_of_it_is_stored(tmp_path: Path) -> None:
+    store, _ = opened(path_in(tmp_path))
+    session = made(store)
+    directory_of(store).add(session)
+    placed(store, session)
+    await store.settle()
+    gate = Gate(store)
+    take_in(session, event("s_1", 2))
+    await gate.begun()
+    gate.end(well=False)
+    await gate.begun()
+    take_in(session, event("s_1", 3))
+    assert session.log.end_seq == 4
+    gate.end(well=True)
+    await gate.begun()
+    assert not store.failure
+    assert is_marked(tmp_path), "event 3 is not stored"
+    gate.end(well=True)
+    await store.settle()
+    assert not is_marked(tmp_path)
     await store.close()
 
 
@@ -113,28 +174,6 @@ async def test_a_lock_that_somebody_holds_is_waited_out(
     assert session.log.kept() == [], "it is read from the file now"
     assert len(await read(session.log)) == 5
     await store.close()
-
-
-class Gate:
-    """Lets each attempt to write happen when it is told to, and end as it is told to."""
-
-    def __init__(self, store: SqliteStore) -> None:
-        self._write = store._database.write
-        self._begun, self._passes = threading.Semaphore(0), queue.SimpleQueue[bool]()
-        store._database.write = self._attempt  # type: ignore[method-assign]
-
-    def _attempt(self, batch: Batch) -> None:
-        self._begun.release()
-        if not self._passes.get(timeout=20):
-            raise sqlite3.OperationalError("database is locked")
-        self._write(batch)
-
-    async def begun(self) -> None:
-        """Wait for the next attempt."""
-        assert await asyncio.to_thread(self._begun.acquire, timeout=20)
-
-    def end(self, *, well: bool) -> None:
-        self._passes.put(well)
 
 
 @pytest.mark.parametrize("attempt_ends_well", [False, True])
