@@ -294,7 +294,10 @@ class SqliteStore:
     def _mark(self, *, unwritten: bool) -> None:
         if unwritten != self._marked:
             self._marked = unwritten
-            self._database.mark_unwritten(unwritten=unwritten)
+            try:
+                self._database.mark_unwritten(unwritten=unwritten)
+            except OSError as error:  # which must not keep sessions waiting for the store
+                log.error("%s.lock can't be written: %s", self._database.path, error)  # noqa: TRY400
 
     def _publish(self, batch: Batch) -> None:
         for stored, end_seq in batch.logs.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import queue
 import resource
 import sqlite3
@@ -203,6 +204,41 @@ async def test_a_broker_that_stops_during_another_attempt_leaves_no_hole(
     store, loaded = opened(path_in(tmp_path))
     assert not loaded.unwritten
     assert [found.log.lines(2, 1 << 20) for found in loaded.live] == [sent]
+    await store.close()
+
+
+async def test_a_disk_that_takes_no_mark_either_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, _ = opened(path_in(tmp_path))
+    directory, session = directory_of(store), made(store)
+    directory.add(session)
+    placed(store, session)
+    await store.settle()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    gate = Gate(store)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", refuse)
+        take_in(session, event("s_1", 2))
+        waiting = asyncio.create_task(store.settle())
+        await gate.begun()
+        gate.end(well=False)
+        async with asyncio.timeout(20):
+            await waiting
+        assert (bool(store.failure), session.log.end_seq) == (True, 3)
+        assert "broker.sqlite.lock can't be written: [Errno 30] Read-only file system" in caplog.text
+        await gate.begun()
+        gate.end(well=True)
+        await until_writable(store)
+    sent = [event("s_1", 2), *run(session, directory)]
+    gate.end(well=True)
+    await store.close()
+
+    store, loaded = opened(path_in(tmp_path))
+    assert [(await read(found.log))[1:] for found in loaded.finished] == [sent]
     await store.close()
 
 
