@@ -354,8 +354,11 @@ class Broker:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self.dispatcher.tick()
-            self.links.tick()
+            for tick in (self.dispatcher.tick, self.links.tick):
+                try:
+                    tick()
+                except Exception:  # one session's fault must not end all others
+                    log.exception("a fault in what is done with time")
             if self._drain_asked.is_set() and self.dispatcher.idle:
                 self._idle.set()
 

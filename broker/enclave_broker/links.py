@@ -8,6 +8,9 @@ at random, so that a fleet does not come back in step.
 With a worker of revision 1, its sessions are gone with the connection. One of revision 2 is answered by `welcome`, the
 first message to it, keeps events until they are acknowledged (`acks`), and its sessions until it is back.
 
+A fault of the broker's own while it handles what a worker sent costs that connection, never the others, nor the broker:
+it is logged, and the link dials again.
+
 A worker is dead when it was silent for `dead_after_s`; any frame is a sign of life, and every `pong` says how busy it
 is. Silence is counted in ping intervals that this program was awake for: a broker that was itself stopped for a
 minute must not take its whole fleet for dead when it wakes up.
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
     from .config import BrokerConfig
 
 log = logging.getLogger("enclave.broker.link")
+
+FAULT = "the broker failed at what it sent: its log says how"
+"""Why a connection was given up that is not to blame, as far as anybody is told who does not run the broker."""
 
 
 class LinkHandler(Protocol):
@@ -189,7 +195,11 @@ class Link:
         """Keep the connection up until cancelled."""
         failures = 0
         while True:
-            was_up, reason = await self._live()
+            try:
+                was_up, reason = await self._live()
+            except Exception:  # one worker's link must not end the others
+                log.exception("worker %s: a fault in its link", self.name, extra=self.about)
+                was_up, reason = False, FAULT
             failures = 1 if was_up else failures + 1
             if was_up:
                 log.warning("worker %s lost: %s; reconnecting", self.name, reason, extra=self.about)
@@ -223,21 +233,26 @@ class Link:
         log.info("worker %s up: %d slots, level %s", self.name, hello.max_sessions, hello.level, extra=self.about)
         if self.revision >= RESUMING_REVISION:
             self.send(encode(Welcome(revision=self.revision, broker_id=self._handler.broker_id)))
-        self._handler.link_up(self, hello)
         try:
+            self._handler.link_up(self, hello)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._write(transport))
                 group.create_task(self._watch())
                 await self._read(transport)
         except* LinkDown as downs:
             reason = str(downs.exceptions[0])
+        except* Exception:
+            log.exception("worker %s: a fault in the handling of what it sent", self.name, extra=self.about)
+            reason = FAULT
         finally:
             self.up = False
             self._transport = None
             self._outgoing.clear()
             self.acks.clear()
-            self._handler.link_down(self, reason)
-            await transport.close()
+            try:
+                self._handler.link_down(self, reason)
+            finally:
+                await transport.close()
         return reason
 
     def _reset(self, hello: Hello) -> None:

@@ -412,7 +412,7 @@ class BrokerSession:
                 self.told.pop(0)
         except ProtocolError as error:
             return Broken(str(error))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             return Broken(f"unreadable {envelope.type}: {error}")
         self._append(line)
         return step

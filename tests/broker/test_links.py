@@ -231,3 +231,49 @@ async def test_many_sessions_at_once_all_end_and_leave_no_slot_taken() -> None:
         finals = await asyncio.gather(*(run_one() for _ in range(100)))
         assert all(isinstance(final, Final) and final.payload.ok for final in finals)
         assert running.broker.dispatcher.placer.statistics().reserved == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "connections"), [("link_up", 3), ("link_down", 3), ("link_event", 2), ("link_pong", 2)]
+)
+async def test_a_fault_in_the_handling_of_a_worker_costs_its_connection_alone(
+    fault: str, connections: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = FakeWorker()
+    async with fleet(worker) as running:
+        handler = running.broker.dispatcher.fleet
+        sound, failed = getattr(handler, fault), asyncio.Event()
+
+        def fails_once(*args: Any) -> None:
+            if failed.is_set():
+                sound(*args)
+            else:
+                failed.set()
+                raise RuntimeError("of the broker's own")
+
+        monkeypatch.setattr(handler, fault, fails_once)
+        if fault == "link_event":
+            assert error_of(await events_of(running))["code"] == "WORKER_LOST"
+        elif fault != "link_pong":
+            await worker.kill()
+            await worker.start()
+        await running.wait_until(lambda: worker.connections == connections)
+        await running.wait_workers(1)
+        assert (await events_of(running, "x"))[-1]["payload"]["result"] == "x"
+        assert "of the broker's own" in caplog.text
+
+
+async def test_a_fault_in_what_is_done_with_time_is_logged_and_time_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fleet(queue_timeout_ms=1) as running:
+        dispatcher = running.broker.dispatcher
+        sound = dispatcher.tick
+
+        def fails_once() -> None:
+            monkeypatch.setattr(dispatcher, "tick", sound)
+            raise RuntimeError("of the broker's own")
+
+        monkeypatch.setattr(dispatcher, "tick", fails_once)
+        await running.wait_until(lambda: "of the broker's own" in caplog.text)
+        assert error_of(await events_of(running))["code"] == "NO_CAPACITY"

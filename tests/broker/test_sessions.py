@@ -114,6 +114,13 @@ def test_a_senseless_final_is_no_final() -> None:
     assert session.live
 
 
+def test_a_final_that_is_nested_too_deeply_is_no_final() -> None:
+    session = new_session()
+    deep = b'{"payload":{"ok":true,"result":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
+    assert isinstance(session.accept(peek(final(2)), deep, 12.0), Broken)
+    assert session.live
+
+
 def test_states_follow_tool_calls() -> None:
     session = new_session()
     step = give(session, line(2, "tool_call", {"callId": "c_1", "toolName": "t", "args": None}))
