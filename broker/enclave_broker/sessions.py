@@ -24,6 +24,7 @@ from enclave_protocol import (
     FinalPayload,
     Limits,
     ProtocolError,
+    RemoteProtocolError,
     State,
     Stats,
     Trigger,
@@ -536,10 +537,14 @@ class BrokerSession:
         total = 0
         for kept in self.log.kept():
             line = self._opened(kept)
-            if mark in line:
+            if mark not in line:
+                continue
+            try:
                 event = decode_event(line)
-                if isinstance(event, kind):
-                    total += len(event.payload.chunk.encode())
+            except RemoteProtocolError:  # it was passed on unread: nonsense, or an event that only newer programs know
+                continue
+            if isinstance(event, kind):
+                total += len(event.payload.chunk.encode())
         return total
 
     def _init_event(self) -> SessionInit:

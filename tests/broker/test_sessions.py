@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from enclave_broker.event_log import EventLog, Trimmed
 from enclave_broker.sessions import Broken, BrokerSession, Ended, Missing, Refused, Replayed, ToolCalled
-from enclave_protocol import Code, Execute, Limits, State, decode_event, peek
+from enclave_protocol import Code, Execute, Final, Limits, State, Stats, decode_event, peek
 from enclave_protocol.events import iso_time
 
 
@@ -148,6 +148,18 @@ def test_the_brokers_own_final_has_full_statistics() -> None:
     stats = told(session)[-1].payload.stats
     assert (stats.stdout_bytes, stats.stderr_bytes, stats.queue_ms, stats.duration_ms) == (3, 3, 1000.0, 3000.0)
     assert told(session)[-1].payload.error.retryable is True
+
+
+def test_the_brokers_own_final_counts_the_output_that_can_be_read() -> None:
+    session = new_session()
+    give(session, line(2, "stdout", {"chunk": "abc"}))
+    give(session, line(3, "stdout", {"chunk": 5}))
+    give(session, line(4, "of_a_newer_worker", {"from": "stdout"}))
+    session.end(Code.WORKER_LOST, "gone", 15.0)
+    event = decode_event(session.log.lines(5, 1000)[0])
+    assert isinstance(event, Final)
+    assert isinstance(event.payload.stats, Stats)
+    assert event.payload.stats.stdout_bytes == 3
 
 
 def test_heartbeats_come_at_their_interval_while_the_session_waits() -> None:
