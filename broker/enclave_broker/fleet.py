@@ -135,7 +135,7 @@ class Fleet:
 
     def queue_deadline(self, session: BrokerSession) -> float:
         """Return until when a session may wait for a slot, on the monotonic clock."""
-        return session.created + min(self._config.queue_timeout_ms, session.limits.wall_ms) / 1000
+        return session.waits_from + min(self._config.queue_timeout_ms, session.limits.wall_ms) / 1000
 
     def cancel(self, session: BrokerSession, reason: str, message: str) -> None:
         """Have a live session ended by its worker, and soon. One that waits for a worker ends at once.
@@ -461,6 +461,7 @@ class Fleet:
         """Put a session back whose worker never got it, or was lost with it before it began."""
         self._metrics.placed_again.labels("worker_lost" if counts else "never_arrived").inc()
         session.retries += counts
+        session.waits_from = time.monotonic()  # the time with the worker, and until it was given up, was no wait
         self._unplace(session, Code.WORKER_LOST)
         placed = self._placer.put_back(
             session.session_id,

@@ -189,6 +189,7 @@ class BrokerSession:
         "tool_call_count",
         "trace",
         "untold",
+        "waits_from",
         "worker",
         "worker_name",
     )
@@ -220,6 +221,8 @@ class BrokerSession:
         self.state = State.STARTING
         self.created = now
         self.created_at = wall
+        self.waits_from = now
+        """Since when it has waited for a slot, or did until it got its last one."""
         self.heartbeat = now
         self.started: float | None = None
         """When a worker got it."""

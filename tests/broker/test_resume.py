@@ -13,7 +13,7 @@ from enclave_client import AsyncClient
 from enclave_protocol import Final
 from tests.broker.conftest import Fleet, fleet
 from tests.broker.tools.stubs.schemas import fake
-from tests.fakes import FakeSession, FakeWorker, waits_for_cancel
+from tests.fakes import FakeSession, FakeWorker, returns_its_code, waits_for_cancel
 from tests.resuming_worker import ResumingSession, ResumingWorker
 
 
@@ -420,6 +420,26 @@ async def test_a_session_that_is_not_safe_to_retry_or_has_begun_is_lost_with_its
         events = await events_of(running, retry=retry)
         assert code_of(events) == "WORKER_LOST"
         assert not other.received[1:]
+
+
+async def test_a_session_that_runs_elsewhere_waits_for_a_slot_as_long_as_a_new_one() -> None:
+    async def says_nothing(session: FakeSession) -> None:
+        await session.cancelled.wait()
+
+    worker = ResumingWorker(says_nothing)
+    async with fleet(worker) as running:
+        dispatcher = running.broker.dispatcher
+        ended = asyncio.create_task(events_of(running, "x", sessionId="s_1", retry="safe"))
+        await worker.wait_received("execute")
+        session = dispatcher.fleet.routes["s_1"]
+        session.created -= 3600  # as if it had been on its worker for that long
+        session.waits_from -= 3600
+        await worker.kill()
+        await running.wait_until(lambda: dispatcher.placer.statistics().waiting == 1)
+        dispatcher.tick()
+        worker.script = returns_its_code
+        await worker.start()
+        assert (await ended)[-1]["payload"]["result"] == "x"
 
 
 async def test_a_session_is_retried_twice_at_most() -> None:
