@@ -297,10 +297,12 @@ class Fleet:
             return
         if session.live and session.request is None:
             return  # it runs: what was refused is a late tool result or the like
-        if session.live and link.resumes and field == "sessionId":
+        if session.live and session.cancelling is not None:
+            self.end(session, Code.SESSION_CANCELLED, session.cancelling)
+        elif session.live and link.resumes and field == "sessionId":
             self._requeue(session)  # the worker has yet to let go of an earlier one of this id
             return
-        if session.live:
+        elif session.live:
             self._placer.blame(link.name)
             self.end(session, Code.VALIDATION_ERROR, f"the worker refused the session: {payload.message}")
         self._release(session)

@@ -470,6 +470,18 @@ async def test_an_id_can_be_used_again_as_soon_as_its_session_has_ended() -> Non
             assert code_of(await events_of(running, sessionId="s_1")) == "ok"
 
 
+async def test_a_session_that_is_refused_after_its_cancel_does_not_wait_for_another_turn() -> None:
+    worker = ResumingWorker()
+    worker.lose = {"execute"}  # so that it refuses the cancel as well, for want of a session of that id
+    async with fleet(worker, cancel_grace_s=60) as running:
+        ended = asyncio.create_task(events_of(running, sessionId="s_1"))
+        await running.wait_until(lambda: "s_1" in running.broker.dispatcher.fleet.routes)
+        await running.http.post("/sessions/s_1/cancel")
+        assert code_of(await ended) == "SESSION_CANCELLED"
+        assert running.metric("enclave_requeues_total") == 0
+        assert running.broker.dispatcher.placer.statistics().reserved == 0
+
+
 async def test_a_session_whose_id_its_worker_has_not_let_go_of_waits_for_that() -> None:
     worker = ResumingWorker()
     worker.lose = {"ack"}
