@@ -11,7 +11,9 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
-from enclave_broker.access import Scope
+from enclave_broker.access import LOCAL, Scope
+from enclave_broker.new_session import NewSession
+from enclave_broker.store.logs import ShelvedLog
 from tests.broker.access.tenants import two_tenants
 from tests.broker.conftest import Fleet, fleet, start
 from tests.broker.test_broker import Command
@@ -100,6 +102,19 @@ async def test_an_idle_broker_drains_at_once_and_stop_waits_for_no_drain() -> No
     async with fleet(FakeWorker(), grace_s=3600) as running:
         running.broker.drain()
         await stopped(running)
+
+
+async def test_who_reads_a_session_whose_end_is_stored_is_waited_for(tmp_path: Path) -> None:
+    async with fleet(FakeWorker(), store=f"sqlite:{tmp_path / 'sessions'}") as running:
+        dispatcher = running.broker.dispatcher
+        session = dispatcher.submit(NewSession(code="1"), LOCAL)
+        reader = session.log.subscribe(1, lambda: None)
+        await running.wait_until(lambda: isinstance(session.log, ShelvedLog))
+        assert not dispatcher.idle
+        reader.take()
+        assert reader.finished
+        reader.close()
+        assert dispatcher.idle
 
 
 async def test_the_command_finishes_what_it_has_when_told_to_stop_and_exits_with_zero() -> None:

@@ -81,6 +81,17 @@ class StoredLog(EventLog):
         for cursor in self._cursors:
             cursor.wake()
 
+    def shelved(self, shelf: Shelf) -> ShelvedLog:
+        """Return what takes its place when everything is stored. Its readers read on here, and are counted there."""
+        return ShelvedLog(
+            shelf,
+            self.key,
+            first_seq=self.first_seq,
+            end_seq=self.next_seq,
+            size_bytes=self.size_bytes,
+            cursors=self._cursors,
+        )
+
     def let_go(self) -> None:
         """Have nothing stored any more: readers see everything."""
         if self.keeper is not None:
@@ -105,12 +116,24 @@ class ShelvedLog(EventLog):
         first_seq: number of the oldest line.
         end_seq: one more than that of the final.
         size_bytes: of all of them.
+        cursors: of those who read the same lines from memory, to their end.
     """
 
     __slots__ = ("_end", "_key", "_shelf")
 
-    def __init__(self, shelf: Shelf, key: int, *, first_seq: int, end_seq: int, size_bytes: int) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        key: int,
+        *,
+        first_seq: int,
+        end_seq: int,
+        size_bytes: int,
+        cursors: list[Cursor] | None = None,
+    ) -> None:
         super().__init__(size_bytes)
+        if cursors is not None:
+            self._cursors = cursors  # the list itself: who closes one takes it out of there
         self.first_seq = first_seq
         self.size_bytes = size_bytes
         self.closed = True

@@ -314,9 +314,7 @@ class SqliteStore:
         stored = self._logs.pop(key, None)
         if stored is not None and session.log is stored:
             # Who reads it at this moment keeps it alive, and reads it to its end.
-            session.log = ShelvedLog(
-                self, key, first_seq=stored.first_seq, end_seq=stored.next_seq, size_bytes=stored.size_bytes
-            )
+            session.log = stored.shelved(self)
 
     def _forget_live(self) -> None:
         log.error(
