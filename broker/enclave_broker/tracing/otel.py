@@ -54,6 +54,8 @@ SESSION_ENDED = "SESSION_ENDED"
 _UNNAMED = "unknown_service"
 _NO_FAULT = frozenset({"ok", Code.SESSION_CANCELLED.value})
 _NS_IN_MS = 1_000_000
+_LONGEST_MS = 1e12
+"""What a worker may say of itself is longer: any number of milliseconds, which need not fit a clock."""
 
 
 class OtelTracing:
@@ -175,15 +177,20 @@ class OtelSessionTrace:
 
     def _started(self, execute: Span, stats: Stats) -> None:
         """Make `start` from what the worker said, whose clock is another: it ends with the session, by ours."""
-        began = max(getattr(execute, "start_time", 0), time.time_ns() - round(stats.duration_ms * _NS_IN_MS))
+        now = time.time_ns()
+        began = max(getattr(execute, "start_time", 0), now - _ns(stats.duration_ms))
         span = self._tracer.start_span(
             "start", context=set_span_in_context(execute), attributes=self._about, start_time=began
         )
-        span.end(began + round(stats.start_ms * _NS_IN_MS))
+        span.end(min(now, began + _ns(stats.start_ms)))
 
     def _child(self, name: str, parent: Span | None = None, *, kind: SpanKind = SpanKind.INTERNAL) -> Span:
         context = set_span_in_context(self._session if parent is None else parent)
         return self._tracer.start_span(name, context=context, kind=kind, attributes=self._about)
+
+
+def _ns(ms: float) -> int:
+    return round(min(ms, _LONGEST_MS) * _NS_IN_MS)
 
 
 def _end(span: Span, outcome: str) -> None:

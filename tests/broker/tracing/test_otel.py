@@ -99,6 +99,17 @@ async def test_spans_follow_each_other_and_lie_within_their_parents() -> None:
     assert spans.one("start").end_ns - spans.one("start").start_ns == 2_000_000
 
 
+async def test_a_worker_that_claims_more_time_than_a_clock_can_tell_is_not_believed() -> None:
+    async def exaggerates(session: FakeSession) -> None:
+        stats = {**STATS, "durationMs": 1e308, "startMs": 1e308}
+        await session.event("final", {"ok": True, "result": 1, "stats": stats})
+
+    async with traced(FakeWorker(exaggerates)) as (spans, running):
+        await running.http.post("/sessions", json={"code": "1"})
+    start, execute = spans.one("start"), spans.one("execute")
+    assert execute.start_ns <= start.start_ns <= start.end_ns <= execute.end_ns
+
+
 async def test_a_session_without_a_client_in_a_trace_is_a_trace_of_its_own() -> None:
     async with traced(FakeWorker(calls_and_ends), tools=[look_up]) as (spans, running):
         for traceparent in ("", "00-junk", f"{PARENT},{PARENT}"):
