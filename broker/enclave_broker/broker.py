@@ -313,12 +313,14 @@ class Broker:
         found = self.dispatcher.store.open(log_bytes=self.config.log_bytes, now=time.monotonic(), wall=time.time())
         self._recovery = Recovery(self.dispatcher, found)
         self._recovery.sessions()
+        self.dispatcher.await_tools()
 
     async def _look_for_tools(self) -> None:
         await self.sources.wait_looked(SOURCES_WAIT_S)
         if self._recovery is not None:
             self._recovery.calls()
             self._recovery = None
+        self.dispatcher.tools_looked()
 
     async def _stop_runtimes(self) -> None:
         while self._started:

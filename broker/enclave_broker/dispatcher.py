@@ -120,6 +120,7 @@ class Dispatcher:
         self.tool_calls = ToolCalls(config, metrics, self.fleet.outgoing.answer, secrets=secrets, approve=approve)
         self._client_calls = ClientCalls(self._give_up_call)
         self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
+        self._early_calls: list[tuple[BrokerSession, ToolCalled]] | None = None  # None: every source was looked at
         self._closing = False
         self.draining = False
         """Whether no more sessions are accepted, because the broker is about to stop. Set by `drain`."""
@@ -399,7 +400,25 @@ class Dispatcher:
             self.tool_calls.refuse(session, payload, Code.QUOTA_EXCEEDED, str(error), "refused")
             return
         self.metrics.tenant_called(session.tenant)
+        self._have_answered(session, called)
+
+    def await_tools(self) -> None:
+        """Let calls of tools that nobody has wait, until `tools_looked`: a source may be about to bring them."""
+        self._early_calls = []
+
+    def tools_looked(self) -> None:
+        """Have the calls answered that waited for tools, unless their clients have done it meanwhile."""
+        early, self._early_calls = self._early_calls or [], None
+        for session, called in early:
+            if session.live and not (self._closing or session.calls.get(called.call.payload.call_id, True)):
+                self._have_answered(session, called)
+
+    def _have_answered(self, session: BrokerSession, called: ToolCalled) -> None:
+        payload = called.call.payload
         tool = self.tools.get(payload.tool_name)
+        if tool is None and self._early_calls is not None and payload.tool_name not in (session.client_tools or {}):
+            self._early_calls.append((session, called))
+            return
         who = answerer(payload.tool_name, broker_has=tool is not None, client_tools=session.client_tools)
         if who is Answerer.CLIENT:
             if session.trace is not None:

@@ -19,7 +19,8 @@ from websockets.exceptions import ConnectionClosed
 
 from enclave_broker import create_broker
 from enclave_broker.store.database import Database
-from enclave_broker.tools import ToolPolicy, ToolRegistry
+from enclave_broker.tools import Tool, ToolPolicy, ToolRegistry
+from enclave_broker.tools.sources.watched import WatchedSource
 from tests.broker.conftest import FAST, Fleet
 from tests.broker.http.test_encrypted import Client
 from tests.fakes import FakeSession, waits_for_cancel
@@ -368,6 +369,56 @@ async def test_a_tool_that_ran_when_the_broker_stopped_is_run_again_if_it_may_be
             events = await rest(running, "s_1", seen)
     assert events[-1]["payload"]["result"].startswith(result)
     assert again.is_set() is retryable
+
+
+class Late(WatchedSource):
+    """A source whose tool comes when it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__("late")
+        self.may_come = asyncio.Event()
+
+    async def load(self) -> list[Tool]:
+        return registry(asyncio.Event(), retryable=False, answer="done").tools()
+
+    async def run(self, tools: ToolRegistry) -> None:
+        await self.may_come.wait()
+        tools.replace_source("late", await self.load())
+        self.looked.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("declared", [None, []])
+async def test_a_call_made_while_no_broker_ran_waits_for_the_tools_of_the_next_one(
+    tmp_path: Path, declared: list[str] | None
+) -> None:
+    gate = asyncio.Event()
+
+    async def calls_later(session: FakeSession) -> None:
+        await session.stdout("before\n")
+        await gate.wait()
+        await CallsTools("act")(session)
+
+    body: dict[str, Any] = {} if declared is None else {"tools": declared}
+    async with ResumingWorker(calls_later) as worker:
+        async with broker_on(tmp_path, worker) as running:
+            seen = await told(running, "s_1", "stdout", **body)
+        gate.set()
+        source = Late()
+        settings = FAST | {"resume_s": 20.0}
+        broker = create_broker(
+            runtimes=[worker.url], store=f"sqlite:{tmp_path / 'broker.sqlite'}", sources=[source], **settings
+        )
+        starting = asyncio.create_task(broker.start())  # returns when the source was looked at
+        async with httpx.AsyncClient(timeout=20) as http:
+            running = Fleet(broker, [worker], http)
+            await running.wait_until(lambda: running.metric("enclave_tenant_tool_calls_total", tenant="default") == 1)
+            source.may_come.set()
+            await starting
+            http.base_url = broker.url
+            events = await rest(running, "s_1", seen)
+        await broker.stop()
+    assert events[-1]["payload"]["result"] == "done"
 
 
 async def test_a_clients_answer_that_was_accepted_arrives_and_is_not_asked_for_again(tmp_path: Path) -> None:
