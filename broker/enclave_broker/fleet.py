@@ -123,8 +123,8 @@ class Fleet:
     def adopt(self, session: BrokerSession) -> None:
         """Take in a session that was on a worker before the broker was started again, as if the link had just broken.
 
-        Its `worker`, `worker_name` and `instance` are as they were. It needs no link of that name: a worker that is not
-        found within `resume_s` is lost.
+        Its `worker`, `worker_name` and `instance` are as they were. It needs no link of that name: the worker may be
+        found by another, and is lost only if it is not found within `resume_s`.
         """
         worker = session.worker
         if worker is None:
@@ -213,6 +213,7 @@ class Fleet:
         if self._left:
             return
         self._offers.learn(link.name, hello)
+        self._follow_worker(link)
         away = self._placer.is_away(link.name)
         self._resume(link, hello)
         comes = self._placer.worker_back if away else self._placer.worker_up
@@ -354,6 +355,22 @@ class Fleet:
         return not isinstance(step, Replayed)
 
     # Coming back
+
+    def _follow_worker(self, link: Link) -> None:
+        """Take what is on a worker along to the link that now leads to it, if another one did before."""
+        if not link.resumes:
+            return
+        left = set()
+        for session in self.routes.values():
+            name = session.worker
+            if name is not None and name != link.name and session.instance == link.instance:
+                left.add(name)
+                self._placer.move(session.session_id, link.name)
+                session.worker = link.name
+                self._store.update(session)
+        for name in left:
+            if not self._placer.is_busy(name):
+                self._lose_worker(name, "")  # with no session: they are all here
 
     def _resume(self, link: Link, hello: Hello) -> None:
         """Decide about every session that we have on a worker which says hello, and every one that it says it has."""

@@ -100,6 +100,25 @@ async def test_a_running_session_goes_on_under_the_next_broker_and_its_stream_wi
         assert len(await worker.wait_received("execute")) == 1
 
 
+async def test_a_session_goes_on_where_its_worker_is_found_by_another_name(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    async with ResumingWorker(printing(gate)) as worker:
+        async with broker_on(tmp_path, worker) as running:
+            seen = await told(running, "s_1", "stdout")
+        broker = create_broker(
+            runtimes=[worker.url + "?other"], store=f"sqlite:{tmp_path / 'broker.sqlite'}", **FAST, resume_s=20.0
+        )
+        async with broker, httpx.AsyncClient(base_url=broker.url, timeout=20) as http:
+            running = Fleet(broker, [worker], http)
+            await running.wait_workers(1)
+            broker.dispatcher.validate()
+            assert broker.dispatcher.placer.statistics().away == 0
+            assert not broker.dispatcher.fleet._absences._timers
+            gate.set()
+            assert outcome(await rest(running, "s_1", seen)) == "ok"
+    assert len(await worker.wait_received("execute")) == 1
+
+
 async def test_a_reader_is_sent_away_by_a_broker_that_stops_and_never_told_an_end(tmp_path: Path) -> None:
     lines: list[str] = []
 

@@ -9,7 +9,8 @@ has ended, which the broker's clock asks about. One that comes back meanwhile is
 back while its link is being closed waits for that: two links of one name never exist.
 
 A worker may be found twice, by two names or in two ways. The first link on which its `instance` says hello is the one
-that counts; on the others it is refused, and they keep trying, so that one of them takes over when the first is gone.
+that counts; on the others it is refused, and they keep trying, so that one of them takes over when the first is gone,
+with the sessions that are on the worker.
 """
 
 from __future__ import annotations
@@ -165,7 +166,6 @@ class LinkKeeper:
 
     def _holder(self, instance: str, asking: Link) -> Link | None:
         for link in self._fleet.links.values():
-            same = link is not asking and link.hello is not None and link.hello.instance == instance
-            if same and (link.up or self._fleet.link_busy(link.name)):
+            if link is not asking and link.up and link.instance == instance:
                 return link
         return None

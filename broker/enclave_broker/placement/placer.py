@@ -198,6 +198,15 @@ class Placer:
         self._placed[session_id] = host
         self._profile_of[session_id] = profile
 
+    def move(self, session_id: str, worker: str) -> None:
+        """Give a session's slot up for one on the worker that it is on in truth: the same by another name.
+
+        Neither is offered anything at this moment: the one is away, the other is not known or away, too.
+        """
+        profile = self._profile_of.pop(session_id)
+        self._placed.pop(session_id).sessions.discard(session_id)
+        self.adopt(session_id, worker, profile)
+
     def withdraw(self, session_id: str) -> bool:
         """Take a session out of the queue; False if it did not wait."""
         return self.queue.remove(session_id) is not None

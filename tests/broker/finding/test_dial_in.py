@@ -14,9 +14,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from enclave_broker import BrokerConfig, create_broker
+from enclave_broker.finding.urls import canonical
 from enclave_broker.ws import workers
 from tests.broker.conftest import Fleet, fleet
-from tests.fakes import FakeWorker
+from tests.fakes import FakeSession, FakeWorker
+from tests.resuming_worker import ResumingWorker
 from tests.support import running as running_worker
 
 if TYPE_CHECKING:
@@ -201,6 +203,30 @@ async def test_a_worker_that_is_listed_and_dials_in_counts_once_and_neither_way_
                 await running.wait_until(lambda: worker.connections >= connections + 2)  # tried, and tried again
                 assert running.broker.dispatcher.placer.statistics().slots == 8
                 assert DIALLED in names(running)
+
+
+async def test_a_worker_that_is_away_is_taken_back_in_another_way_with_its_sessions(tmp_path: Path) -> None:
+    file = tmp_path / "workers"
+    file.write_text("ws://127.0.0.1:1/ws")
+    gate = asyncio.Event()
+
+    async def waits(session: FakeSession) -> None:
+        await gate.wait()
+        await session.final(7)
+
+    async with ResumingWorker(waits) as worker:
+        settings: dict[str, Any] = {"workers_file": str(file), "workers_file_look_s": 0.01, "resume_s": 20.0}
+        async with fleet(accept_workers=True, **settings) as running:
+            async with dialled_in(worker, door_of(running)):
+                result = asyncio.create_task(result_of(running, "1"))
+                await worker.wait_received("execute")
+            await running.wait_until(lambda: running.broker.dispatcher.placer.statistics().away == 1)
+            file.write_text(worker.url)
+            await running.wait_workers(1)
+            gate.set()
+            assert await result == 7
+            await running.wait_until(lambda: names(running) == {canonical(worker.url)})
+    assert len(await worker.wait_received("execute")) == 1
 
 
 async def test_a_real_worker_without_a_port_serves_two_brokers_and_finds_one_that_was_started_again(

@@ -164,6 +164,18 @@ def test_an_adopted_session_was_no_foreign_one() -> None:
     assert [placer.submit(f"s_{i}", 9) for i in (2, 3)] == [Place("s_2", "w0"), Wait("s_3", 1)]
 
 
+def test_a_session_moves_with_its_worker_to_another_name() -> None:
+    placer = placer_with()
+    placer.adopt("s_1", "w0", "data")
+    placer.move("s_1", "w1")
+    placer.validate()
+    assert (placer.worker_of("s_1"), placer.is_busy("w0"), placer.is_away("w1")) == ("w1", False, True)
+    assert placer.worker_down("w0") == []
+    assert placer.worker_back("w1", max_sessions=1, active=1, draining=False, profiles=["data"]) == []
+    assert placer.submit("s_2", 9, profile="data") == Wait("s_2", 1)
+    assert placer.release("s_1") == [Place("s_2", "w1")]
+
+
 def test_the_sessions_of_a_worker_that_does_not_come_back_are_lost() -> None:
     placer = placer_with()
     placer.adopt("s_1", "w0")
