@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -33,16 +35,19 @@ class Ran(NamedTuple):
     exit_code: int
 
 
-@pytest.fixture(scope="module", params=WHO)
-def ran(request: pytest.FixtureRequest) -> Ran:
+@pytest.fixture(scope="module")
+def runs() -> dict[str, subprocess.CompletedProcess[str]]:
+    """Everybody's run, at the same time: most of it is waiting."""
     command = [*COMMAND, "--json-lines"]
-    done = subprocess.run(
-        command if request.param == "root" else ordinary_user(command),
-        capture_output=True,
-        text=True,
-        timeout=LONGEST_S,
-        check=False,
-    )
+    commands = [command if who == "root" else ordinary_user(command) for who in WHO]
+    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+    with ThreadPoolExecutor(len(WHO)) as threads:
+        return dict(zip(WHO, threads.map(run, commands), strict=True))
+
+
+@pytest.fixture(scope="module", params=WHO)
+def ran(request: pytest.FixtureRequest, runs: dict[str, subprocess.CompletedProcess[str]]) -> Ran:
+    done = runs[request.param]
     assert done.stdout, done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     return Ran({report["case"]: report for report in reports}, done.returncode)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
-SECONDS = 20
+SECONDS = 12
 """What the suite has for it, in two processes. `make simulate SEEDS=100000` has more."""
 
 
