@@ -190,6 +190,7 @@ class Database:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=BUSY_S)
         try:
             version = self._version(connection)
+            self._close_to_others()
             for pragma in PRAGMAS:
                 connection.execute(pragma)
             if version == 0:
@@ -198,6 +199,14 @@ class Database:
             connection.close()
             raise
         return connection
+
+    def _close_to_others(self) -> None:
+        # What was there may have any mode, and SQLite gives its own two files that of the database.
+        for suffix in ("", "-wal", "-shm"):
+            file = self.path.with_name(f"{self.path.name}{suffix}")
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_mode & 0o077:
+                    file.chmod(0o600)
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """Return the schema's version, 0 if there is none yet; raises StoreError for a file that is not ours."""

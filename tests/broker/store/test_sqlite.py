@@ -54,6 +54,17 @@ def modes_in(directory: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
 
 
+def contents_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def leave_open(directory: Path, contents: dict[str, bytes]) -> None:
+    """Leave files as a broker that was killed does, for everybody to read."""
+    for name, content in contents.items():
+        (directory / name).write_bytes(content)
+        (directory / name).chmod(0o644)
+
+
 class TestSqliteStore(StoreConformance):
     pass
 
@@ -269,6 +280,21 @@ async def test_nobody_else_may_read_the_file(store: SqliteStore, tmp_path: Path)
     directory_of(store).add(made(store))
     await store.settle()
     assert modes_in(tmp_path) == {f"broker.sqlite{suffix}": 0o600 for suffix in ("", "-wal", "-shm", ".lock")}
+
+
+async def test_nobody_else_may_read_a_file_that_was_there(tmp_path: Path) -> None:
+    store, _ = opened(path_in(tmp_path))
+    directory_of(store).add(made(store))
+    await store.settle()
+    found = contents_of(tmp_path)
+    await store.close()
+    leave_open(tmp_path, found)
+    store, loaded = opened(path_in(tmp_path))
+    assert len(loaded.live) == 1
+    assert modes_in(tmp_path) == {"broker.sqlite.lock": 0o644} | {
+        f"broker.sqlite{suffix}": 0o600 for suffix in ("", "-wal", "-shm")
+    }
+    await store.close()
 
 
 @pytest.mark.parametrize(
