@@ -54,7 +54,8 @@ CREATE TABLE lines (key INTEGER, first_seq INTEGER, last_seq INTEGER NOT NULL, l
 PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = NORMAL",
-    "PRAGMA secure_delete = FAST",  # requests can hold secrets, and are deleted when their session has ended
+    # Requests can hold secrets, and are deleted when their session has ended: also from the pages that become free.
+    "PRAGMA secure_delete = ON",
     f"PRAGMA journal_size_limit = {WAL_BYTES}",
 )
 UNWRITTEN = b"unwritten"

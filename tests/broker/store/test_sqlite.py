@@ -13,7 +13,7 @@ from hypothesis import given
 
 from enclave_broker.store import StoreError
 from enclave_broker.store.database import SCHEMA
-from enclave_protocol import Code, State
+from enclave_protocol import Code, Execute, State
 from enclave_protocol.declared_tools import DeclaredTool
 from tests.conformance.stores import (
     NOW,
@@ -257,6 +257,19 @@ async def test_answers_that_were_applied_go_with_the_next_one_and_the_last_with_
         assert connection.execute("SELECT * FROM requests").fetchall() == []
     connection.close()
     await store.close()
+
+
+async def test_of_a_request_whose_session_ended_nothing_is_left_when_the_broker_stopped(tmp_path: Path) -> None:
+    store, _ = opened(path_in(tmp_path))
+    directory, session = directory_of(store), made(store)
+    secret = {"NAME": "secret" * 4000}  # more than a page of the file
+    session.request = Execute(session_id="s_1", code="return 1", env=secret)
+    directory.add(session)
+    placed(store, session)
+    await store.settle()
+    run(session, directory)
+    await store.close()
+    assert [name for name, content in contents_of(tmp_path).items() if b"secret" in content] == []
 
 
 async def test_a_broker_keeps_its_name_and_two_have_different_ones(tmp_path: Path) -> None:
