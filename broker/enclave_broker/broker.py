@@ -128,7 +128,7 @@ class Broker:
         token = self._worker_tokens[0] if self._worker_tokens else ""
         self._connecting = Connecting(timeout_s=config.hello_timeout_s, token=token, tls=worker_tls)
         self._runtimes = runtimes
-        self.dial_in = DialIn(self._cut_link)
+        self.dial_in = DialIn(self._cut_silent)
         self.workers_door = WorkersDoor(config, self._worker_tokens, closed=gate.closed)
         self.links = LinkKeeper(self._find(), self.dispatcher.fleet, config)
         self._started: list[Runtime] = []  # to be stopped, the last first
@@ -350,8 +350,8 @@ class Broker:
             sources.append(FileSource(config.workers_file, connecting, stale=stale, every_s=every_s))
         return [*sources, self.dial_in] if config.accept_workers else sources
 
-    def _cut_link(self, name: str, reason: str) -> None:
-        self.links.cut(name, reason)
+    def _cut_silent(self, name: str, reason: str) -> bool:
+        return self.links.cut_silent(name, reason)
 
     async def _tick(self) -> None:
         while True:

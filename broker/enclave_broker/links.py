@@ -90,6 +90,9 @@ class LinkHandler(Protocol):
         """The worker refused a message of ours."""
 
 
+HEARD_INTERVALS = 2
+"""Ping intervals of silence after which another connection may take the place of one: it seems to be half open."""
+
 Admit = Callable[["Link", Hello], str | None]
 """Says why a worker that said hello is not used on this link; None if it is."""
 
@@ -184,6 +187,11 @@ class Link:
     def instance(self) -> str | None:
         """Which of its lives the worker is in; None if it does not say."""
         return None if self.hello is None else self.hello.instance or None
+
+    @property
+    def heard(self) -> bool:
+        """Whether the worker was heard of within the last two ping intervals, on a connection that there is."""
+        return self.up and self._silent_intervals < HEARD_INTERVALS
 
     def cut(self, reason: str) -> None:
         """End the connection that there is, for a reason that is known here."""

@@ -5,14 +5,17 @@ reads its hello. Then it is handed over here by `arrive`, which finds or makes t
 starts a link with it, and from there on the worker is as any other: the link owns the connection, and its handler at
 the route only waits for the end of it.
 
-A worker's name is made of its `instance`, so it is the same for as long as the worker's process lives. When its
-connection ends, its name is no longer found: its link is retired, and closed as soon as no session of it waits for it.
-A worker that connects anew while its old connection seems to be there (it is half open) takes its own place.
+A worker's name is made of its `instance`, so it is the same for as long as the worker's process lives. It is a hash of
+it: names are shown, and whoever knows an instance, and the secret of all workers, can take what is on that worker. When
+its connection ends, its name is no longer found: its link is retired, and closed as soon as no session of it waits for
+it. A worker that connects anew while its old connection seems to be there (it is half open) takes its own place, but
+not while the worker is heard on the old one: then it is somebody else, or calls the same broker twice.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import TYPE_CHECKING
 
 from .sources import Source
@@ -22,7 +25,14 @@ if TYPE_CHECKING:
 
     from enclave_broker.channels import Dial, Transport
 
-NAME = "dialled-in:"
+
+class StillHeardError(Exception):
+    """A worker has another connection, and is heard on it."""
+
+
+def name_of(instance: str) -> str:
+    """Return what a worker that dialled in is called."""
+    return "dialled-in:" + hashlib.sha256(instance.encode()).hexdigest()[:32]
 
 
 class ArrivingTransport:
@@ -88,12 +98,13 @@ class DialIn(Source):
     """The workers that are connected because they have dialled in.
 
     Args:
-        cut: ends the present connection of the link with a name, if there is one, for a reason.
+        cut_silent: ends the present connection of the link with a name, if there is one, for a reason; returns False,
+            and does nothing, if its worker is heard.
     """
 
-    def __init__(self, cut: Callable[[str, str], None]) -> None:
+    def __init__(self, cut_silent: Callable[[str, str], bool]) -> None:
         super().__init__("dial-in")
-        self._cut = cut
+        self._cut_silent = cut_silent
         self._changed: Callable[[], None] = lambda: None
         self._dials: dict[str, _Arrivals] = {}
         self._open: dict[str, ArrivingTransport] = {}  # the newest connection of each
@@ -118,12 +129,17 @@ class DialIn(Source):
         changed()
 
     async def arrive(self, name: str, transport: Transport, hello: bytes) -> None:
-        """Hand a worker's connection over to its link. Returns when the connection has been closed."""
+        """Hand a worker's connection over to its link. Returns when the connection has been closed.
+
+        Raises:
+            StillHeardError: the worker has another connection that is alive. This one is still the caller's.
+        """
+        if not self._cut_silent(name, "its worker connected anew"):
+            raise StillHeardError("the worker is connected already")
         arriving = ArrivingTransport(transport, hello)
         dial = self._dials.setdefault(name, _Arrivals())
         self._open[name] = arriving
         replaced = dial.put(arriving)
-        self._cut(name, "its worker connected anew")
         self._changed()
         try:
             if replaced is not None:

@@ -72,11 +72,15 @@ class LinkKeeper:
         if self._left and self._group is not None:
             self._apply()
 
-    def cut(self, name: str, reason: str) -> None:
-        """End the present connection of a link, if there is one."""
+    def cut_silent(self, name: str, reason: str) -> bool:
+        """End the present connection of a link, if there is one; False, and nothing is done, if its worker is heard."""
         link = self._links.get(name)
-        if link is not None:
-            link.cut(reason)
+        if link is None:
+            return True
+        if link.heard:
+            return False
+        link.cut(reason)
+        return True
 
     def drain(self, worker_id: str) -> list[str]:
         """Have a worker get no new sessions and, if it can be told, end once it has none.

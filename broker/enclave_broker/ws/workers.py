@@ -19,7 +19,7 @@ from litestar.handlers import WebsocketRouteHandler
 from msgspec import UNSET
 
 from enclave_broker.api import ApiError, error_body
-from enclave_broker.finding.dial_in import NAME
+from enclave_broker.finding.dial_in import StillHeardError, name_of
 from enclave_protocol import Hello, RemoteProtocolError, decode_worker_message, new_session_id
 from enclave_protocol.credentials import bearer, is_loopback, is_one_of
 
@@ -43,6 +43,7 @@ MAX_REASON_CHARS = 100
 SAY_EVERY_S = 10.0
 """A refusal is logged at most so often: whoever knocks must not fill the log."""
 NO_WORKER_CODE = 1008
+TRY_AGAIN_LATER_CODE = 1013
 
 _GONE = (OSError, RuntimeError)
 """What sending raises when the socket is no more: the second if uvicorn has closed it, as when the broker stops."""
@@ -183,7 +184,11 @@ def create_workers_route(
                 await transport.refuse(NO_WORKER_CODE, str(error))
                 return
             log.info("worker %s dialled in from %s", name, peer)
-            await dial_in.arrive(name, transport, line)
+            try:
+                await dial_in.arrive(name, transport, line)
+            except StillHeardError as error:
+                refusals.tell(peer, str(error))
+                await transport.refuse(TRY_AGAIN_LATER_CODE, str(error))
 
     return WebsocketRouteHandler("/workers")(serve)
 
@@ -201,7 +206,7 @@ async def _greeted(transport: SocketTransport, timeout_s: float) -> tuple[str, b
     if not isinstance(hello, Hello):
         raise NoHelloError("its first message is no hello: is it an enclave-runtime?")
     # A worker that names no instance can't be known again: each connection of it is a worker of its own.
-    return NAME + (new_session_id() if hello.instance is UNSET else hello.instance), line
+    return name_of(new_session_id() if hello.instance is UNSET else hello.instance), line
 
 
 class _Refusals:

@@ -14,10 +14,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from enclave_broker import BrokerConfig, create_broker
+from enclave_broker.finding.dial_in import name_of
 from enclave_broker.finding.urls import canonical
 from enclave_broker.ws import workers
-from tests.broker.conftest import Fleet, fleet
-from tests.fakes import FakeSession, FakeWorker
+from tests.broker.conftest import Fleet, fleet, parse
+from tests.fakes import FakeSession, FakeWorker, waits_for_cancel
 from tests.resuming_worker import ResumingWorker
 from tests.support import running as running_worker
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOKEN = secrets.token_urlsafe(32)
-DIALLED = "dialled-in:i_1"
+DIALLED = name_of("i_1")
 
 
 @pytest.fixture
@@ -169,11 +170,37 @@ async def test_so_many_workers_may_be_connected(monkeypatch: pytest.MonkeyPatch)
         assert await refusal(door_of(running)) == (503, "NO_CAPACITY")
 
 
+async def test_nobody_takes_the_place_of_a_worker_that_is_heard_or_is_told_its_instance() -> None:
+    worker, other = FakeWorker(waits_for_cancel), FakeWorker(name="other")
+    async with (
+        fleet(accept_workers=True, ping_interval_s=60, dead_after_s=600) as running,
+        dialled_in(worker, door_of(running)),
+    ):
+        await running.wait_workers(1)
+        post = asyncio.create_task(running.http.post("/sessions", json={"code": "1", "sessionId": "s_1"}))
+        await worker.wait_received("execute")
+        async with connect(door_of(running), proxy=None) as socket:
+            await socket.send(json.dumps(other._hello() | {"instance": "i_1"}))
+            await socket.wait_closed()
+            assert (socket.close_code, socket.close_reason) == (
+                1013,
+                "the worker is connected already",
+            )
+        shown = (await running.http.get("/fleet")).text
+        assert DIALLED in shown
+        assert "i_1" not in shown
+        await running.http.post("/sessions/s_1/cancel")
+        assert parse((await post).text)[-1]["payload"]["error"]["code"] == "SESSION_CANCELLED"
+        assert running.metric("enclave_workers_lost_total") == 0
+
+
 async def test_a_worker_that_connects_anew_takes_its_own_place() -> None:
     old, new = FakeWorker(name="old"), FakeWorker(name="new")
     async with fleet(accept_workers=True, dead_after_s=60) as running, dialled_in(old, door_of(running)) as first:
         await running.wait_workers(1)
-        async with dialled_in(new, door_of(running)):  # the old connection is open, as a half-open one seems to be
+        old.silent = True  # its connection is open, as a half-open one seems to be
+        await running.wait_until(lambda: not running.broker.dispatcher.fleet.links[DIALLED].heard)
+        async with dialled_in(new, door_of(running)):
             await asyncio.wait([first])
             await running.wait_until(lambda: new.pings > 0)
             await running.wait_workers(1)
