@@ -102,3 +102,27 @@ async def test_a_broker_that_does_not_answer_is_told_once_and_called_until_it_do
             await dialing.stop()
     assert shown == ["Bearer " + "t" * 32]
     assert len([record for record in caplog.records if "calling again" in record.getMessage()]) == 1
+
+
+async def test_a_fault_in_serving_a_broker_ends_the_connection_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    calls = 0
+    again = asyncio.Event()
+
+    async def accepts(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+
+    async def fails_once(connection: ClientConnection) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("a fault")
+        again.set()
+        await connection.wait_closed()
+
+    async with serve(accepts, "127.0.0.1", 0) as server, asyncio.timeout(PATIENCE_S):
+        port = server.sockets[0].getsockname()[1]
+        dialing = Dialing([f"ws://127.0.0.1:{port}/workers"], token="", tls=None, serve=fails_once)
+        dialing.start()
+        await again.wait()
+        await dialing.stop()
+    assert [record.levelno for record in caplog.records if "a fault of ours" in record.message] == [logging.ERROR]

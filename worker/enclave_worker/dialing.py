@@ -112,7 +112,10 @@ class Dialing:
         except (OSError, WebSocketException, TimeoutError) as error:
             return str(error) or type(error).__name__
         async with connection:
-            await self._serve(connection)
+            try:
+                await self._serve(connection)
+            except Exception:
+                log.exception("broker %s: a fault of ours", url)
         return f"hung up ({connection.close_code} {connection.close_reason or ''}".rstrip() + ")"
 
 
