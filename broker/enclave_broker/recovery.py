@@ -15,7 +15,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from enclave_protocol import Code, decode_event
+from enclave_protocol import Code, decode_event, peek
 from enclave_protocol.events import ToolCall
 
 from .sessions import ToolCalled
@@ -118,6 +118,6 @@ def _open_calls(found: Unended) -> Iterator[ToolCalled]:
     if all(session.calls.values()):
         return
     for line in found.log.kept():
-        event = decode_event(line) if b'"tool_call"' in line else None
+        event = decode_event(line) if peek(line).type == "tool_call" else None  # others may be a newer worker's
         if isinstance(event, ToolCall) and not session.calls.get(event.payload.call_id, True):
             yield ToolCalled(event, len(line))
