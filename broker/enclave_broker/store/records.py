@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from enclave_broker.sessions import BrokerSession
-from enclave_protocol import NO_TOOLS, Execute, Limits, ProtocolError, State, Stats
+from enclave_protocol import NO_TOOLS, Execute, Limits, ProtocolError, State, Stats, encode
 from enclave_protocol.declared_tools import DeclaredTool  # noqa: TC001 - msgspec reads it at run time
 
 from .base import Loaded, StoreError, Unended
@@ -88,6 +88,11 @@ def record_of(session: BrokerSession) -> bytes:
             may_retry=session.may_retry,
         )
     )
+
+
+def request_of(request: Execute, *, encrypted: bool) -> bytes:
+    """Return what a session asks for; nothing of an encrypted one, which ends with the broker that has its key."""
+    return encode(Execute(session_id=request.session_id, code="") if encrypted else request)
 
 
 def place_of(session: BrokerSession) -> bytes:

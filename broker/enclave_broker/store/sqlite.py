@@ -21,12 +21,10 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from enclave_protocol import encode
-
 from .batch import Batch
 from .database import Database
 from .logs import ShelvedLog, StoredLog
-from .records import ending_of, load, place_of, record_of
+from .records import ending_of, load, place_of, record_of, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +109,8 @@ class SqliteStore:
         stored, key = session.log, self._next_key
         self._next_key += 1
         self._logs[key] = stored
-        self._filling().add(key, session.session_id, record_of(session), encode(session.request))
+        request = request_of(session.request, encrypted=session.channel is not None)
+        self._filling().add(key, session.session_id, record_of(session), request)
         lines = stored.kept()
         stored.keep(self, key)
         for seq, line in enumerate(lines, stored.first_seq):
@@ -126,7 +125,8 @@ class SqliteStore:
     def answer(self, session: BrokerSession, call_id: str, message: bytes) -> None:
         """Keep the answer of a call."""
         stored = session.log
-        if isinstance(stored, StoredLog) and stored.keeper is not None:
+        # Those of an encrypted session are in clear here, and of no use to a broker that has no key for it.
+        if isinstance(stored, StoredLog) and stored.keeper is not None and session.channel is None:
             batch = self._filling()
             for applied in stored.answered - session.answers.keys():
                 batch.apply(stored.key, applied)

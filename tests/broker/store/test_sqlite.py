@@ -15,6 +15,8 @@ from enclave_broker.store import StoreError
 from enclave_broker.store.database import SCHEMA
 from enclave_protocol import Code, Execute, State
 from enclave_protocol.declared_tools import DeclaredTool
+from enclave_protocol.encryption import accept_hello
+from tests.broker.http.test_encrypted import Client
 from tests.conformance.stores import (
     NOW,
     SCHEDULED,
@@ -270,6 +272,16 @@ async def test_of_a_request_whose_session_ended_nothing_is_left_when_the_broker_
     run(session, directory)
     await store.close()
     assert [name for name, content in contents_of(tmp_path).items() if b"secret" in content] == []
+
+
+async def test_nothing_of_an_encrypted_session_is_stored_in_clear(store: SqliteStore, tmp_path: Path) -> None:
+    session = made(store, channel=accept_hello(Client().hello, "s_1"))
+    directory_of(store).add(session)
+    placed(store, session)
+    take_in(session, event("s_1", 2, "tool_call", callId="c_1", toolName="ask", args={"x": "return 1"}))
+    store.answer(session, "c_1", b"return 1")
+    await store.settle()
+    assert [name for name, content in contents_of(tmp_path).items() if b"return 1" in content] == []
 
 
 async def test_a_broker_keeps_its_name_and_two_have_different_ones(tmp_path: Path) -> None:
