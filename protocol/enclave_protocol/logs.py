@@ -18,6 +18,7 @@ and a logging framework would add a second way to log and leave the escaping to 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
@@ -71,7 +72,7 @@ def _escaped(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-class LineFormatter(logging.Formatter):
+class LineFormatter(ABC, logging.Formatter):
     """What both forms share. Make one with `make_formatter`.
 
     Args:
@@ -93,9 +94,9 @@ class LineFormatter(logging.Formatter):
         told = {name: self._piece(str(value), MAX_FIELD_CHARS) for name, value in fields.items()}
         return self.write(record, told, self._piece(_message(record), MAX_MESSAGE_CHARS), self._trace(record))
 
+    @abstractmethod
     def write(self, record: logging.LogRecord, fields: dict[str, str], message: str, trace: list[str]) -> str:
         """Return the line of a record whose text is fit to be written."""
-        raise NotImplementedError
 
     def _piece(self, text: str, most: int) -> str:
         text = self.clean(text)

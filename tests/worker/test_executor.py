@@ -105,6 +105,19 @@ async def test_cancelling_gives_a_final_that_says_so(executor: SessionExecutor) 
         executor.cancel("s_1")
 
 
+async def test_cancelling_what_ended_ahead_of_its_reader_leaves_it_its_final(executor: SessionExecutor) -> None:
+    completed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    executor.worker.on_complete(completed.set_result)
+    last = None
+    async for event in executor.execute("s_1", "print('one'); return 2"):
+        last = event
+        if isinstance(event, Stdout):
+            await completed
+            executor.cancel("s_1")
+    assert isinstance(last, Final)
+    assert last.payload.result == 2
+
+
 async def test_after_leaving_early_through_aclosing_nothing_of_the_session_is_left(executor: SessionExecutor) -> None:
     async with contextlib.aclosing(executor.execute(None, ENDLESS)) as events:
         await anext(events)

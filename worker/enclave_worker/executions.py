@@ -147,8 +147,16 @@ def make_execute(
     )
 
 
-async def stream(sessions: Sessions, message: Execute, *, buffer_bytes: int) -> AsyncGenerator[AnyEvent, None]:
+async def stream(
+    sessions: Sessions, message: Execute, *, buffer_bytes: int, unread: set[SessionId] | None = None
+) -> AsyncGenerator[AnyEvent, None]:
     """Run `message` and yield its events up to and including the `final`.
+
+    Args:
+        sessions: the worker's.
+        message: what to run.
+        buffer_bytes: how much may wait for the reader before the code is paused.
+        unread: holds the session's id from its start until its `final` was read, which may be long after its end.
 
     Raises:
         RemoteProtocolError: a field is not acceptable; nothing was started.
@@ -159,12 +167,15 @@ async def stream(sessions: Sessions, message: Execute, *, buffer_bytes: int) -> 
         raise LocalProtocolError("another event loop runs this worker", field="loop", allowed=allowed)
     buffer = EventBuffer(sessions, buffer_bytes)
     session_id = sessions.execute(message, buffer)
+    unread = set() if unread is None else unread
+    unread.add(session_id)
     event: AnyEvent | None = None
     try:
         while not isinstance(event, Final):
             event = await buffer.next()
             yield event
     finally:
+        unread.discard(session_id)
         if not isinstance(event, Final):
             await _give_up(sessions, session_id, buffer)
 

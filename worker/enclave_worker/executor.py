@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from enclave_protocol import Cancel, ToolError, ToolResult
+from enclave_protocol import Cancel, RemoteProtocolError, ToolError, ToolResult
 
 from .config import RuntimeConfig
 from .executions import DEFAULT_BUFFER_BYTES, make_execute, stream
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from types import TracebackType
 
-    from enclave_protocol import AnyEvent, Limits
+    from enclave_protocol import AnyEvent, Limits, SessionId
 
 
 class SessionExecutor:
@@ -29,6 +29,7 @@ class SessionExecutor:
         self.worker = worker
         self._owns_worker = owns_worker
         self._buffer_bytes = buffer_bytes
+        self._unread: set[SessionId] = set()
 
     def __repr__(self) -> str:
         return f"<SessionExecutor {self.worker!r}>"
@@ -66,7 +67,7 @@ class SessionExecutor:
         """
         self.worker.require_running()
         message = make_execute(session_id, code, limits, language=language, profile=profile, env=env, files=files)
-        return stream(self.worker.sessions, message, buffer_bytes=self._buffer_bytes)
+        return stream(self.worker.sessions, message, buffer_bytes=self._buffer_bytes, unread=self._unread)
 
     def tool_result(self, session_id: str, call_id: str, value: Any = None, *, error: ToolError | None = None) -> None:
         """Answer a tool call.
@@ -89,9 +90,20 @@ class SessionExecutor:
         self.worker.sessions.tool_result(result)
 
     def cancel(self, session_id: str, reason: str = "") -> None:
-        """End a session now; its iterator ends with a `SESSION_CANCELLED` final. RemoteProtocolError if not live."""
+        """End a session now; its iterator ends with a `SESSION_CANCELLED` final.
+
+        A session that has just ended keeps the final it has, which may still wait behind events not yet read: a
+        reader that cancels at what it sees need not know how far behind it is.
+
+        Raises:
+            RemoteProtocolError: there is no such session, or its final was read.
+        """
         message = Cancel(session_id=session_id, reason=reason) if reason else Cancel(session_id=session_id)
-        self.worker.sessions.cancel(message)
+        try:
+            self.worker.sessions.cancel(message)
+        except RemoteProtocolError:
+            if session_id not in self._unread:
+                raise
 
     async def __aenter__(self) -> Self:
         if self._owns_worker:

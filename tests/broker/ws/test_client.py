@@ -303,7 +303,8 @@ async def test_a_client_that_does_not_read_is_cut_off_and_its_worker_never_waits
 
 async def test_an_id_whose_events_are_still_being_sent_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its stream would go on under the other's name, and the other's would never begin."""
-    held, go, send = asyncio.Event(), asyncio.Event(), SocketClient._send
+    held, refused, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    send, reply = SocketClient._send, SocketClient._reply
 
     async def slow(self: SocketClient, line: bytes) -> None:
         if b'"final"' in line:
@@ -311,12 +312,18 @@ async def test_an_id_whose_events_are_still_being_sent_is_not_run_again(monkeypa
             await go.wait()
         await send(self, line)
 
+    def seen(self: SocketClient, line: bytes) -> None:
+        reply(self, line)
+        if b'"error"' in line:
+            refused.set()
+
     monkeypatch.setattr(SocketClient, "_send", slow)
+    monkeypatch.setattr(SocketClient, "_reply", seen)
     async with fleet(FakeWorker()) as running, client_of(running) as client:
         await client.send("execute", sessionId="s_x", code="1")
         await held.wait()
         await client.send("execute", sessionId="s_x", code="2")
-        await asyncio.sleep(0.05)
+        await refused.wait()
         go.set()
         assert (await client.next("final"))["payload"]["result"] == "1"
         assert "still being sent" in (await client.next("error"))["payload"]["message"]
