@@ -97,8 +97,8 @@ allow_env = ["X", "APP_*"]
     [
         ("colour = 1", ["colour", "unknown field", "preload, bare, packages"]),
         ('name = "x"', ["name", "[profiles.mine]"]),
-        ("pool_size = 0", ["pool_size", "1 to 10000"]),
-        ('pool_size = "4"', ["pool_size", "1 to 10000"]),
+        ("pool_size = -1", ["pool_size", "0 to 10000"]),
+        ('pool_size = "4"', ["pool_size", "0 to 10000"]),
         ("preload = 'json'", ["preload", "a list of module names"]),
         ("preload = ['json; import os']", ["preload", "json; import os", "a list of module names"]),
         ("languages = ['ruby']", ["languages", "python, javascript, shell"]),

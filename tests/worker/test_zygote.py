@@ -130,6 +130,23 @@ async def test_each_pool_fills_to_its_size_and_no_further() -> None:
         assert (pools.warm, pools.live) == (9, 9), "of Python a full and a bare one, and one of JavaScript"
 
 
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_pool_of_size_0_proves_its_zygote_and_then_makes_each_sandbox_when_it_is_asked_for() -> None:
+    async with running(pool_size=0) as worker, client_of(worker.url) as client:
+        pools = worker._pools
+        assert pools is not None
+        async with asyncio.timeout(PATIENCE_S):
+            while pools.live:  # noqa: ASYNC110 - nothing tells when a sandbox has gone
+                await asyncio.sleep(0)
+        assert (pools.ready, pools.warm) == (True, 0)
+
+        runs = [await client.run(code) for code in ("return 1 + 1", "import os\nreturn os.getpid()")]
+
+        assert [run.final["result"] for run in runs] == [2, 1]
+        assert pools.warm == 0
+        assert b'result="warm"} 0.0' in worker.metrics.render()
+
+
 class Waiting:
     """Somebody who wants a sandbox, and does nothing with it."""
 

@@ -49,8 +49,8 @@ _LISTEN_HINTS = {
     "--pool-size",
     default=_DEFAULTS.pool_size,
     show_default=True,
-    type=click.IntRange(1, 10000),
-    help="Warm sandboxes of each of the two kinds.",
+    type=click.IntRange(0, 10000),
+    help="Warm sandboxes of each kind; 0: each is made when it is asked for, a few milliseconds later.",
 )
 @click.option(
     "--zygote-forks",

@@ -17,7 +17,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set about a worker; every field has a default that works.
 
     Raises:
-        ValueError: there is not at least one slot, or not at least one warm sandbox, or the level is not known.
+        ValueError: there is not at least one slot, or a number is out of its range, or the level is not known.
     """
 
     host: str = "127.0.0.1"
@@ -43,7 +43,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Slots: sessions that may be live at once. One more is refused with `NO_CAPACITY`."""
     pool_size: int = 4
     """Sandboxes kept warm of each kind (for code that imports or awaits, and for code that does not). Bursts beyond it
-    wait a few milliseconds longer each. A profile may have its own."""
+    wait a few milliseconds longer each; with 0, every session does. A profile may have its own."""
     profiles: tuple[str, ...] = ()
     """Names of the profiles to offer. Without any: `python`, and those of `profiles_file`."""
     profiles_file: str = ""
@@ -89,11 +89,13 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Log every session's start and end."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work: with an empty pool a session would wait for ever."""
-        for name in ("max_sessions", "pool_size", "kept_bytes", "kept_session_bytes", "kept_sessions"):
+        """Refuse what cannot work."""
+        for name in ("max_sessions", "kept_bytes", "kept_session_bytes", "kept_sessions"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: {value!r} is not a whole number above 0")
+        if not isinstance(self.pool_size, int) or self.pool_size < 0:
+            raise ValueError(f"pool_size: {self.pool_size!r} is not a whole number, 0 or more")
         for url in self.dial:
             check_broker_url(url)
         for name in ("lease_s", "broker_silence_s"):

@@ -1,7 +1,8 @@
 """Warm sandboxes: already forked, already enclosed, waiting for code.
 
 A session takes a warm one, or waits for one that is made at once: an empty pool is slower, never an error. What was
-taken is replaced in the background. A sandbox serves one session and is never put back.
+taken is replaced in the background. A sandbox serves one session and is never put back. A pool of size 0 keeps none:
+each is made when it is asked for.
 """
 
 from __future__ import annotations
@@ -78,6 +79,13 @@ class Pool:
         )
 
     @property
+    def ready(self) -> bool:
+        """Whether a sandbox can be had: there is a warm one, or, of a pool that keeps none, a zygote to fork it."""
+        if self._size:
+            return bool(self._warm)
+        return self._zygotes.can_spawn and self._hold is None
+
+    @property
     def warm(self) -> int:
         """Sandboxes that wait for code."""
         return len(self._warm)
@@ -123,7 +131,7 @@ class Pool:
             taker.on_sandbox(self._warm.popleft())
         else:
             self._takers.append(taker)
-        if len(self._warm) * 2 < self._size:
+        if self._takers or len(self._warm) * 2 < self._size:
             self._refill()
         elif self._later is None:
             # Making the next one competes with running this one: most sessions are over before the timer strikes.
@@ -168,7 +176,7 @@ class Pool:
         elif len(self._warm) < self._size:
             self._warm.append(sandbox)
         else:
-            self.retire(sandbox)  # made for a session that has ended while it waited
+            self.retire(sandbox)  # made for a session that has ended while it waited, or only to prove the zygote
         self._refill()
 
     def on_broken(self, sandbox: Sandbox, reason: str) -> None:
@@ -215,7 +223,8 @@ class Pool:
             self._later = None
         if self._stopping or self._hold is not None or not self._zygotes.can_spawn:
             return
-        wanted = self._size + len(self._takers) - len(self._warm) - len(self._starting)
+        proving = self._first is not None and not self._first.done()
+        wanted = max(self._size, proving) + len(self._takers) - len(self._warm) - len(self._starting)
         while wanted > 0 and self._live < self._max_live and self._spawn():
             wanted -= 1
 

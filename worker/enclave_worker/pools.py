@@ -75,8 +75,8 @@ class Pools:
 
     @property
     def ready(self) -> bool:
-        """Whether each pool has a warm sandbox."""
-        return all(pool.warm for pool in self._all)
+        """Whether each pool has a warm sandbox, or needs none."""
+        return all(pool.ready for pool in self._all)
 
     @property
     def warm(self) -> int:

@@ -77,8 +77,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     level: LevelName | None = None
     """Level whose limits hold where neither this profile nor an option says another, and whose layers must be there.
     Default: the worker's."""
-    pool_size: Annotated[int, Meta(ge=1, le=10_000)] | None = None
-    """Sandboxes kept warm in each of its pools. Default: `--pool-size`."""
+    pool_size: Annotated[int, Meta(ge=0, le=10_000)] | None = None
+    """Sandboxes kept warm in each of its pools; 0 keeps none. Default: `--pool-size`."""
     env: dict[str, str] = {}
     """Environment variables that every guest has, and its zygote while it preloads."""
     allow_env: tuple[str, ...] = ("*",)
@@ -168,7 +168,7 @@ _ALLOWED = {
     "open_files": "a whole number from 16 to 65536",
     "disk_bytes": "a whole number from 1048576",
     "level": ", ".join(LEVELS),
-    "pool_size": "a whole number from 1 to 10000",
+    "pool_size": "a whole number from 0 to 10000",
     "env": "a table of texts",
     "allow_env": "a list of names, or beginnings such as APP_*",
 }

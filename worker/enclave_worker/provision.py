@@ -84,7 +84,11 @@ def _places(profile: Profile, config: RuntimeConfig) -> int:
 
 
 def _max_live(profile: Profile, config: RuntimeConfig) -> int:
-    return config.max_sessions + (profile.pool_size or config.pool_size) + _DYING_MARGIN
+    return config.max_sessions + _pool_size(profile, config) + _DYING_MARGIN
+
+
+def _pool_size(profile: Profile, config: RuntimeConfig) -> int:
+    return config.pool_size if profile.pool_size is None else profile.pool_size
 
 
 def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> ProfilePools:
@@ -94,7 +98,7 @@ def _profile_pools(offer: Offer, config: RuntimeConfig, slots: Slots) -> Profile
         return Pool(
             plan_for(spec, footing),
             interpreter(),
-            size=profile.pool_size or config.pool_size,
+            size=_pool_size(profile, config),
             max_live=_max_live(profile, config),
             slots=slots,
             zygote_forks=config.zygote_forks,
