@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -170,6 +171,13 @@ def test_options_have_environment_variables() -> None:
 
     assert done.returncode == 2
     assert "ENCLAVE_PORT" in done.stderr or "--port" in done.stderr
+
+
+def test_a_worker_may_have_as_many_descriptors_as_its_host_lets_it() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = ["/bin/sh", "-c", 'ulimit -S -n 100 && exec "$@"', "sh"]
+    with worker_process("--level", "BEST", "--pool-size", "1", before=few) as (process, _):
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (most, most)
 
 
 @pytest.mark.parametrize(

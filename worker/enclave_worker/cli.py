@@ -7,6 +7,7 @@ import errno
 import logging
 import math
 import os
+import resource
 import signal
 import sys
 from typing import TYPE_CHECKING, cast
@@ -168,7 +169,17 @@ def main(**options: object) -> None:
         raise click.UsageError(str(error)) from error
     worker = create_runtime_worker(config)
     _start_logging(log_format, worker.worker_id)
+    _raise_descriptor_limit()
     uvloop.run(_run(worker, grace_s))
+
+
+def _raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may: the usual 1,024 are those of a hundred sandboxes.
+
+    What sandboxes may have is a step of theirs.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _start_logging(log_format: LogFormat, worker_id: str) -> None:
