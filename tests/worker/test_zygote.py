@@ -181,6 +181,27 @@ async def test_live_sandboxes_never_share_a_number_or_a_user(client: Client, wor
     assert len({sandbox.slot.number for sandbox in sandboxes if sandbox}) == 6
 
 
+COPIED_KIB = """
+import gc
+gc.collect()
+with open("/proc/self/smaps_rollup") as file:
+    copied = next(int(line.split()[1]) for line in file if line.startswith("Private_Dirty:"))
+await call_tool("wait", {"copied": copied})
+"""
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_sandbox_copies_no_more_of_its_zygote_the_more_there_are_beside_it() -> None:
+    async with running(max_sessions=64, pool_size=1) as worker, client_of(worker.url) as client:
+        copied_kib = []
+        for _ in range(64):
+            call = await client.until(await client.start(COPIED_KIB), "tool_call")
+            copied_kib.append(call["args"]["copied"])
+
+    # The steps of a slot alone are some 6 KiB; a page more or less is chance.
+    assert copied_kib[-1] - copied_kib[8] < 100
+
+
 @pytest.mark.usefixtures("no_leaks")
 async def test_a_zygote_that_somebody_stopped_holds_up_neither_a_final_nor_the_worker() -> None:
     async with running() as worker:

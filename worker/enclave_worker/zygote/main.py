@@ -179,6 +179,7 @@ class Zygote:
             # The kernel unshares a pid namespace only from the one we are in, so step back into our own each time.
             kernel.setns(self._own_pid_namespace, kernel.CLONE_NEWPID)
             kernel.unshare(kernel.CLONE_NEWPID)
+        gc.freeze()  # what we have made since, such as the steps of each slot, no collection of the child's may touch
         pid = os.fork()
         if not pid:
             self._become_sandbox(request["slot"], theirs, out_writer, err_writer, check=request["check"])
