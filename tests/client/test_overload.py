@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from enclave_client.bench.overload import Outcome, OverloadPlan, figures, spread_figure
+from enclave_client.bench.open_loop import Outcome
+from enclave_client.bench.overload import OverloadPlan, figures, spread_figure
 from enclave_client.bench.report import Report
 from tests.support import PATIENCE_S
 

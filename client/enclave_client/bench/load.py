@@ -24,7 +24,8 @@ MIXED = (
     "import json; return 2",
 )
 """Of each ten sessions of the long run, three print, import or await."""
-_EXPECTED = b'"ok":true,"result":2'
+ENDS_WELL = b'"ok":true,"result":2'
+"""In the stream of a session that returned 2."""
 _CPU_LOOP = "print(1)\nwhile True: pass"
 _TOOL_CALLS = """
 import time
@@ -56,7 +57,7 @@ class Load:
         started = time.perf_counter()
         answer = await connection.post("/sessions", body)
         elapsed_ms = (time.perf_counter() - started) * 1000
-        if _EXPECTED not in answer:
+        if ENDS_WELL not in answer:
             self.fail(answer[-500:].decode(errors="replace"))
         return elapsed_ms
 

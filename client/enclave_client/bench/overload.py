@@ -4,16 +4,13 @@ Theory of operation. Sessions hold their slot for a while without using the proc
 tools: what is full is the fleet, not this machine, on which load generator and fleet share the processors. How many
 such sessions the fleet can serve in a second is found out first, with as many clients as it has slots. Then sessions
 are asked for at random times, at that rate and at `TIMES` of it in turns, whether earlier ones have been answered or
-not: an open loop, so nothing slows down the arrivals but what the load generator itself can do. A session's time counts
-from when it was due, an accepted one's to the last byte of its stream, a refused one's to the end of its answer.
+not, see `open_loop`. A session's time counts from when it was due, an accepted one's to the last byte of its stream, a
+refused one's to the end of its answer.
 """
 
 from __future__ import annotations
 
-import asyncio
 import collections
-import random
-import re
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -26,7 +23,8 @@ from enclave_client.fleet import FleetError, FleetSpec, running_fleet
 
 from . import footprint
 from .figures import Figure, at_least, at_most, percentile, spread
-from .load import MAX_FAILURES_KEPT, Load, create_body
+from .load import MAX_FAILURES_KEPT, Load
+from .open_loop import OpenLoop, Outcome, Sessions
 from .phases import pids
 from .report import Report, describe_machine, ending, line, machine_line
 
@@ -36,24 +34,16 @@ if TYPE_CHECKING:
 
     from enclave_client.fleet import Fleet
 
-    from .http import Connection
-
 TIMES = 10
 HOLD_S = 0.25
 """How long a session does nothing."""
 QUEUE_WAIT_MS = 250
 """What the broker is told with --queue-wait-ms: about as long as a session takes."""
-SETTLE_S = 0.5
-"""What is asked for in the beginning of each block is not counted: the load has to take hold."""
-MAX_OPEN = 2000
-"""Connections at once; an arrival that finds all of them taken fails."""
 MAX_RATIO = 2.0
 MAX_REFUSAL_MS = 50.0
 MIN_GOODPUT = 0.8
 MAX_SPREAD = 1.25
 _CODE = f"import asyncio\nawait asyncio.sleep({HOLD_S})\nreturn 2"
-_ENDS_WELL = b'"ok":true,"result":2'
-_REFUSED = b"HTTP/1.1 503 "
 
 
 class OverloadPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,97 +58,14 @@ class OverloadPlan(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 1
 
 
-class Outcome:
-    """What became of the arrivals of some blocks."""
-
-    def __init__(self) -> None:
-        self.accepted_ms: list[float] = []
-        self.refused_ms: list[float] = []
-        self.late_ms: list[float] = []
-        """How late the load generator itself was woken to ask: what the machine adds to every time."""
-        self.seconds = 0.0
-        self.broker_cpu_s = 0.0
-
-    @property
-    def rate(self) -> float:
-        """Accepted sessions in a second."""
-        return len(self.accepted_ms) / self.seconds if self.seconds else 0.0
-
-
-class OpenLoop:
-    """Asks one broker for sessions at random times.
-
-    Args:
-        load: counts what fails.
-        seed: of the times.
-    """
-
-    def __init__(self, load: Load, seed: int) -> None:
-        self._load = load
-        self._random = random.Random(seed)  # noqa: S311 - arrivals that can be repeated
-        self._body = create_body(_CODE)
-        self._idle: list[Connection] = []
-        self._open = 0
-
-    async def run(self, rate: float, seconds: float, into: Outcome) -> None:
-        """Ask for `rate` sessions in a second for so long, and wait for all answers."""
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-        counted_from, end = begin + SETTLE_S, begin + SETTLE_S + seconds
-        due = begin
-        async with asyncio.TaskGroup() as group:
-            while (due := due + self._random.expovariate(rate)) < end:
-                counted = into if due >= counted_from else Outcome()
-                if due > loop.time():
-                    await asyncio.sleep(due - loop.time())
-                    counted.late_ms.append((loop.time() - due) * 1000)
-                group.create_task(self._ask(due, counted))
-        into.seconds += seconds
-
-    def close(self) -> None:
-        """Hang up."""
-        for connection in self._idle:
-            connection.close()
-
-    async def _ask(self, due: float, into: Outcome) -> None:
-        self._load.sessions += 1
-        try:
-            connection = await self._connection()
-            answer = await connection.post("/sessions", self._body)
-        except OSError as error:  # a timeout is one
-            self._load.fail(f"{type(error).__name__} {error}")
-            self._open -= 1
-            return
-        took_ms = (asyncio.get_running_loop().time() - due) * 1000
-        self._idle.append(connection)
-        if answer.startswith(_REFUSED) and re.search(rb"(?i)\r\nretry-after: [1-9]", answer):
-            into.refused_ms.append(took_ms)
-        elif _ENDS_WELL in answer:
-            into.accepted_ms.append(took_ms)
-        else:
-            self._load.fail(answer[-500:].decode(errors="replace"))
-
-    async def _connection(self) -> Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_open:
-                return connection
-            self._open -= 1
-        self._open += 1
-        if self._open > MAX_OPEN:
-            raise ConnectionError(f"{MAX_OPEN} requests have no answer yet")
-        connection = self._load.connection()
-        await connection.open()
-        return connection
-
-
 async def measure(fleet: Fleet, plan: OverloadPlan, load: Load) -> list[Figure]:
     """Find out the capacity, and load the fleet with it and with ten times as much in turns."""
     slots = plan.workers * plan.slots
     body = [_CODE] * round(slots * plan.seconds / HOLD_S)
     await load.in_flight(body[: 4 * slots], slots)  # to warm up
     capacity = len(body) / await load.in_flight(body, slots)
-    loop = OpenLoop(load, plan.seed)
+    sessions = Sessions(load, _CODE)
+    loop = OpenLoop(sessions, plan.seed)
     at, over = Outcome(), Outcome()
     broker, _ = pids(fleet)
     try:
@@ -168,7 +75,7 @@ async def measure(fleet: Fleet, plan: OverloadPlan, load: Load) -> list[Figure]:
                 await loop.run(rate, plan.seconds, outcome)
                 outcome.broker_cpu_s += footprint.cpu_s([broker]) - before_s
     finally:
-        loop.close()
+        sessions.close()
     return [*figures(capacity, at, over, plan), spread_figure(await _used_workers(load), plan.workers)]
 
 
