@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --root-user-action=ignore
 
-.PHONY: help demo test lint bench overload soak simulate chaos clean
+.PHONY: help demo test lint bench bench-compare overload soak simulate chaos clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make lint    check style and types"
 	@echo "make bench   measure; SESSIONS=10000 for a longer run, JSON=FILE to keep the figures"
+	@echo "make bench-compare BASE=ref  measure this tree beside another commit; NEW=ref for two others, ROUNDS=40 to be surer"
 	@echo "make overload  ask a fleet for ten times what it can serve; JSON=FILE to keep the figures"
 	@echo "make soak    run good and hostile sessions, 50,000 of them, and look for leaks; SESSIONS=2000 for fewer"
 	@echo "make simulate  run a fleet under random schedules of faults, on a clock of its own; SEEDS=100000 for more, SEED=7 for one"
@@ -33,6 +34,10 @@ lint: $(VENV)/.test $(VENV)/.lint
 
 bench: $(VENV)/.installed
 	@$(BIN)/python -m enclave_client.bench --sessions $(or $(SESSIONS),2000) $(if $(JSON),--json $(JSON))
+
+bench-compare: $(VENV)/.installed
+	@$(if $(BASE),,echo "which commit is it to be compared with? make bench-compare BASE=main" >&2; exit 2)
+	@$(BIN)/python -m enclave_client.bench.compare $(BASE) $(if $(NEW),--new $(NEW)) --rounds $(or $(ROUNDS),20) $(if $(JSON),--json $(JSON))
 
 overload: $(VENV)/.installed
 	@$(BIN)/python -m enclave_client.bench.overload $(if $(JSON),--json $(JSON))

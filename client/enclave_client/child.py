@@ -1,8 +1,8 @@
 """Run a module's `main` in a process that cannot outlive its parent.
 
-Called as `python -m enclave_client.child PARENT_PID MODULE ARGUMENT…`. With `--arguments-on-stdin` as the only argument
-the module is imported at once and its arguments are the JSON list on the first line of standard input: a broker can
-load while the workers whose addresses it needs are still starting.
+Called as `python child.py PARENT_PID MODULE ARGUMENT…`, or by this module's name. With `--arguments-on-stdin` as the
+only argument the module is imported at once and its arguments are the JSON list on the first line of standard input: a
+broker can load while the workers whose addresses it needs are still starting.
 
 Theory of operation. `enclave up` must leave nothing behind even when it is killed with SIGKILL, so the children have to
 notice by themselves. The kernel's parent-death signal is the one mechanism that needs nobody alive and no cooperation

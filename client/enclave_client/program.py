@@ -19,7 +19,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .child import ARGUMENTS_ON_STDIN
+from . import child
 from .lines import LineSplitter
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Program:
         arguments: its command line; None if it is to load already and is told by `give_arguments`.
         log: called with every line the program writes after the one that says where it listens.
         environment: the child's; ours if not given.
+        python: the interpreter that runs it; ours if not given. Another one may find other versions of our modules.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Program:
         log: Callable[[str], None],
         *,
         environment: Mapping[str, str] | None = None,
+        python: str = sys.executable,
     ) -> None:
         self.name = name
         self.module = module
@@ -76,6 +78,7 @@ class Program:
         """The last lines it wrote, for whoever has to explain its death."""
         self._log = log
         self.environment = environment
+        self._python = python
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
         self._listening: asyncio.Future[str] | None = None
@@ -99,8 +102,9 @@ class Program:
         self.kept_lines.clear()
         self.url = ""
         self._listening = asyncio.get_running_loop().create_future()
-        # -P: a file called `click.py` in the current directory must not become part of the fleet.
-        command = [sys.executable, "-P", "-m", "enclave_client.child", str(os.getpid()), self.module]
+        # -P: a file called `click.py` in the current directory must not become part of the fleet. By its path, because
+        # another interpreter may find an older one.
+        command = [self._python, "-P", child.__file__, str(os.getpid()), self.module]
         # Pipes of our own: asyncio's keep its `wait` waiting for as long as a grandchild holds them.
         with contextlib.ExitStack() as writers:
             outputs = []
@@ -111,7 +115,7 @@ class Program:
                 outputs.append(writer)
             self._process = await asyncio.create_subprocess_exec(
                 *command,
-                *([ARGUMENTS_ON_STDIN] if self.arguments is None else self.arguments),
+                *([child.ARGUMENTS_ON_STDIN] if self.arguments is None else self.arguments),
                 stdin=subprocess.PIPE if self.arguments is None else subprocess.DEVNULL,
                 stdout=outputs[0],
                 stderr=outputs[1],

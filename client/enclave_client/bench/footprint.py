@@ -53,6 +53,23 @@ def waited_cpu_s(pid: int) -> float:
     return sum(_cpu_ticks(pid)[2:]) / _TICKS_PER_S
 
 
+def fleet_cpu_s(broker: int, workers: list[int]) -> dict[str, float]:
+    """Return the CPU time that the parts of a fleet have used: `broker`, `worker` and `sandboxes`."""
+    return {
+        "broker": cpu_s([broker]),
+        "worker": sum(own_cpu_s(pid) for pid in workers),
+        # Those of past zygotes are by now the worker's, who has waited for their launchers.
+        "sandboxes": cpu_s([pid for worker in workers for pid in descendants(worker)])
+        + sum(waited_cpu_s(pid) for pid in workers),
+    }
+
+
+def fleet_faults(broker: int, workers: list[int]) -> int:
+    """Return how many pages a fleet was given, or a copy of, without reading a disk (minor faults)."""
+    below = [pid for worker in workers for pid in descendants(worker)]
+    return sum(sum(_numbers(pid, 7, 9)) for pid in (broker, *workers, *below))
+
+
 def resident_mb(pid: int) -> float:
     """Return the resident memory of a process, shared pages in full (RSS)."""
     return _field_kib(Path(f"/proc/{pid}/status"), "VmRSS:") / 1024
@@ -153,11 +170,16 @@ def _is_zombie(pid: int) -> bool:
 
 def _cpu_ticks(pid: int) -> list[int]:
     """Return user and system time, own and waited-for children's; nothing if the process is gone."""
+    return _numbers(pid, 11, 15)
+
+
+def _numbers(pid: int, first: int, end: int) -> list[int]:
+    """Return fields of a process's `stat`, counted from its state; nothing if the process is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
-    return [int(field) for field in fields[11:15]]
+    return [int(field) for field in fields[first:end]]
 
 
 def _field_kib(path: Path, name: str) -> int:

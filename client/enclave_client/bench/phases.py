@@ -160,16 +160,7 @@ def _throughput_figures(rates: list[float], bwrap_rates: list[float], cpu_ms: di
 
 
 def _cpu_s(fleet: Fleet) -> dict[str, float]:
-    broker, workers = pids(fleet)
-    own = time.process_time()
-    return {
-        "broker": footprint.cpu_s([broker]),
-        "worker": sum(footprint.own_cpu_s(pid) for pid in workers),
-        # Those of past zygotes are by now the worker's, who has waited for their launchers.
-        "sandboxes": footprint.cpu_s([pid for worker in workers for pid in footprint.descendants(worker)])
-        + sum(footprint.waited_cpu_s(pid) for pid in workers),
-        "generator": own,
-    }
+    return {**footprint.fleet_cpu_s(*pids(fleet)), "generator": time.process_time()}
 
 
 def memory(fleet: Fleet) -> list[Figure]:
