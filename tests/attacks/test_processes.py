@@ -193,6 +193,6 @@ def test_a_name_that_looks_like_a_statistic_is_not_one(attack: Attack, target: T
     for name in (b"VmHWM: x", b"\nVmHWM: 9999999", b") R 1 1 1"):
         outcome = attack(f"import ctypes\nctypes.CDLL(None).prctl(15, {name!r}, 0, 0, 0)\nreturn 1")
         assert outcome.final["ok"]
-        assert 1_000_000 < outcome.final["stats"]["peakMemoryBytes"] < 500_000_000
+        assert 100_000 < outcome.final["stats"]["peakMemoryBytes"] < 500_000_000
 
     assert target.metric("enclave_executions_active") == 0

@@ -72,7 +72,8 @@ from enclave_worker.zygote import kernel
 
 number, equal, refuse, allow = (0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50026), (0x06, 0, 0, 0x7FFF0000)
 kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-kernel.load_seccomp(b"".join(struct.pack("HBBI", *each) for each in (number, equal, refuse, allow)))
+program = b"".join(struct.pack("HBBI", *each) for each in (number, equal, refuse, allow))
+kernel.load_seccomp(*kernel.filter_program(program))
 os.execv(sys.executable, [sys.executable, "-m", "enclave_worker.cli", "--port", "0", *sys.argv[1:]])
 """
 """Becomes a worker to which the kernel says that it has no Landlock: ENOSYS."""

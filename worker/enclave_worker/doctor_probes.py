@@ -119,7 +119,7 @@ def guest_user_namespace() -> str:
         kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
         os.setresgid(UNPRIVILEGED_UID, UNPRIVILEGED_UID, UNPRIVILEGED_UID)
         os.setresuid(UNPRIVILEGED_UID, UNPRIVILEGED_UID, UNPRIVILEGED_UID)
-        kernel.set_capabilities(1 << CAP_SYS_ADMIN)
+        kernel.set_capabilities(*kernel.capability_sets(1 << CAP_SYS_ADMIN))
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
         uid = UNPRIVILEGED_UID
     else:
@@ -241,7 +241,7 @@ def seccomp() -> str:
     load, equal, give = 0x20, 0x15, 0x06
     refuse, allow = 0x00050000 | errno.EPERM, 0x7FFF0000
     rules = ((load, 0, 0, 0), (equal, 0, 1, number), (give, 0, 0, refuse), (give, 0, 0, allow))
-    kernel.load_seccomp(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    kernel.load_seccomp(*kernel.filter_program(b"".join(struct.pack("HBBI", *rule) for rule in rules)))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
     if libc.syscall(ctypes.c_long(number)) != -1 or ctypes.get_errno() != errno.EPERM:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -27,6 +26,7 @@ from enclave_protocol import SandboxError
 
 from .sandbox_process import Sandbox
 from .usage import Exit, Usage
+from .zygote import requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,8 +131,7 @@ class ZygoteProcess:
         sandbox = Sandbox(self, number, slot, home)
         self.sandboxes[number] = sandbox
         self.forked += 1
-        request = {"op": "spawn", "id": number, "slot": slot.number, "uid": slot.uid, "check": not self.proven}
-        self._request(json.dumps(request).encode())
+        self._request(requests.spawn(number, slot.number, slot.uid, check=not self.proven))
         return sandbox
 
     def unresponsive(self, reason: str) -> None:
@@ -144,7 +143,7 @@ class ZygoteProcess:
 
     def kill(self, number: int) -> None:
         """Kill a sandbox, whatever it is doing. Unknown numbers are ignored: it may be dead already."""
-        self._request(json.dumps({"op": "kill", "id": number}).encode())
+        self._request(requests.kill(number))
 
     async def stop(self) -> None:
         """End the zygote and every sandbox of it; returns when the kernel has reaped them all."""

@@ -222,13 +222,14 @@ def prepare() -> None:
     _rehearse(_guest)
 
 
-def main() -> NoReturn:
-    """Run one session's code."""
+def main(rehearsed: Callable[[], None]) -> NoReturn:
+    """Get ready, call `rehearsed`, and run one session's code."""
     guest = _guest
     assert guest is not None, "prepared before the fork"
     preload.reseed()
     guest.settle_in()
     _rehearse(guest)
+    rehearsed()
     worker = driver.Worker(driver.CONTROL_FD)
     driver.serve(worker, lambda request: guest.run(worker, request))
 

@@ -71,6 +71,7 @@ _libc.setns.argtypes = (_int, _int)
 _libc.prctl.argtypes = (_int, _ulong, _ulong, _ulong, _ulong)
 _libc.sethostname.argtypes = (_char_p, ctypes.c_size_t)
 _libc.syscall.restype = _long
+_SECCOMP_FILTER, _NO_FLAGS = _long(_SECCOMP_SET_MODE_FILTER), _long(0)
 
 
 def _check(result: int, what: str) -> int:
@@ -85,6 +86,11 @@ def _syscall(name: str | int, *args: object) -> int:
     if number is None:
         raise OSError(38, f"no system call numbers for {_ARCH}", name)
     return _check(_libc.syscall(_long(number), *args), str(name))
+
+
+def call(number: int, *args: int | ctypes.Array[ctypes.c_char]) -> int:
+    """Make a system call that has no function here; each number is taken for a long."""
+    return _syscall(number, *(_long(arg) if isinstance(arg, int) else arg for arg in args))
 
 
 def unshare(flags: int) -> None:
@@ -140,11 +146,15 @@ def join_new_session_keyring() -> None:
     _syscall("keyctl", _long(_KEYCTL_JOIN_SESSION_KEYRING), _long(0))
 
 
-def set_capabilities(permitted: int) -> None:
-    """Set the permitted and effective sets to `permitted` (a bit mask), the inheritable one to nothing."""
+def capability_sets(permitted: int) -> tuple[bytes, bytes]:
+    """Return what `set_capabilities` takes: `permitted` (a bit mask) as the permitted and effective set, no other."""
     low, high = permitted & 0xFFFFFFFF, permitted >> 32
-    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
-    _syscall("capset", header, struct.pack("IIIIII", low, low, 0, high, high, 0))
+    return struct.pack("Ii", _CAPABILITY_VERSION_3, 0), struct.pack("IIIIII", low, low, 0, high, high, 0)
+
+
+def set_capabilities(header: bytes, sets: bytes) -> None:
+    """Set the capability sets of this thread to those that `capability_sets` made."""
+    _syscall("capset", header, sets)
 
 
 def drop_bounding_set() -> None:
@@ -162,11 +172,16 @@ def close_range(first: int, last: int) -> None:
     _check(_libc.syscall(_long(_NR_CLOSE_RANGE), _ulong(first), _ulong(last), _long(0)), "close_range")
 
 
-def load_seccomp(program: bytes) -> None:
-    """Load a BPF program (`struct sock_filter` records) on this thread. Needs no_new_privs."""
+def filter_program(program: bytes) -> tuple[bytes, object]:
+    """Return what `load_seccomp` takes for a BPF program (`struct sock_filter` records)."""
     code = ctypes.create_string_buffer(program, len(program))
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code)))
-    _syscall("seccomp", _long(_SECCOMP_SET_MODE_FILTER), _long(0), header)
+    return struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code)), code
+
+
+def load_seccomp(header: bytes, code: object) -> None:
+    """Load a filter that `filter_program` made on this thread. Needs no_new_privs."""
+    del code  # the header points into it
+    _syscall("seccomp", _SECCOMP_FILTER, _NO_FLAGS, header)
 
 
 def share_malloc_arenas() -> None:

@@ -19,9 +19,9 @@ sandboxes become the keeper's, which stays for the last of them.
 On a host without namespaces, where the plan names a `scratch` directory, none of this comes from the kernel: `tree`
 does it instead, and a sandbox's number is any.
 
-The socket carries JSON, one message a packet. To the zygote: the plan, `{"op": "spawn", "id", "slot", "uid", "check"}`,
-`{"op": "kill", "id"}`. From it: `prepared`; `spawned` with four descriptors (control socket, stdout, stderr, a pidfd),
-which only the worker holds from then on; `unspawned` with the reason, if there was no process to be had;
+The socket carries one message a packet. To the zygote: the plan in JSON, then `requests`. From it, in JSON:
+`prepared`; `spawned` with four descriptors (control socket, stdout, stderr, a pidfd), which only the worker holds from
+then on; `unspawned` with the reason, if there was no process to be had;
 `exited` with the wait status and the kernel's count of CPU time and memory;
 and `failed` with the name of the step and the errno, before it exits. A sandbox that fails a step says so on its own
 control socket.
@@ -30,24 +30,29 @@ control socket.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # typeshed has no stub; `signal` wraps each call in enums, which a fork then copies
+import _socket  # `socket` is the same in a wrapper of Python and enums
 import base64
 import gc
 import json
 import os
 import select
-import socket
+import struct
 import sys
 
-from . import frames, kernel, steps, tree
+from . import frames, hot_pages, kernel, requests, steps, tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` itself is too large for a zygote
+    from _socket import socket as Socket  # noqa: N812 - a class
     from collections.abc import Callable, Iterable
+    from typing import NoReturn
 
     from .frames import Message
     from .steps import Compiled
 
 _MAX_PACKET = 1 << 18
+_MAX_REQUEST = 64
+_INT = struct.Struct("i")
 _CONTROL_FD = 3
 _CHARACTER_DEVICE = 0o020000
 _NULL_DEVICE = 0x103
@@ -61,10 +66,10 @@ class Zygote:
 
     def __init__(
         self,
-        control: socket.socket,
+        control: Socket,
         plan: Message,
         groups: dict[str, int],
-        run_guest: Callable[[], None],
+        run_guest: Callable[[Callable[[], None]], None],
         *,
         host_clocks: str,
         scratch: str,
@@ -75,7 +80,7 @@ class Zygote:
         self._plan = plan
         self._ids: dict[int, tuple[int, int]] = {}  # pid -> sandbox id and slot
         self._pids: dict[int, int] = {}  # sandbox id -> pid
-        self._waiting: list[Message] = []  # spawn requests
+        self._waiting: list[list[int]] = []  # spawn requests: sandbox id, slot, uid, check
         self._compiled: dict[int, list[Compiled]] = {}  # by slot; those in use are few
         self._scratch = scratch
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -86,6 +91,7 @@ class Zygote:
         if plan["own_clocks"]:  # shared with the sandboxes: what they must differ from is the host's
             self._outside["time"] = host_clocks
         self._filter = base64.b64decode(plan["seccomp_base64"])
+        self._knows_hot_pages = bool(scratch)  # without namespaces, which is for development, there is no haste
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def serve(self) -> None:
@@ -103,28 +109,28 @@ class Zygote:
                     return
             # One fork between two looks at the socket: a kill never waits behind a burst of spawns.
             if self._waiting:
-                self._spawn(self._waiting.pop(0))
+                self._spawn(*self._waiting.pop(0))
 
     def _take_requests(self) -> bool:
         while True:
             try:
-                packet = self._control.recv(_MAX_PACKET, socket.MSG_DONTWAIT)
+                packet = self._control.recv(_MAX_REQUEST, _socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return True
             if not packet:
                 return False
-            request = json.loads(packet)
-            if request["op"] == "spawn":
-                self._waiting.append(request)
+            operation, *about = requests.unpack(packet)
+            if operation == requests.SPAWN:
+                self._waiting.append(about)
             else:
-                self._kill(request["id"])
+                self._kill(about[0])
 
     def _kill(self, sandbox_id: int) -> None:
         pid = self._pids.get(sandbox_id)
         if pid is not None:  # not reaped yet, so the number is still its own
             os.kill(pid, _signal.SIGKILL)
         else:
-            self._waiting = [request for request in self._waiting if request["id"] != sandbox_id]
+            self._waiting = [request for request in self._waiting if request[0] != sandbox_id]
 
     def _reap(self) -> None:
         try:
@@ -143,59 +149,87 @@ class Zygote:
             if self._scratch:
                 tree.end_strays(self._ids)
                 tree.remove(f"{self._scratch}/slot-{slot}")
-            self._tell(
-                type="exited",
-                id=sandbox_id,
-                status=status,
-                cpu_ms=(usage.ru_utime + usage.ru_stime) * 1000,
-                peak_memory_bytes=usage.ru_maxrss * 1024,
-            )
+            cpu_ms = (usage.ru_utime + usage.ru_stime) * 1000
+            told = sandbox_id, status, cpu_ms, usage.ru_maxrss * 1024
+            self._control.send(b'{"type":"exited","id":%d,"status":%d,"cpu_ms":%f,"peak_memory_bytes":%d}' % told)
 
-    def _spawn(self, request: Message) -> None:
-        sandbox_id, slot = request["id"], request["slot"]
+    def _spawn(self, sandbox_id: int, slot: int, uid: int, check: int) -> None:
         if slot not in self._compiled:
-            values = {"uid": request["uid"], "slot": f"slot-{slot}", "proc": self._proc, "seccomp": self._filter}
+            values = {"uid": uid, "slot": f"slot-{slot}", "proc": self._proc, "seccomp": self._filter}
             values["scratch"] = self._scratch
             self._compiled[slot] = steps.compile_steps(self._plan["enclose"], values | self._groups)
+        if not self._knows_hot_pages:
+            self._knows_hot_pages = True
+            self._find_hot_pages(slot)
         opened: list[int] = []
         try:
-            self._fork(request, opened)
+            self._fork(sandbox_id, slot, opened, check=bool(check))
         except OSError as error:  # no process or descriptor to be had: those that live must not suffer for it
             self._unspawned(sandbox_id, error)
         finally:
             for fd in opened:
                 os.close(fd)
 
-    def _fork(self, request: Message, opened: list[int]) -> None:
+    def _fork(self, sandbox_id: int, slot: int, opened: list[int], *, check: bool) -> None:
         """Fork a sandbox and tell the worker. Notes in `opened` what is to be closed."""
-        sandbox_id = request["id"]
-        ours, theirs = (end.detach() for end in socket.socketpair())
+        one, other = _socket.socketpair()
+        ours, theirs = one.detach(), other.detach()
         opened += (ours, theirs)
         out_reader, out_writer = os.pipe()
         opened += (out_reader, out_writer)
         err_reader, err_writer = os.pipe()
         opened += (err_reader, err_writer)
+        pid = self._fork_into_namespace()
+        if not pid:
+            self._become_sandbox(slot, theirs, out_writer, err_writer, check=check)
+        self._ids[pid] = sandbox_id, slot
+        self._pids[sandbox_id] = pid
+        pidfd = os.pidfd_open(pid)
+        opened.append(pidfd)
+        _send(self._control, b'{"type":"spawned","id":%d}' % sandbox_id, ours, out_reader, err_reader, pidfd)
+
+    def _fork_into_namespace(self) -> int:
         if not self._scratch:
             # The kernel unshares a pid namespace only from the one we are in, so step back into our own each time.
             kernel.setns(self._own_pid_namespace, kernel.CLONE_NEWPID)
             kernel.unshare(kernel.CLONE_NEWPID)
         gc.freeze()  # what we have made since, such as the steps of each slot, no collection of the child's may touch
-        pid = os.fork()
+        return os.fork()
+
+    def _find_hot_pages(self, slot: int) -> None:
+        """Have a fork that ends before it could be a guest's tell what it wrote to, and pin that."""
+        try:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            pid = self._fork_into_namespace()
+        except OSError:
+            return  # the next fork fails for the same reason, and says so
         if not pid:
-            self._become_sandbox(request["slot"], theirs, out_writer, err_writer, check=request["check"])
-        self._ids[pid] = sandbox_id, request["slot"]
-        self._pids[sandbox_id] = pid
-        pidfd = os.pidfd_open(pid)
-        opened.append(pidfd)
-        descriptors = [ours, out_reader, err_reader, pidfd]
-        message = json.dumps({"type": "spawned", "id": sandbox_id}).encode()
-        socket.send_fds(self._control, [message], descriptors)
+            self._tell_hot_pages(slot, writer)
+        os.close(writer)
+        told = bytearray()
+        while data := os.read(reader, 65536):
+            told += data
+        os.close(reader)
+        os.waitpid(pid, 0)
+        hot_pages.pin(bytes(told))
+
+    def _tell_hot_pages(self, slot: int, writer: int) -> NoReturn:
+        try:
+            observer = hot_pages.Observer(self._proc)
+            os.setpgid(0, 0)
+            null = os.open("/dev/null", os.O_RDWR)
+            os.dup2(null, _CONTROL_FD)
+            steps.perform(self._compiled[slot])
+            self._run_guest(lambda: _write_and_end(writer, hot_pages.pack(observer.unshared())))
+        finally:
+            os._exit(1)  # whatever failed will fail in the sandbox, which says so
 
     def _unspawned(self, sandbox_id: int, error: OSError) -> None:
         if sandbox_id in self._pids:
             self._kill(sandbox_id)  # it exists, but the worker can't be told of it: reaping it will
         else:
-            self._tell(type="unspawned", id=sandbox_id, reason=f"{error.strerror or error}")
+            told = {"type": "unspawned", "id": sandbox_id, "reason": f"{error.strerror or error}"}
+            self._control.send(json.dumps(told).encode())
 
     def _become_sandbox(self, slot: int, control: int, out: int, err: int, *, check: bool) -> None:
         """Enclose this freshly forked process, then hand it to the guest's driver. Never returns.
@@ -205,7 +239,9 @@ class Zygote:
         try:
             _signal.set_wakeup_fd(-1)
             _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-            os.setsid()
+            # Nobody else's signal to its group reaches us, nor ours them. Not a session: with one comes a group of the
+            # scheduler's own (autogroup), which takes longer to make than most of what follows.
+            os.setpgid(0, 0)
             # The zygote's descriptors 0 to 3 are taken, so none of these three is among the targets.
             os.dup2(out, 1)
             os.dup2(err, 2)
@@ -215,8 +251,7 @@ class Zygote:
                 _self_test(self._outside, self._plan)
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             kernel.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)
-            gc.enable()
-            self._run_guest()
+            self._run_guest(gc.enable)  # not before: what the rehearsal leaves is not worth a collection
         except steps.StepFailed as failure:
             frames.write(_CONTROL_FD, frames.encode(_failed(failure)))
         except BaseException as error:  # noqa: BLE001 - a bug of ours must not look like a guest's silence
@@ -225,8 +260,16 @@ class Zygote:
         finally:
             os._exit(70)
 
-    def _tell(self, **message: object) -> None:
-        self._control.send(json.dumps(message).encode())
+
+def _write_and_end(fd: int, data: bytes) -> NoReturn:
+    while data:
+        data = data[os.write(fd, data) :]
+    os._exit(0)
+
+
+def _send(control: Socket, packet: bytes, *descriptors: int) -> None:
+    packed = b"".join(map(_INT.pack, descriptors))
+    control.sendmsg([packet], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)])
 
 
 def _namespaces(names: Iterable[str]) -> dict[str, str]:
@@ -277,7 +320,7 @@ def main(control_fd: int) -> None:
     os.setsid()
     os.dup2(control_fd, _CONTROL_FD)
     kernel.close_range(_CONTROL_FD + 1, 0xFFFFFFFF)
-    control = socket.socket(fileno=_CONTROL_FD)
+    control = _socket.socket(fileno=_CONTROL_FD)
     # No race with a worker that died before PDEATHSIG was set: its end of the socket is closed then.
     packet = control.recv(_MAX_PACKET)
     if not packet:
@@ -309,7 +352,7 @@ def main(control_fd: int) -> None:
         control.send(json.dumps(_failed(failure)).encode())
         os._exit(1)
     try:
-        socket.send_fds(control, [b'{"type": "prepared"}'], [zygote.pidfd])
+        _send(control, b'{"type":"prepared"}', zygote.pidfd)
         os.close(zygote.pidfd)
         zygote.serve()
     except ConnectionError:
@@ -434,7 +477,7 @@ def _write(path: str, text: str) -> None:
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def _prepare(plan: Message, scratch: str) -> Callable[[], None]:
+def _prepare(plan: Message, scratch: str) -> Callable[[Callable[[], None]], None]:
     """Enter the root that guests will see, load what they need, make the memory ready to share; return the driver."""
     # Here, not above: the launcher has no use for them.
     from . import preload  # noqa: PLC0415

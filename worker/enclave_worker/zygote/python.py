@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
     from .frames import Message
@@ -147,11 +147,12 @@ def prepare() -> None:
     _compile("return await f(1)", {})  # the compiler's own caches
 
 
-def main() -> NoReturn:
-    """Run one session's code, be it in Python or a script for the shell."""
+def main(rehearsed: Callable[[], None]) -> NoReturn:
+    """Get ready, call `rehearsed`, and run one session's code, be it in Python or a script for the shell."""
     worker = Worker(driver.CONTROL_FD)
     preload.reseed()
     _rehearse(worker)
+    rehearsed()
     driver.serve(worker, lambda request: _run_any(worker, request))
 
 

@@ -122,6 +122,12 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "write_at": _write_at,
 }
 
+PREPARATIONS: dict[str, Callable[..., tuple[object, ...]]] = {
+    "capabilities": kernel.capability_sets,
+    "seccomp": kernel.filter_program,
+}
+"""What makes an operation's arguments of a step's. What is allocated before the fork, no sandbox has to."""
+
 
 def compile_steps(steps: list[list[Any]], values: dict[str, object]) -> list[Compiled]:
     """Turn listed steps into `(name, function, arguments)`, with strings as bytes and `{name}`s filled in.
@@ -129,10 +135,12 @@ def compile_steps(steps: list[list[Any]], values: dict[str, object]) -> list[Com
     `values` maps the names a step may refer to (`uid`, ...) to their values. Done before the fork, so that the child
     only calls.
     """
-    filled = []
+    compiled = []
     for name, operation, *arguments in steps:
-        filled.append((name, OPERATIONS[operation], tuple(_fill(argument, values) for argument in arguments)))
-    return filled
+        filled = tuple(_fill(argument, values) for argument in arguments)
+        prepare = PREPARATIONS.get(operation)
+        compiled.append((name, OPERATIONS[operation], prepare(*filled) if prepare else filled))
+    return compiled
 
 
 def _fill(argument: object, values: dict[str, object]) -> object:
