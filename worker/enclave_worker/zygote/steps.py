@@ -137,10 +137,20 @@ def compile_steps(steps: list[list[Any]], values: dict[str, object]) -> list[Com
     """
     compiled = []
     for name, operation, *arguments in steps:
-        filled = tuple(_fill(argument, values) for argument in arguments)
-        prepare = PREPARATIONS.get(operation)
-        compiled.append((name, OPERATIONS[operation], prepare(*filled) if prepare else filled))
+        key = name, operation, *(_fill(argument, values) for argument in arguments)
+        if key not in _compiled:
+            _compiled[key] = _compile(*key)
+        compiled.append(_compiled[key])
     return compiled
+
+
+_compiled: dict[tuple[object, ...], Compiled] = {}
+"""What most steps come to is the same for every slot: it is made once."""
+
+
+def _compile(name: str, operation: str, *arguments: object) -> Compiled:
+    prepare = PREPARATIONS.get(operation)
+    return name, OPERATIONS[operation], prepare(*arguments) if prepare else arguments
 
 
 def _fill(argument: object, values: dict[str, object]) -> object:
