@@ -46,6 +46,9 @@ FIGURES = {
     "stalled_worker_growth",
     "ws_client_memory",
     "http_client_memory",
+    "broker_alone_rate",
+    "broker_alone_ws_rate",
+    "broker_alone_growth",
 }
 HELD = Held(processes=1, zombies=0, broker_fds=2, worker_fds=3, zygote_fds=4, mounts=5, cgroups=6)
 

@@ -114,6 +114,12 @@ class Load:
         if len(self.failures) < MAX_FAILURES_KEPT:
             self.failures.append(reason)
 
+    def absorb(self, other: Load) -> None:
+        """Count what another load asked for, and what failed of that, as this one's."""
+        self.sessions += other.sessions
+        self.failed += other.failed
+        self.failures = (self.failures + other.failures)[:MAX_FAILURES_KEPT]
+
 
 def create_body(code: str, *, language: str = "", session_id: str = "", max_tool_calls: int = 0) -> bytes:
     """Return the body of `POST /sessions`."""

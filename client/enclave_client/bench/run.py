@@ -12,6 +12,7 @@ from websockets.exceptions import WebSocketException
 from enclave_client.fleet import Fleet, FleetSpec, running_fleet
 
 from . import footprint, languages, phases, streaming
+from .alone import alone
 from .crowd import CLIENTS, CLIENTS_A_ROUND, crowd
 from .load import MAX_FAILURES_KEPT, MIXED, Load
 from .neighbours import neighbours
@@ -84,6 +85,7 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
         add(await streaming.streaming(load))
         add(await streaming.stalled(load))
         add(await crowd(min(CLIENTS, CLIENTS_A_ROUND * plan.rounds)))
+        add(await alone(load, plan.rounds))
     except _BROKEN as error:
         load.fail(f"{type(error).__name__} {error}; what clients cost was not measured")
     report.failed, report.failures = load.failed, load.failures
