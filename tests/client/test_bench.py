@@ -32,6 +32,9 @@ FIGURES = {
     "javascript_p50",
     "in_flight_rate",
     "in_flight_cpu",
+    "in_flight_50_p99",
+    "burst_100",
+    "cold_p50",
     "tool_call_p50",
     "client_tool_p50",
     "cancel_p50",
@@ -39,6 +42,10 @@ FIGURES = {
     "neighbours_p50",
     "neighbours_p99",
     "long_run_rate",
+    "growth_p50",
+    "growth_cpu",
+    "workers_4_p50",
+    "workers_4_cpu",
     "stream_rate",
     "stream_broker_growth",
     "stream_worker_growth",
@@ -49,6 +56,11 @@ FIGURES = {
     "broker_alone_rate",
     "broker_alone_ws_rate",
     "broker_alone_growth",
+    "density_made",
+    "density_pss",
+    "density_next_p50",
+    "data_p50",
+    "data_pss",
 }
 HELD = Held(processes=1, zombies=0, broker_fds=2, worker_fds=3, zygote_fds=4, mounts=5, cgroups=6)
 
@@ -66,13 +78,13 @@ async def test_a_tiny_run_measures_everything_and_finds_no_failure_and_no_leak(t
     assert out.decode().endswith("failed: 0\nleaked: nothing\n")
     told: dict[str, Any] = json.loads(file.read_bytes())
     # The kernel shows the memory of sandboxes to root only.
-    unseen = set() if os.geteuid() == 0 else {"warm_sandbox_pss"}
+    unseen = set() if os.geteuid() == 0 else {"warm_sandbox_pss", "density_pss", "data_pss"}
     assert {figure["name"] for figure in told["figures"]} == FIGURES - unseen
     assert all(figure["unit"] for figure in told["figures"])
     # Memory may well not grow, and what grew in one test may be used in the next.
     unmeasured = [figure["name"] for figure in told["figures"] if figure["value"] <= 0]
     assert [name for name in unmeasured if not name.endswith(("_growth", "_memory"))] == []
-    assert (told["failed"], told["failures"], told["leaks"]) == (0, [], {})
+    assert (told["failed"], told["failures"], told["leaks"], told["left_out"]) == (0, [], {}, [])
     assert told["settings"] == {"rounds": 1, "sessions": 20, "workers": 1}
     assert {"kernel", "cpu", "cores", "python"} <= told["machine"].keys()
 

@@ -6,7 +6,6 @@ Each client has a session of its own, on a worker without sandboxes: broker, soc
 from __future__ import annotations
 
 import asyncio
-import resource
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ import msgspec
 from enclave_client.fleet import FleetSpec, running_fleet
 
 from . import footprint
+from .alive import raise_descriptors
 from .figures import Figure, at_most
 from .load import create_body
 from .mute_worker import mute_worker
@@ -37,7 +37,7 @@ _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 async def crowd(clients: int) -> list[Figure]:
     """Measure the broker's growth for each client that holds a stream open."""
-    _raise_descriptors(clients)
+    raise_descriptors(clients)
     figures = []
     for name, title, hold in (
         ("ws_client_memory", "a client on /ws with a session", _hold_socket),
@@ -94,11 +94,3 @@ async def _hold_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     body = create_body("1", session_id=session_id)
     writer.write(f"POST /sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
     await reader.readuntil(b'"stdout"')
-
-
-def _raise_descriptors(clients: int) -> None:
-    """Let this process, and the broker that it starts, have as many sockets as clients."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = clients + 500
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))

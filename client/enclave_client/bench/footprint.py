@@ -22,6 +22,8 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CGROUPS = "/sys/fs/cgroup"
 _WORKER_PREFIX = "enclave-"
 _SLOT_PREFIX = "slot-"
+_KERNEL_MEMORY = ("Slab", "KernelStack", "PageTables", "Percpu")
+"""Fields of `/proc/meminfo`."""
 
 
 def children(pid: int) -> list[int]:
@@ -83,6 +85,29 @@ def highest_mb(pid: int) -> float:
 def proportional_mb(pid: int) -> float:
     """Return the memory of a process, each shared page divided by those who share it (PSS)."""
     return _field_kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") / 1024
+
+
+def worker_mb(worker: int) -> float:
+    """Return the proportional memory of a worker and all below it, its sandboxes included; 0 if we may not look."""
+    held_mb = 0.0
+    for pid in (worker, *descendants(worker)):
+        try:
+            held_mb += proportional_mb(pid)
+        except PermissionError:
+            return 0.0
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+    return held_mb
+
+
+def kernel_mb() -> float:
+    """Return what the kernel holds for its own purposes, for all that runs on this machine; page tables included."""
+    return sum(_field_kib(Path("/proc/meminfo"), f"{name}:") for name in _KERNEL_MEMORY) / 1024
+
+
+def descriptors(pid: int) -> int:
+    """Return how many descriptors a process has."""
+    return _descriptors([pid])
 
 
 def warm_sandboxes_mb(worker: int) -> list[list[float]]:

@@ -57,17 +57,28 @@ class Load:
         started = time.perf_counter()
         answer = await connection.post("/sessions", body)
         elapsed_ms = (time.perf_counter() - started) * 1000
-        if ENDS_WELL not in answer:
-            self.fail(answer[-500:].decode(errors="replace"))
+        self.check(answer)
         return elapsed_ms
 
-    async def in_flight(self, codes: Iterable[str], at_once: int) -> float:
-        """Run a session for each code, `at_once` at a time; return how long all of it took, in s."""
+    async def one_by_one(self, body: bytes, count: int) -> list[float]:
+        """Run so many sessions on one connection; return how long each took, in ms. Raises OSError."""
+        async with self.connection() as connection:
+            return [await self.run(connection, body) for _ in range(count)]
+
+    async def in_flight(self, codes: Iterable[str], at_once: int, took_ms: list[float] | None = None) -> float:
+        """Run a session for each code, `at_once` at a time; return how long all of it took, in s.
+
+        Args:
+            codes: what they run.
+            at_once: how many connections ask, each for the next session when it has one.
+            took_ms: takes how long each took that was answered.
+        """
         bodies = iter([create_body(code) for code in codes])
+        took_ms = [] if took_ms is None else took_ms
         started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
-                group.create_task(self._run_all(bodies))
+                group.create_task(self._run_all(bodies, took_ms))
         return time.perf_counter() - started
 
     async def tool_calls_ms(self, connection: Connection, count: int) -> list[float]:
@@ -95,18 +106,29 @@ class Load:
             self.fail(str(final))
         return elapsed_ms
 
-    async def _run_all(self, bodies: Iterator[bytes]) -> None:
+    def include(self, other: Load) -> None:
+        """Count another fleet's sessions with ours."""
+        self.sessions += other.sessions
+        self.failed += other.failed
+        self.failures = [*self.failures, *other.failures][:MAX_FAILURES_KEPT]
+
+    async def _run_all(self, bodies: Iterator[bytes], took_ms: list[float]) -> None:
         connection = self.connection()
         for body in bodies:  # shared by all: each takes the next
             try:
                 if not connection.is_open:
                     await connection.open()
-                await self.run(connection, body)
+                took_ms.append(await self.run(connection, body))
             except OSError as error:  # a timeout is one
                 self.fail(f"{type(error).__name__} {error}")
                 connection.close()
                 connection = self.connection()
         connection.close()
+
+    def check(self, answer: bytes) -> None:
+        """Count the session of this response as failed unless it returned 2."""
+        if ENDS_WELL not in answer:
+            self.fail(answer[-500:].decode(errors="replace"))
 
     def fail(self, reason: str) -> None:
         """Count a session that did not end as it should."""
@@ -121,11 +143,15 @@ class Load:
         self.failures = (self.failures + other.failures)[:MAX_FAILURES_KEPT]
 
 
-def create_body(code: str, *, language: str = "", session_id: str = "", max_tool_calls: int = 0) -> bytes:
+def create_body(
+    code: str, *, language: str = "", profile: str = "", session_id: str = "", max_tool_calls: int = 0
+) -> bytes:
     """Return the body of `POST /sessions`."""
     body: dict[str, Any] = {"code": code}
     if language:
         body["language"] = language
+    if profile:
+        body["profile"] = profile
     if session_id:
         body["sessionId"] = session_id
     if max_tool_calls:

@@ -29,17 +29,12 @@ async def neighbours(load: Load, plan: Plan) -> list[Figure]:
     """Measure sessions one at a time, alone and beside all hostile neighbours at once, in turn."""
     alone_ms: list[float] = []
     beside_ms: list[float] = []
-    for _ in range(max(1, plan.rounds // 4)):
-        alone_ms += await _sessions_ms(load)
-        async with _neighbours(load):
-            beside_ms += await _sessions_ms(load)
-    return _figures(alone_ms, beside_ms)
-
-
-async def _sessions_ms(load: Load) -> list[float]:
     body = create_body(SUM)
-    async with load.connection() as connection:
-        return [await load.run(connection, body) for _ in range(BLOCK_SESSIONS)]
+    for _ in range(max(1, plan.rounds // 4)):
+        alone_ms += await load.one_by_one(body, BLOCK_SESSIONS)
+        async with _neighbours(load):
+            beside_ms += await load.one_by_one(body, BLOCK_SESSIONS)
+    return _figures(alone_ms, beside_ms)
 
 
 @contextlib.asynccontextmanager

@@ -29,6 +29,8 @@ class Report(msgspec.Struct, kw_only=True):
     failed: int
     leaks: dict[str, int]
     """What was held more often after the sessions than before; empty if nothing was."""
+    left_out: list[str] = []
+    """What was not measured, and why, in words."""
 
     @property
     def ok(self) -> bool:
@@ -74,6 +76,7 @@ def line(figure: Figure) -> str:
 def ending(report: Report) -> str:
     """Return the last lines: what failed and what leaked."""
     lines = [f"failed: {report.failed}", *(f"  {failure}" for failure in report.failures)]
+    lines += [f"left out: {each}" for each in report.left_out]
     leaks = ", ".join(f"{name} +{count}" for name, count in report.leaks.items())
     return "\n".join([*lines, f"leaked: {leaks or 'nothing'}"])
 

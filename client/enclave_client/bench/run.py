@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import msgspec
 from websockets.exceptions import WebSocketException
 
-from enclave_client.fleet import Fleet, FleetSpec, running_fleet
+from enclave_client.fleet import Fleet, FleetError, FleetSpec, running_fleet
 
-from . import footprint, languages, phases, streaming
+from . import bursts, data_profile, footprint, languages, phases, streaming
 from .alone import alone
 from .crowd import CLIENTS, CLIENTS_A_ROUND, crowd
+from .density import density
+from .growth import growth
 from .load import MAX_FAILURES_KEPT, MIXED, Load
 from .neighbours import neighbours
 from .report import Report, describe_machine, ending, line, machine_line
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     from .phases import Plan
 
 WARM_UP_SESSIONS = 100
-_BROKEN = (OSError, EOFError, WebSocketException)
-"""What a connection that ends, or an answer that does not come, raises; a timeout is an OSError."""
+MAX_SESSIONS = 128
+_BROKEN = (OSError, EOFError, WebSocketException, FleetError)
+"""What a connection that ends, an answer that does not come, or a fleet of a measurement's own that does not start
+raises; a timeout is an OSError."""
 SETTLE_S = 10.0
 """How long the fleet may take to let go of what the last sessions held."""
 _SETTLE_POLL_S = 0.1
@@ -46,8 +50,8 @@ async def run(plan: Plan, workers: int, say: Callable[[str], None]) -> Report:
         leaks={},
     )
     say(machine_line(report.machine))
-    # As many slots as there are sessions in flight, in each worker: a queue would be measured too.
-    spec = FleetSpec(workers=workers, tools=("enclave_client.bench.echo_tool",))
+    # As many slots as there are ever sessions in flight, in each worker: a queue would be measured too.
+    spec = FleetSpec(workers=workers, max_sessions=MAX_SESSIONS, tools=("enclave_client.bench.echo_tool",))
     async with running_fleet(spec, lambda name, text: log.append(f"{name}: {text}")) as fleet:
         await _measure(fleet, plan, report, say)
     report.failures += log[:MAX_FAILURES_KEPT] if report.failed else []
@@ -71,12 +75,16 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
         add(await phases.latency(load, plan, think_s=phases.THINK_S))
         add(await languages.javascript(load, plan))
         add(await phases.throughput(load, fleet, plan))
+        add(await bursts.in_flight(load, plan))
+        add(await bursts.burst(load, plan))
+        add(await bursts.cold(load, plan))
         own_tools = await phases.tool_calls(load, plan)
         add(own_tools)
         add(await streaming.client_tools(load, plan, own_tools))
         add(await phases.cancels(load, plan))
         add(await neighbours(load, plan))
         add(await phases.endurance(load, plan))
+        add(await growth(load, fleet, plan))
     except _BROKEN as error:
         load.fail(f"{type(error).__name__} {error}; the rest was not measured")
     after = await settled(fleet, before)
@@ -86,8 +94,14 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
         add(await streaming.stalled(load))
         add(await crowd(min(CLIENTS, CLIENTS_A_ROUND * plan.rounds)))
         add(await alone(load, plan.rounds))
+        add(await density(load, plan))
+        absent = data_profile.missing()
+        if absent:
+            report.left_out.append(f"{data_profile.PROFILE}: not installed: {absent}")
+        else:
+            add(await data_profile.data_profile(load, plan))
     except _BROKEN as error:
-        load.fail(f"{type(error).__name__} {error}; what clients cost was not measured")
+        load.fail(f"{type(error).__name__} {error}; the rest was not measured")
     report.failed, report.failures = load.failed, load.failures
     report.leaks = leaks(before, after)
 

@@ -1,0 +1,108 @@
+"""Sessions that are alive all at once, each waiting for the answer of a tool: `hold_tool`'s."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from . import footprint
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .http import Connection
+    from .load import Load
+
+TOOLS = "enclave_client.bench.hold_tool"
+"""The module that the broker needs."""
+MAKE_AT_ONCE = 50
+"""How many are asked for at a time: those alive wait, so this many are being made."""
+_HOLD = 'return await call_tool("bench_hold", {})'
+_RELEASE = 'return await call_tool("bench_release", {})'
+_LIFE_MS = 600_000
+_GONE_S = 30.0
+"""How long the sandboxes may take to end."""
+_POLL_S = 0.05
+_SPARE_DESCRIPTORS = 500
+
+
+class Alive:
+    """Sessions that wait; leaving the context lets go of them, and counts those that did not end well.
+
+    Args:
+        load: counts the sessions and what failed.
+        worker: the process id of the one worker they are on.
+        profile: theirs; the default one if empty.
+    """
+
+    def __init__(self, load: Load, worker: int, profile: str = "") -> None:
+        self._load = load
+        self._worker = worker
+        self._profile = profile
+        self._connections: list[Connection] = []
+        self._processes_before = len(footprint.descendants(worker))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                await self._release()
+        finally:
+            for connection in self._connections:
+                connection.close()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    async def make(self, count: int) -> float:
+        """Make `count` more; return how long it took until the last of them had called its tool, in s."""
+        raise_descriptors(len(self) + count)
+        body = self._body(_HOLD)
+        at_once = asyncio.Semaphore(MAKE_AT_ONCE)
+
+        async def one() -> None:
+            async with at_once:
+                connection = self._load.connection()
+                await connection.open()
+                self._connections.append(connection)
+                self._load.sessions += 1
+                await connection.post_until("/sessions", body, b'"tool_call"')
+
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(one())
+        return time.perf_counter() - started
+
+    async def _release(self) -> None:
+        async with self._load.connection() as connection:
+            await self._load.run(connection, self._body(_RELEASE))
+        for connection in self._connections:
+            self._load.check(await connection.rest())
+        # The next measurement is not to pay for the end of these.
+        deadline = time.monotonic() + _GONE_S
+        while (  # noqa: ASYNC110 - nothing tells a client when the processes of its session are gone
+            len(footprint.descendants(self._worker)) > self._processes_before and time.monotonic() < deadline
+        ):
+            await asyncio.sleep(_POLL_S)
+
+    def _body(self, code: str) -> bytes:
+        limits = {"sessionTtlMs": _LIFE_MS, "toolTimeoutMs": _LIFE_MS, "perToolDeadlineMs": _LIFE_MS}
+        body = {"code": code, "limits": limits}
+        return msgspec.json.encode(body | ({"profile": self._profile} if self._profile else {}))
+
+
+def raise_descriptors(clients: int) -> None:
+    """Let this process, and what it starts, have a socket for each of so many clients, as far as the host allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = clients + _SPARE_DESCRIPTORS
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))

@@ -1,0 +1,158 @@
+"""A thousand sessions alive at once on one worker, each waiting for a tool: to make them, to hold them, to run beside.
+
+They are made twice. The first time also makes a slot for each, which the worker then keeps, and on a virtual machine
+memory that was never used before comes from its host, which can cost more than all that we do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from enclave_client.fleet import FleetSpec, running_fleet
+
+from . import alive, footprint
+from .alive import Alive
+from .figures import Figure, at_most, percentile, spread
+from .load import SUM, Load, create_body
+from .phases import pids
+
+if TYPE_CHECKING:
+    from enclave_client.fleet import Fleet
+
+    from .phases import Plan
+
+SESSIONS = 1000
+SESSIONS_A_ROUND = 50
+"""Of a run of fewer rounds than usual, so that a quick one stays quick."""
+TIMES = 2
+SPARE_SLOTS = 32
+MAX_MADE_S = 5.0
+MAX_EACH_MB = 3.0
+MAX_NEXT_RATIO = 1.3
+BLOCK_SESSIONS = 100
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is, at one moment."""
+
+    pss_mb: float
+    """Of the worker and all below it; 0 if only root may know."""
+    kernel_mb: float
+    """The kernel's own, for all that runs on this machine."""
+    worker_fds: int
+    broker_fds: int
+    broker_mb: float
+    processes: int
+
+    @classmethod
+    def at(cls, fleet: Fleet) -> Look:
+        """Look."""
+        broker, (worker,) = pids(fleet)
+        return cls(
+            pss_mb=footprint.worker_mb(worker),
+            kernel_mb=footprint.kernel_mb(),
+            worker_fds=footprint.descriptors(worker),
+            broker_fds=footprint.descriptors(broker),
+            broker_mb=footprint.resident_mb(broker),
+            processes=len(footprint.descendants(worker)),
+        )
+
+
+class _Found:
+    """What the times that they were made have told."""
+
+    def __init__(self) -> None:
+        self.made_s: list[float] = []
+        self.alone_ms: list[float] = []
+        self.beside_ms: list[float] = []
+        self.looks: list[Look] = []
+        """With none, half and all of them, of the first time."""
+
+
+async def density(load: Load, plan: Plan) -> list[Figure]:
+    """Measure a crowd of sessions on a fleet of its own, whose sessions are counted with `load`'s."""
+    count = min(SESSIONS, SESSIONS_A_ROUND * plan.rounds)
+    alive.raise_descriptors(count)  # the programs inherit it
+    found = _Found()
+    spec = FleetSpec(workers=1, max_sessions=count + SPARE_SLOTS, tools=(alive.TOOLS,))
+    async with running_fleet(spec, lambda *_: None) as fleet:
+        own = Load(fleet.url)
+        try:
+            await own.one_by_one(create_body(SUM), BLOCK_SESSIONS)  # to warm up
+            for _ in range(TIMES):
+                await _measure(own, fleet, count, found)
+            found.alone_ms += await own.one_by_one(create_body(SUM), BLOCK_SESSIONS)
+        finally:
+            load.include(own)
+    return _figures(count, found)
+
+
+async def _measure(load: Load, fleet: Fleet, count: int, found: _Found) -> None:
+    body = create_body(SUM)
+    _, (worker,) = pids(fleet)
+    found.alone_ms += await load.one_by_one(body, BLOCK_SESSIONS)
+    looks = [Look.at(fleet)]
+    async with Alive(load, worker) as sessions:
+        made_s = await sessions.make(count // 2)
+        looks.append(Look.at(fleet))
+        found.made_s.append(made_s + await sessions.make(count - count // 2))
+        looks.append(Look.at(fleet))
+        found.beside_ms += await load.one_by_one(body, BLOCK_SESSIONS)
+    found.looks = found.looks or looks
+
+
+def _figures(count: int, found: _Found) -> list[Figure]:
+    first_s, again_s = found.made_s
+    limit_s = MAX_MADE_S * count / SESSIONS
+    figures = [
+        at_most(
+            "density_made",
+            f"{count:,} sessions made that wait for a tool",
+            again_s,
+            "s",
+            limit_s,
+            compared_with=f"{first_s:.1f} s the first time, when slots are made and memory may be new to the machine",
+            detail={"perTimeS": [round(each, 2) for each in found.made_s]},
+        )
+    ]
+    if found.looks[0].pss_mb:
+        figures.append(_held(count, found.looks))
+    alone, beside = percentile(found.alone_ms, 50), percentile(found.beside_ms, 50)
+    figures.append(
+        at_most(
+            "density_next_p50",
+            f"a session beside {count:,} that wait, p50",
+            beside,
+            "ms",
+            MAX_NEXT_RATIO * alone,
+            target=f"at most {MAX_NEXT_RATIO:g} times alone = {MAX_NEXT_RATIO * alone:.2f}",
+            compared_with=f"with none alive: {alone:.2f} ms, so {beside / alone:.2f} times that; "
+            f"p99 {percentile(found.beside_ms, 99):.1f} by {percentile(found.alone_ms, 99):.1f} ms",
+            detail={
+                "ratioToAlone": round(beside / alone, 3),
+                "alone": spread(found.alone_ms),
+                "beside": spread(found.beside_ms),
+            },
+        )
+    )
+    return figures
+
+
+def _held(count: int, looks: list[Look]) -> Figure:
+    none, half, full = (msgspec.to_builtins(each) for each in looks)
+    added = {name: (full[name] - none[name]) / count for name in none}
+    last = {name: (full[name] - half[name]) / (count - count // 2) for name in none}
+    return at_most(
+        "density_pss",
+        f"each of {count:,} that wait, PSS with worker",
+        full["pss_mb"] / count,
+        "MB",
+        MAX_EACH_MB,
+        compared_with=f"each of the second half adds {last['pss_mb']:.2f} MB; "
+        f"beside it each takes {added['kernel_mb']:.2f} of the kernel, {added['broker_mb']:.3f} of the broker. "
+        f"Descriptors each: worker {added['worker_fds']:.1f}, broker {added['broker_fds']:.1f}; "
+        f"processes {added['processes']:.1f}",
+        detail={"perSession": added, "perSessionOfSecondHalf": last},
+    )
