@@ -20,6 +20,7 @@ from enclave_worker.config import RuntimeConfig
 from enclave_worker.metrics import WorkerMetrics
 from enclave_worker.offers import Offer
 from enclave_worker.profiles import Profile
+from enclave_worker.readiness import Readiness
 from enclave_worker.sandbox_process import Sandbox
 from enclave_worker.sessions import Sessions
 from enclave_worker.slots import Slot
@@ -150,6 +151,7 @@ class GuestHost:
 
     def __init__(self, **config: Any) -> None:
         self.loop = asyncio.get_running_loop()
+        self.readiness = Readiness(self.loop)
         self.raised: list[dict[str, Any]] = []
         """What the loop's callbacks let out."""
         self.loop.set_exception_handler(lambda _, context: self.raised.append(context))
@@ -168,6 +170,7 @@ class GuestHost:
         for sandbox in tuple(self.sandboxes.values()):
             self.sandboxes.pop(sandbox.number).exited(_DIED)
         os.close(self._pidfd)
+        self.readiness.close()
         assert self.raised == []
         assert self.sessions.active == 0
 
@@ -191,8 +194,7 @@ class GuestHost:
     # As their home: who has them before and after a session.
 
     def retire(self, sandbox: Sandbox) -> None:
-        sandbox.owner = self
-        sandbox.kill()
+        sandbox.dismiss(self)
 
     def released(self, sandbox: Sandbox) -> None:
         assert sandbox.number not in self.sandboxes

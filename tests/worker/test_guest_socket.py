@@ -418,7 +418,6 @@ async def test_a_byte_sent_out_of_band_does_not_keep_the_loop_awake() -> None:
             guest.socket.send(b"!", socket.MSG_OOB)
             await turns()
         with select.epoll() as waiting:
-            assert guest.sandbox._control is not None
             waiting.register(guest.sandbox._control, select.EPOLLIN)
             assert waiting.poll(0) == []
         guest.exit()

@@ -222,7 +222,7 @@ async def test_a_zygote_without_descriptors_makes_no_sandbox_and_ends_none() -> 
         call = await client.until(session_id, "tool_call")
         (run,) = worker.sessions._runs.values()
         assert run._sandbox is not None
-        zygote = parent_of(run._sandbox._pid)
+        zygote = parent_of(run._sandbox.pid)
         limit = resource.prlimit(zygote, resource.RLIMIT_NOFILE)
         resource.prlimit(zygote, resource.RLIMIT_NOFILE, (9, limit[1]))
 

@@ -193,7 +193,7 @@ async def test_the_descriptors_of_a_sandbox_are_not_inherited_by_programs_that_t
     async with fake_zygote() as zygote:
         await zygote.say(packet(type="spawned", id=1), 4)
         sandbox = zygote.sandboxes[0]
-        assert sandbox._control is not None
+        assert sandbox._control >= 0
 
-        ours = [sandbox._control.fileno(), sandbox._pidfd, *sandbox._pipes.values()]
+        ours = [sandbox._control, sandbox._pidfd, *sandbox._pipes.values()]
         assert [os.get_inheritable(descriptor) for descriptor in ours] == [False] * 4

@@ -63,6 +63,7 @@ class Pool:
         self._size = size
         self._max_live = max_live
         self._slots = slots
+        self._retired = _Retired(self)
         self._warm: deque[Sandbox] = deque()
         self._starting: dict[Sandbox, asyncio.TimerHandle] = {}
         self._takers: deque[Taker] = deque()
@@ -144,8 +145,7 @@ class Pool:
 
     def retire(self, sandbox: Sandbox) -> None:
         """Kill a taken sandbox that nobody listens to any more, and see it out."""
-        sandbox.owner = _Retired(self)
-        sandbox.kill()
+        sandbox.dismiss(self._retired)
 
     def released(self, sandbox: Sandbox) -> None:
         """A sandbox has exited: its slot is free again, soon if not at once."""

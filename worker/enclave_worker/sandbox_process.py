@@ -1,11 +1,11 @@
 """The worker's handle on one sandbox.
 
-Theory of operation. Everything here is driven by readiness callbacks of the event loop, not by tasks: a sandbox is
-four descriptors and a few bytes of state, and a thousand of them cost nothing while they wait.
+Theory of operation. Everything here is driven by readiness callbacks, not by tasks: a sandbox is four descriptors and
+a few bytes of state, and a thousand of them cost nothing while they wait.
 
 Ownership. The zygote makes a sandbox's socket, pipes and pidfd and sends us our ends; from `opened` on they belong to
-the `Sandbox`, which closes them in `close`, called once: when the zygote has reported the death, or is dead itself.
-The zygote keeps none.
+the `Sandbox`. It closes what the guest speaks through in `dismiss`, when nobody listens any more, and the rest when the
+zygote has reported the death, or is dead itself. The zygote keeps none.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import contextlib
 import logging
 import os
 import signal
-import socket
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .output import Stream
+    from .sandbox_owners import Home, Owner
     from .slots import Slot
     from .zygote_process import ZygoteProcess
 
@@ -45,41 +46,6 @@ _MAX_DRAIN_READS = 17
 """One more than the largest pipe an ordinary process can make holds, in reads."""
 
 
-class Owner(Protocol):
-    """Whoever a sandbox works for: the pool until it is taken, then a session."""
-
-    def on_frame(self, sandbox: Sandbox, body: bytes) -> None:
-        """The guest sent a frame; `body` is its JSON text."""
-
-    def on_broken(self, sandbox: Sandbox, reason: str) -> None:
-        """The guest's socket can't be understood, or it lets too much pile up."""
-
-    def on_hangup(self, sandbox: Sandbox) -> None:
-        """The guest closed its end of the control socket. It may have died; if so, `on_exit` is about to follow."""
-
-    def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
-        """Something was written; the answer says whether more of this stream is wanted (else it is thrown away)."""
-
-    def on_dropped(self, sandbox: Sandbox, stream: Stream, size_bytes: int) -> None:
-        """This many unwanted bytes were thrown away."""
-
-    def on_oom(self, sandbox: Sandbox) -> None:
-        """Its memory is used up, and the kernel has killed one of its processes, or is about to."""
-
-    def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
-        """Every process of the sandbox is gone, and its pipes are drained."""
-
-
-class Home(Owner, Protocol):
-    """Where a sandbox comes from, and who sees it out."""
-
-    def retire(self, sandbox: Sandbox) -> None:
-        """Kill a taken sandbox that nobody listens to any more."""
-
-    def released(self, sandbox: Sandbox) -> None:
-        """A taken sandbox has exited."""
-
-
 class Sandbox:
     """One sandbox: a control socket, two output pipes and somebody who listens."""
 
@@ -92,41 +58,40 @@ class Sandbox:
         self.owner: Owner = home
         self.max_frame_bytes = 1 << 20
         self._loop = process.loop
-        self._control: socket.socket | None = None
+        self._readiness = process.readiness
+        self._control = -1
         self._pipes: dict[Stream, int] = {}
         self._pidfd = -1
-        self._pid = 0
         self._inherited_bytes = 0  # of the zygote's memory; counted only where there are no control groups
         self._inbox = bytearray()
         self._outbox = bytearray()
         self._unwanted: set[Stream] = set()
+        self._writing = False  # whether the loop watches for room in the socket
         self._paused = False
         self._hung_up = False
+        self._dismissed = False
         self._closed = False
+        self._ends = False  # whether the loop watches for its end
         self._fault = ""  # what went wrong on our side, if anything did
 
     def __repr__(self) -> str:
-        return f"<Sandbox {self.number} {'open' if self._control else 'starting'} owner={type(self.owner).__name__}>"
+        return f"<Sandbox {self.number} {'open' if self.is_open else 'starting'} owner={type(self.owner).__name__}>"
 
     def opened(self, control: int, out: int, err: int, pidfd: int) -> None:
         """Take over the descriptors that the zygote sent."""
         self._pidfd = pidfd
-        self._pid = _pid_of(pidfd)
         if self.slot.group is None:
             self._inherited_bytes = self.held_bytes()
-        self._control = socket.socket(fileno=control)
-        self._control.setblocking(False)
+        self._control = control
         self._pipes = {"stdout": out, "stderr": err}
-        self._loop.add_reader(control, self._on_control)
-        for stream, fd in self._pipes.items():
+        for fd in (control, out, err):
             os.set_blocking(fd, False)
-            self._loop.add_reader(fd, self._on_pipe, stream)
+        self._watch_all()
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one frame. Never blocks: a guest that does not read is ended when too much waits for it."""
-        if self._control is None or self._closed:
+        if self._control < 0:
             return
-        waiting = bool(self._outbox)
         try:
             body = msgspec.json.encode(message)
             self._outbox += frames.HEADER.pack(len(body)) + body
@@ -136,7 +101,7 @@ class Sandbox:
         if len(self._outbox) > _MAX_UNREAD_BYTES:
             self._outbox.clear()
             self.owner.on_broken(self, f"{_MAX_UNREAD_BYTES} bytes wait for a guest that does not read")
-        elif not waiting:
+        elif not self._writing:
             self._flush()
 
     def kill(self) -> None:
@@ -147,13 +112,26 @@ class Sandbox:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    def dismiss(self, owner: Owner) -> None:
+        """Kill it for good: `owner` hears of its end, and nobody of anything else."""
+        self.owner = owner
+        self._dismissed = True
+        self.kill()
+        self._hush()
+
     @property
     def is_open(self) -> bool:
         """Whether the zygote has forked it."""
         return self._pidfd >= 0
 
+    @cached_property
+    def pid(self) -> int:
+        """The number of its first process as we see it; the zygote sees another one. 0 if nobody can tell."""
+        return _pid_of(self._pidfd)
+
     def watch_end(self, on_end: Callable[[Sandbox], None]) -> None:
         """Call `on_end` when every process of it is gone. For one whose zygote is: nobody else will say so."""
+        self._ends = True
         self._loop.add_reader(self._pidfd, on_end, self)
 
     def usage(self) -> Usage:
@@ -164,9 +142,9 @@ class Sandbox:
     def _usage_of_first(self) -> Usage:
         """The same without control groups: the first process, and the children that it waited for."""
         try:
-            if not self._pid:
+            if not self.pid:
                 raise ProcessLookupError
-            usage = first_process_usage(self._pid)
+            usage = first_process_usage(self.pid)
             signal.pidfd_send_signal(self._pidfd, 0)  # fails if the number has become somebody else's meanwhile
         except OSError:
             return Usage()  # it just died; nobody knows any more
@@ -174,7 +152,7 @@ class Sandbox:
 
     def held_bytes(self) -> int:
         """Return what memory its processes hold. For hosts without control groups: files in tmpfs are not seen."""
-        return tree_memory_bytes(self._pid, self._inherited_bytes) if self._pid else 0
+        return tree_memory_bytes(self.pid, self._inherited_bytes) if self.pid else 0
 
     def limit_memory(self, memory_bytes: int) -> None:
         """Lower the memory limit. Without control groups nothing happens here: the session watches."""
@@ -183,19 +161,22 @@ class Sandbox:
 
     def pause(self) -> None:
         """Stop reading from the guest: it blocks once its pipes are full."""
-        if not self._paused and self._control is not None and not self._closed:
+        if not self._paused and self._control >= 0:
             self._paused = True
-            for fd in (self._control.fileno(), *self._pipes.values()):
-                self._loop.remove_reader(fd)
+            for fd in (self._control, *self._pipes.values()):
+                self._readiness.forget(fd)
 
     def resume(self) -> None:
         """Read again."""
-        if self._paused and self._control is not None and not self._closed and not self._fault:
+        if self._paused and self._control >= 0 and not self._fault:
             self._paused = False
-            if not self._hung_up:
-                self._loop.add_reader(self._control.fileno(), self._on_control)
-            for stream, fd in self._pipes.items():
-                self._loop.add_reader(fd, self._on_pipe, stream)
+            self._watch_all()
+
+    def _watch_all(self) -> None:
+        if not self._hung_up:
+            self._readiness.watch(self._control, self._on_control)
+        for stream, fd in self._pipes.items():
+            self._readiness.watch(fd, partial(self._on_pipe, stream))
 
     def exited(self, exit_: Exit) -> None:
         """The zygote reaped it: hand over what is still in the pipes, let go of them, and tell the owner."""
@@ -203,10 +184,10 @@ class Sandbox:
             self._read_rest()
         except Exception as error:  # noqa: BLE001 - as in `_on_control`
             self._give_up(error)
-        self.close()
+        self._close()
         if self._fault:
             exit_ = Exit(exit_.status, exit_.usage, self._fault)
-        if self.slot.group is not None:
+        if self.slot.group is not None and not self._dismissed:
             try:
                 exit_ = Exit(exit_.status, self.slot.group.usage(), exit_.lost)
             except Exception:  # an ending must not depend on a measurement; the zygote's count will have to do
@@ -214,7 +195,7 @@ class Sandbox:
         self.owner.on_exit(self, exit_)
 
     def _read_rest(self) -> None:
-        if self._control is None or self._closed or self._fault:
+        if self._control < 0 or self._fault:
             return
         # All of it: a large result may still lie in the socket.
         for _ in range(_MAX_CONTROL_READS):
@@ -230,20 +211,28 @@ class Sandbox:
                 if self._read_pipe(stream, fd) < _READ_BYTES:
                     break
 
-    def close(self) -> None:
-        """Let go of the descriptors."""
-        if self._closed or self._control is None:
-            self._closed = True
+    def _close(self) -> None:
+        """Let go of every descriptor."""
+        if self._closed:
             return
         self._closed = True
-        self._loop.remove_reader(self._control.fileno())
-        self._loop.remove_writer(self._control.fileno())
-        self._control.close()
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        for fd in self._pipes.values():
-            self._loop.remove_reader(fd)
+        self._hush()
+        if self._pidfd >= 0:
+            if self._ends:
+                self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+
+    def _hush(self) -> None:
+        """Let go of what the guest speaks through."""
+        if self._control < 0:
+            return
+        if self._writing:
+            self._loop.remove_writer(self._control)
+        for fd in (self._control, *self._pipes.values()):
+            self._readiness.forget(fd)
             os.close(fd)
+        self._control = -1
+        self._pipes = {}
 
     def _on_oom(self) -> None:
         self.owner.on_oom(self)
@@ -256,7 +245,7 @@ class Sandbox:
 
     def _give_up(self, error: Exception) -> None:
         """We failed: what was read and not told on is lost, so nothing that comes after it may be told either."""
-        if self._fault or self._closed:
+        if self._fault or self._control < 0:
             return
         self._fault = f"the worker failed: {type(error).__name__}: {error}".removesuffix(": ")
         log.error("sandbox %d: given up", self.number, exc_info=error)
@@ -267,16 +256,17 @@ class Sandbox:
 
     def _read_control(self) -> bool:
         """Read once and handle what that completes; say whether there may be more."""
-        assert self._control is not None
+        if self._control < 0:
+            return False
         try:
-            # Plain recv: a descriptor that a guest passes along is dropped by the kernel, never ours.
-            data = self._control.recv(self._wanted_bytes())
+            # A plain read: a descriptor that a guest passes along is dropped by the kernel, never ours.
+            data = os.read(self._control, self._wanted_bytes())
         except BlockingIOError:
             return False
         except OSError:
             data = b""
         if not data:
-            self._loop.remove_reader(self._control.fileno())
+            self._readiness.forget(self._control)
             if not self._hung_up:
                 self._hung_up = True
                 self.owner.on_hangup(self)
@@ -289,7 +279,7 @@ class Sandbox:
             self.drain()
         while body is not None:
             self.owner.on_frame(self, body)
-            body = None if self._closed else self._next_frame()
+            body = self._next_frame() if self._control >= 0 else None
         return True
 
     def _wanted_bytes(self) -> int:
@@ -323,13 +313,13 @@ class Sandbox:
         except Exception as error:  # noqa: BLE001 - as in `_on_control`
             self._give_up(error)
             return
-        if 0 < size < _SMALL_OUTPUT_BYTES and not self._closed:
-            self._loop.remove_reader(fd)
+        if 0 < size < _SMALL_OUTPUT_BYTES and stream in self._pipes:
+            self._readiness.forget(fd)
             self._loop.call_later(_REST_S, self._watch, stream)
 
     def _watch(self, stream: Stream) -> None:
-        if not self._closed and not self._paused:
-            self._loop.add_reader(self._pipes[stream], self._on_pipe, stream)
+        if stream in self._pipes and not self._paused:
+            self._readiness.watch(self._pipes[stream], partial(self._on_pipe, stream))
 
     def _read_pipe(self, stream: Stream, fd: int) -> int:
         """Read once; return how much that was."""
@@ -338,7 +328,7 @@ class Sandbox:
         except BlockingIOError:
             return 0
         if not data:
-            self._loop.remove_reader(fd)
+            self._readiness.forget(fd)
             return 0
         if stream in self._unwanted:
             self.owner.on_dropped(self, stream, len(data))
@@ -347,23 +337,25 @@ class Sandbox:
         return len(data)
 
     def _flush(self) -> None:
-        assert self._control is not None
         try:
-            sent = self._control.send(self._outbox)
+            sent = os.write(self._control, self._outbox)
         except BlockingIOError:
             sent = 0
         except OSError:
             self._outbox.clear()  # the guest is gone; its death is reported by the zygote
             sent = 0
         del self._outbox[:sent]
-        if self._outbox:
-            self._loop.add_writer(self._control.fileno(), self._flush)
-        else:
-            self._loop.remove_writer(self._control.fileno())
+        waits = bool(self._outbox)
+        if waits != self._writing:
+            self._writing = waits
+            if waits:
+                self._loop.add_writer(self._control, self._flush)
+            else:
+                self._loop.remove_writer(self._control)
 
 
 def _pid_of(pidfd: int) -> int:
-    """Return the number of a pidfd's process as we see it; the zygote sees another one. 0 if nobody can tell."""
+    """Return the number of a pidfd's process in our own namespace. 0 if it has ended, or there is no room to ask."""
     try:
         return max(0, int(read_small(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0]))
     except OSError:  # no descriptor left to ask with

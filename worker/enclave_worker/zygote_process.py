@@ -1,6 +1,6 @@
 """The worker's handle on its zygote.
 
-Driven by readiness callbacks of the event loop, as its sandboxes are. The packet socket belongs to `ZygoteProcess`;
+Driven by readiness callbacks, as its sandboxes are. The packet socket belongs to `ZygoteProcess`;
 closing it is how the zygote is told to end, and with it every sandbox. The descriptors that come with a new sandbox
 are handed to its `Sandbox` at once.
 """
@@ -24,6 +24,7 @@ import msgspec
 
 from enclave_protocol import SandboxError
 
+from .readiness import Readiness
 from .sandbox_process import Sandbox
 from .usage import Exit, Usage
 from .zygote import requests
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .sandbox.plan import Plan
-    from .sandbox_process import Home
+    from .sandbox_owners import Home
     from .slots import Slot
 
 log = logging.getLogger("enclave.worker")
@@ -77,6 +78,8 @@ class ZygoteProcess:
         on_death: Callable[[ZygoteProcess, str], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.readiness = Readiness(self.loop)
+        """Of its own socket and its sandboxes' descriptors."""
         self.sandboxes: dict[int, Sandbox] = {}
         self.proven = False
         """Whether a sandbox of it has passed the self-test. Until then each is put to it: a ready one proves it."""
@@ -87,10 +90,11 @@ class ZygoteProcess:
         self._on_death = on_death
         self._prepared: asyncio.Future[None] = self.loop.create_future()
         self._requests: deque[bytes] = deque()
+        self._writing = False  # whether the loop watches for room in the socket
         self._stopping = False  # or dead: nothing is asked of it any more
         self._pidfd = -1
         control.setblocking(False)
-        self.loop.add_reader(control.fileno(), self._on_packet)
+        self.readiness.watch(control.fileno(), self._on_packet)
 
     @classmethod
     async def start(cls, plan: Plan, interpreter: str, on_death: Callable[[ZygoteProcess, str], None]) -> ZygoteProcess:
@@ -152,6 +156,7 @@ class ZygoteProcess:
         if self.sandboxes:
             self._process.terminate()  # orphans: with the zygote gone, nothing else ends them
             self._lose(list(self.sandboxes.values()))
+        self.readiness.close()
         # Its parent, the launcher, leaves only when the zygote's namespace is empty. Told to, it kills a zygote that
         # somebody stopped; should it be stopped itself, its own death is the zygote's.
         for hurry in (self._process.terminate, self._process.kill):
@@ -195,13 +200,17 @@ class ZygoteProcess:
             try:
                 self._control.send(self._requests[0])
             except BlockingIOError:
-                self.loop.add_writer(self._control.fileno(), self._send_requests)
+                if not self._writing:
+                    self._writing = True
+                    self.loop.add_writer(self._control.fileno(), self._send_requests)
                 return
             except OSError:
                 self._requests.clear()  # it died; the reader is about to learn it
-                return
+                break
             self._requests.popleft()
-        self.loop.remove_writer(self._control.fileno())
+        if self._writing:
+            self._writing = False
+            self.loop.remove_writer(self._control.fileno())
 
     def _on_packet(self) -> None:
         for _ in range(64):  # then let others have a turn
@@ -283,8 +292,9 @@ class ZygoteProcess:
 
     def _close(self) -> None:
         if self._control.fileno() >= 0:
-            self.loop.remove_reader(self._control.fileno())
-            self.loop.remove_writer(self._control.fileno())
+            self.readiness.forget(self._control.fileno())
+            if self._writing:
+                self.loop.remove_writer(self._control.fileno())
             self._control.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from .sandbox.plan import Plan
-    from .sandbox_process import Home, Sandbox
+    from .sandbox_owners import Home
+    from .sandbox_process import Sandbox
     from .slots import Slot
 
 log = logging.getLogger("enclave.worker")
