@@ -20,8 +20,10 @@ start = ctypes.addressof(ctypes.c_char.from_buffer(area))
 def unshared_in_a_fork(*writes_to):
     "The numbers of the pages of `area` that a fork has for itself."
     reader, writer = os.pipe()
+    proc = os.open("/proc", os.O_PATH)
+    areas = hot_pages.writable(proc)
     if not os.fork():
-        observer = hot_pages.Observer(os.open("/proc", os.O_PATH))
+        observer = hot_pages.Observer(proc, areas)
         for page in writes_to:
             area[page * PAGE] = 1
         rows = [row for row in observer.unshared() if start <= row[0] < start + len(area)]
@@ -29,6 +31,7 @@ def unshared_in_a_fork(*writes_to):
         os.write(writer, repr(pages).encode())
         os._exit(0)
     os.close(writer)
+    os.close(proc)
     os.wait()
     return eval(os.read(reader, 1000))
 """

@@ -1,9 +1,8 @@
 """The driver's trunk: what it does for a guest in any language.
 
 Theory of operation. By the time `serve` runs, the sandbox is closed: every namespace, limit and filter is in force, and
-descriptors 0 to 3 are all there is (nothing, stdout, stderr, the worker). The language has been rehearsed while nobody
-waited. The driver says `ready`, waits for one `execute`, has the code run, and sends the one frame that tells how that
-ended.
+descriptors 0 to 3 are all there is (nothing, stdout, stderr, the worker). The driver says `ready`, waits for one
+`execute`, has the code run, and sends the one frame that tells how that ended.
 
 From then on this process is the guest's: it can patch anything here. So nothing here is trusted. The worker checks
 every frame, counts and times for itself, and all that a patched driver can do is lie about its own session.
@@ -22,7 +21,7 @@ from . import frames
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, Protocol
 
     from .frames import Message
 
@@ -31,6 +30,21 @@ MAX_MESSAGE_CHARS = 8192
 MAX_STACK_CHARS = 32768
 _FULL = (27, 28, 122)
 """EFBIG, ENOSPC, EDQUOT: a file, or the directory it is in, has no room left."""
+
+
+if TYPE_CHECKING:
+
+    class Language(Protocol):
+        """The module of a language, once its `prepare` was called."""
+
+        def settle(self) -> None:
+            """Take, in a fork, what is its own."""
+
+        def rehearse(self) -> None:
+            """Run something trivial, in which everything is used once that every run uses."""
+
+        def serve(self) -> NoReturn:
+            """Run one session's code."""
 
 
 class Worker:

@@ -45,29 +45,39 @@ _FILE_OR_SHARED = 1 << 61
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
+def writable(proc_fd: int) -> list[Range]:
+    """Return the address and size in bytes of each area of memory that this process may write to and shares with none.
+
+    Its forks have the same, and need not make what it takes to find out.
+    """
+    maps = os.open("self/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+    with open(maps, "rb") as file:
+        lines = [line.split(None, 2) for line in file.read().splitlines()]
+    bounds = [line[0].split(b"-") for line in lines if line[1] == b"rw-p"]
+    return [(int(start, 16), int(end, 16) - int(start, 16)) for start, end in bounds]
+
+
 class Observer:
     """Finds out what a process no longer shares with the one it was forked from.
 
-    Made right after the fork, while the process may still open these files; they show this process ever after.
+    Made right after the fork, while the process may still open the file that shows its memory.
+
+    Args:
+        proc_fd: a directory with the processes.
+        areas: where to look: what `writable` returned before the fork.
     """
 
-    def __init__(self, proc_fd: int) -> None:
-        self._maps = os.open("self/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+    def __init__(self, proc_fd: int, areas: list[Range]) -> None:
         self._pagemap = os.open("self/pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+        self._reads = [
+            (start, size // _PAGE_BYTES * _ENTRY.size, start // _PAGE_BYTES * _ENTRY.size) for start, size in areas
+        ]
 
     def unshared(self) -> list[Range]:
         """Return the address and size in bytes of each row of such pages."""
-        found = []
-        for start, end in self._writable():
-            offset, size = start // _PAGE_BYTES * _ENTRY.size, (end - start) // _PAGE_BYTES * _ENTRY.size
-            found += _rows(start, os.pread(self._pagemap, size, offset))
-        return found
-
-    def _writable(self) -> list[Range]:
-        with open(self._maps, "rb", closefd=False) as file:
-            lines = [line.split(None, 2) for line in file.read().splitlines()]
-        bounds = [line[0].split(b"-") for line in lines if line[1] == b"rw-p"]
-        return [(int(start, 16), int(end, 16)) for start, end in bounds]
+        # All of it before any of it is looked at: to look takes memory.
+        seen = [(start, os.pread(self._pagemap, size, offset)) for start, size, offset in self._reads]
+        return [row for start, entries in seen for row in _rows(start, entries)]
 
 
 def _rows(start: int, entries: bytes) -> list[Range]:

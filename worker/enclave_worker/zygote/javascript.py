@@ -219,25 +219,30 @@ def prepare() -> None:
     """Do, once and before any fork, what every guest would do for itself."""
     global _guest  # noqa: PLW0603 - a zygote has one, as it has one interpreter
     _guest = Guest()
-    _rehearse(_guest)
+    rehearse()
 
 
-def main(rehearsed: Callable[[], None]) -> NoReturn:
-    """Get ready, call `rehearsed`, and run one session's code."""
-    guest = _guest
-    assert guest is not None, "prepared before the fork"
+def settle() -> None:
+    """Take, in a fork, what is its own."""
     preload.reseed()
-    guest.settle_in()
-    _rehearse(guest)
-    rehearsed()
-    worker = driver.Worker(driver.CONTROL_FD)
+    _prepared().settle_in()
+
+
+def rehearse() -> None:
+    """Run something trivial, in which everything is used once that every run uses."""
+    code = {"code": "return 1 + 1", "addressSpaceBytes": 0, "maxResultBytes": 99, "memoryBytes": 1 << 30}
+    _prepared().run(driver.Worker(-1), code)
+
+
+def serve() -> NoReturn:
+    """Run one session's code."""
+    guest, worker = _prepared(), driver.Worker(driver.CONTROL_FD)
     driver.serve(worker, lambda request: guest.run(worker, request))
 
 
-def _rehearse(guest: Guest) -> None:
-    """Run something trivial while nobody waits: a fork shares its memory until it writes to it."""
-    code = {"code": "return 1 + 1", "addressSpaceBytes": 0, "maxResultBytes": 99, "memoryBytes": 1 << 30}
-    guest.run(driver.Worker(-1), code)
+def _prepared() -> Guest:
+    assert _guest is not None, "prepared before the fork"
+    return _guest
 
 
 # Endings: what JavaScript says of an error, and what the worker is told. Text all of it, and the guest's.

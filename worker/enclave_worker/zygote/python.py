@@ -22,12 +22,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any, NoReturn
 
     from .frames import Message
 
 FILENAME = "main.py"
+_REHEARSAL = {"code": "return 1 + 1", "addressSpaceBytes": 0, "maxResultBytes": 99}
+_WARM_UPS = 16
+"""The interpreter rewrites a function's code when it was called eight times or so; every fork would for itself."""
 _MAX_DEPTH = 50
 _MAX_PARTS = 10_000
 
@@ -145,14 +148,25 @@ def prepare() -> None:
     builtins.print = print_at_once
     print_at_once.__name__ = print_at_once.__qualname__ = "print"
     _compile("return await f(1)", {})  # the compiler's own caches
+    for _ in range(_WARM_UPS):
+        rehearse()
 
 
-def main(rehearsed: Callable[[], None]) -> NoReturn:
-    """Get ready, call `rehearsed`, and run one session's code, be it in Python or a script for the shell."""
-    worker = Worker(driver.CONTROL_FD)
+def settle() -> None:
+    """Take, in a fork, what is its own."""
     preload.reseed()
-    _rehearse(worker)
-    rehearsed()
+
+
+def rehearse() -> None:
+    """Run something trivial, in which everything is used once that every run uses."""
+    text = frames.encode(_REHEARSAL)
+    _run(Worker(-1), frames.unpack(bytearray(frames.HEADER.pack(len(text)) + text)) or _REHEARSAL)
+    del sys.modules["__main__"], linecache.cache[FILENAME]
+
+
+def serve() -> NoReturn:
+    """Run one session's code, be it in Python or a script for the shell."""
+    worker = Worker(driver.CONTROL_FD)
     driver.serve(worker, lambda request: _run_any(worker, request))
 
 
@@ -166,19 +180,6 @@ def _run_any(worker: Worker, request: Message) -> bytes:
     except BaseException:  # noqa: S110, BLE001 - the guest may have put anything there
         pass
     return outcome
-
-
-_REHEARSAL = {"code": "return 1 + 1", "addressSpaceBytes": 0, "maxResultBytes": 99}
-
-
-def _rehearse(worker: Worker) -> None:
-    """Run something trivial while nobody waits.
-
-    A fork shares its memory until it writes to it. What every run writes to is copied here, ahead of the code.
-    """
-    text = frames.encode(_REHEARSAL)
-    _run(worker, frames.unpack(bytearray(frames.HEADER.pack(len(text)) + text)) or _REHEARSAL)
-    del sys.modules["__main__"], linecache.cache[FILENAME]
 
 
 def _run(worker: Worker, request: Message) -> bytes:

@@ -1,0 +1,253 @@
+"""The zygote's own loop: it forks sandboxes, ends them, and tells the worker what became of them. See `main`."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # see `main`
+import _socket  # `socket` is the same in a wrapper of Python and enums
+import base64
+import gc
+import json
+import os
+import select
+import struct
+
+from . import frames, hot_pages, kernel, requests, steps, tree
+from .driver import CONTROL_FD
+from .self_test import namespaces, self_test
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` itself is too large for a zygote
+    from _socket import socket as Socket  # noqa: N812 - a class
+    from typing import NoReturn
+
+    from .driver import Language
+    from .frames import Message
+    from .steps import Compiled
+
+_MAX_REQUEST = 64
+_INT = struct.Struct("i")
+
+
+class Zygote:
+    """Serves `spawn` and `kill` until its socket closes."""
+
+    def __init__(
+        self,
+        control: Socket,
+        plan: Message,
+        groups: dict[str, int],
+        language: Language,
+        *,
+        host_clocks: str,
+        scratch: str,
+    ) -> None:
+        self._control = control
+        self._groups = groups
+        self._language = language
+        self._plan = plan
+        self._ids: dict[int, tuple[int, int]] = {}  # pid -> sandbox id and slot
+        self._pids: dict[int, int] = {}  # sandbox id -> pid
+        self._waiting: list[list[int]] = []  # spawn requests: sandbox id, slot, uid, check
+        self._compiled: dict[int, list[Compiled]] = {}  # by slot; those in use are few
+        self._scratch = scratch
+        self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.pidfd = os.pidfd_open(os.getpid())
+        """To be given to the worker."""
+        self._outside = {} if scratch else namespaces()
+        if plan["own_clocks"]:  # shared with the sandboxes: what they must differ from is the host's
+            self._outside["time"] = host_clocks
+        self._filter = base64.b64decode(plan["seccomp_base64"])
+        self._pinned = False
+        self._knows_hot_pages = bool(scratch)  # without namespaces, which is for development, there is no haste
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def serve(self) -> None:
+        """Run until the worker closes the socket."""
+        _signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)  # only to be woken
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        poll.register(self._wake_reader, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll(0 if self._waiting else None):
+                if fd == self._wake_reader:
+                    self._reap()
+                elif not self._take_requests():
+                    return
+            # One fork between two looks at the socket: a kill never waits behind a burst of spawns.
+            if self._waiting:
+                self._spawn(*self._waiting.pop(0))
+
+    def _take_requests(self) -> bool:
+        while True:
+            try:
+                packet = self._control.recv(_MAX_REQUEST, _socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            if not packet:
+                return False
+            operation, *about = requests.unpack(packet)
+            if operation == requests.SPAWN:
+                self._waiting.append(about)
+            else:
+                self._kill(about[0])
+
+    def _kill(self, sandbox_id: int) -> None:
+        pid = self._pids.get(sandbox_id)
+        if pid is not None:  # not reaped yet, so the number is still its own
+            os.kill(pid, _signal.SIGKILL)
+        else:
+            self._waiting = [request for request in self._waiting if request[0] != sandbox_id]
+
+    def _reap(self) -> None:
+        try:
+            while os.read(self._wake_reader, 4096):
+                pass
+        except BlockingIOError:
+            pass
+        while self._ids:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            if not pid:
+                return
+            if pid not in self._ids:
+                continue  # an orphan: only where there are no namespaces
+            sandbox_id, slot = self._ids.pop(pid)
+            del self._pids[sandbox_id]
+            if self._scratch:
+                tree.end_strays(self._ids)
+                tree.remove(f"{self._scratch}/slot-{slot}")
+            cpu_ms = (usage.ru_utime + usage.ru_stime) * 1000
+            told = sandbox_id, status, cpu_ms, usage.ru_maxrss * 1024
+            self._control.send(b'{"type":"exited","id":%d,"status":%d,"cpu_ms":%f,"peak_memory_bytes":%d}' % told)
+
+    def _spawn(self, sandbox_id: int, slot: int, uid: int, check: int) -> None:
+        if slot not in self._compiled:
+            values = {"uid": uid, "slot": f"slot-{slot}", "proc": self._proc, "seccomp": self._filter}
+            values["scratch"] = self._scratch
+            self._compiled[slot] = steps.compile_steps(self._plan["enclose"], values | self._groups)
+        if not self._knows_hot_pages:
+            self._knows_hot_pages = True
+            self._find_hot_pages(slot)
+        opened: list[int] = []
+        try:
+            self._fork(sandbox_id, slot, opened, check=bool(check))
+        except OSError as error:  # no process or descriptor to be had: those that live must not suffer for it
+            self._unspawned(sandbox_id, error)
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def _fork(self, sandbox_id: int, slot: int, opened: list[int], *, check: bool) -> None:
+        """Fork a sandbox and tell the worker. Notes in `opened` what is to be closed."""
+        one, other = _socket.socketpair()
+        ours, theirs = one.detach(), other.detach()
+        opened += (ours, theirs)
+        out_reader, out_writer = os.pipe()
+        opened += (out_reader, out_writer)
+        err_reader, err_writer = os.pipe()
+        opened += (err_reader, err_writer)
+        pid = self._fork_into_namespace()
+        if not pid:
+            self._become_sandbox(slot, theirs, out_writer, err_writer, check=check)
+        self._ids[pid] = sandbox_id, slot
+        self._pids[sandbox_id] = pid
+        pidfd = os.pidfd_open(pid)
+        opened.append(pidfd)
+        send(self._control, b'{"type":"spawned","id":%d}' % sandbox_id, ours, out_reader, err_reader, pidfd)
+
+    def _fork_into_namespace(self) -> int:
+        if not self._scratch:
+            # The kernel unshares a pid namespace only from the one we are in, so step back into our own each time.
+            kernel.setns(self._own_pid_namespace, kernel.CLONE_NEWPID)
+            kernel.unshare(kernel.CLONE_NEWPID)
+        gc.freeze()  # what we have made since, such as the steps of each slot, no collection of the child's may touch
+        return os.fork()
+
+    def _find_hot_pages(self, slot: int) -> None:
+        """Have a fork that ends before it could be a guest's tell what it wrote to, and pin that."""
+        try:
+            areas = hot_pages.writable(self._proc)
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            pid = self._fork_into_namespace()
+        except OSError:
+            return  # the next fork fails for the same reason, and says so
+        if not pid:
+            self._tell_hot_pages(slot, writer, areas)
+        os.close(writer)
+        told = bytearray()
+        while data := os.read(reader, 65536):
+            told += data
+        os.close(reader)
+        os.waitpid(pid, 0)
+        self._pinned = hot_pages.pin(bytes(told))
+
+    def _tell_hot_pages(self, slot: int, writer: int, areas: list[hot_pages.Range]) -> NoReturn:
+        try:
+            observer = hot_pages.Observer(self._proc, areas)
+            os.setpgid(0, 0)
+            null = os.open("/dev/null", os.O_RDWR)
+            os.dup2(null, CONTROL_FD)
+            steps.perform(self._compiled[slot])
+            self._language.settle()
+            self._language.rehearse()
+            _write_and_end(writer, hot_pages.pack(observer.unshared()))
+        finally:
+            os._exit(1)  # whatever failed will fail in the sandbox, which says so
+
+    def _unspawned(self, sandbox_id: int, error: OSError) -> None:
+        if sandbox_id in self._pids:
+            self._kill(sandbox_id)  # it exists, but the worker can't be told of it: reaping it will
+        else:
+            told = {"type": "unspawned", "id": sandbox_id, "reason": f"{error.strerror or error}"}
+            self._control.send(json.dumps(told).encode())
+
+    def _become_sandbox(self, slot: int, control: int, out: int, err: int, *, check: bool) -> None:
+        """Enclose this freshly forked process, then hand it to the guest's driver. Never returns.
+
+        From here on nothing may return to the zygote's loop, and nothing may be read from its socket.
+        """
+        try:
+            _signal.set_wakeup_fd(-1)
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+            # Nobody else's signal to its group reaches us, nor ours them. Not a session: with one comes a group of the
+            # scheduler's own (autogroup), which takes longer to make than most of what follows.
+            os.setpgid(0, 0)
+            # The zygote's descriptors 0 to 3 are taken, so none of these three is among the targets.
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            os.dup2(control, CONTROL_FD)
+            steps.perform(self._compiled[slot])
+            if check:
+                self_test(self._outside, self._plan)
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            kernel.close_range(CONTROL_FD + 1, 0xFFFFFFFF)
+            self._language.settle()
+            if not self._pinned:
+                self._language.rehearse()  # what every run writes to is copied here, while nobody waits
+            gc.enable()
+            self._language.serve()
+        except steps.StepFailed as failure:
+            frames.write(CONTROL_FD, frames.encode(failed(failure)))
+        except BaseException as error:  # noqa: BLE001 - a bug of ours must not look like a guest's silence
+            bug = steps.StepFailed("the driver", 0, f"{type(error).__name__}: {error}")
+            frames.write(CONTROL_FD, frames.encode(failed(bug)))
+        finally:
+            os._exit(70)
+
+
+def _write_and_end(fd: int, data: bytes) -> NoReturn:
+    while data:
+        data = data[os.write(fd, data) :]
+    os._exit(0)
+
+
+def send(control: Socket, packet: bytes, *descriptors: int) -> None:
+    """Send the worker a packet, with copies of these descriptors."""
+    packed = b"".join(map(_INT.pack, descriptors))
+    control.sendmsg([packet], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)])
+
+
+def failed(failure: steps.StepFailed) -> Message:
+    """Return the message that says which step failed, and why."""
+    return {"type": "failed", "step": failure.step, "errno": failure.errno, "reason": failure.reason}
