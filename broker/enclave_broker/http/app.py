@@ -1,31 +1,30 @@
-"""The HTTP door: the ASGI application, and the one shape of every refusal."""
+"""The HTTP door: the ASGI application."""
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar, Request, Response
 from litestar.enums import MediaType
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
-from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
-from enclave_broker.access import Denied, QuotaExceeded
-from enclave_broker.api import ApiError, ErrorBody, error_body, refusal
+from enclave_broker.api import ApiError, ErrorBody
 from enclave_broker.ws import create_workers_route, create_ws_route
-from enclave_protocol import MAX_MESSAGE_BYTES, __version__
+from enclave_protocol import __version__
 
 from .access import guard
 from .access_routes import access_routes
 from .batch_routes import batch_routes
 from .catalog_routes import catalog_routes
 from .counting import RequestCounter
+from .creation import CreateDoor
 from .docs import JsonPage, RoutesPage
 from .drain_routes import drain_routes
 from .early import EarlyDoor
 from .fleet_routes import fleet_routes
 from .origins import OriginGate, Origins
+from .refusals import MAX_BODY_BYTES, as_api_error
 from .session_routes import session_routes
 from .status_routes import status_routes
 from .stream_routes import stream_routes
@@ -35,18 +34,12 @@ if TYPE_CHECKING:
 
     from enclave_broker.broker import Broker
 
-log = logging.getLogger("enclave.broker.http")
-
-MAX_BODY_BYTES = MAX_MESSAGE_BYTES * 4 // 3 + 64 * 1024
-"""Largest request: the largest tool result, sealed. The largest code, environment and files with every byte escaped are
-less, and leave room for the rest."""
-
 
 def create_app(broker: Broker) -> ASGIApp:
     """Return the ASGI application of a broker."""
     # Around everything: what refuses a request before any route is found must tell a page's browser about it, too.
     origins = Origins(broker.config.cors_origins, broker.config.host, closed=broker.dispatcher.gate.closed)
-    inside = EarlyDoor(_routes(broker), broker.dispatcher)
+    inside = EarlyDoor(CreateDoor(_routes(broker), broker.dispatcher), broker.dispatcher)
     return RequestCounter(OriginGate(inside, origins), broker.metrics)
 
 
@@ -54,7 +47,7 @@ def _routes(broker: Broker) -> Litestar:
     dispatcher, metrics = broker.dispatcher, broker.metrics
 
     def refuse(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
-        told = _as_api_error(error)
+        told = as_api_error(error)
         metrics.rejections.labels(told.body.code).inc()
         return Response(told.body, status_code=told.status, headers=told.headers, media_type=MediaType.JSON)
 
@@ -82,20 +75,3 @@ def _routes(broker: Broker) -> Litestar:
         logging_config=None,
         debug=False,
     )
-
-
-def _as_api_error(error: Exception) -> ApiError:
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, Denied | QuotaExceeded):
-        return refusal(error)
-    if not isinstance(error, HTTPException):
-        log.error("a request failed", exc_info=error)
-        return ApiError(HTTP_500_INTERNAL_SERVER_ERROR, error_body("INTERNAL_ERROR", "the broker failed; see its log"))
-    if error.status_code == 413:
-        message = f"the request is larger than {MAX_BODY_BYTES} bytes"
-        return ApiError(413, error_body("REQUEST_TOO_LARGE", message, limit=MAX_BODY_BYTES))
-    codes = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 500: "INTERNAL_ERROR"}
-    code = codes.get(error.status_code, "INVALID_REQUEST")
-    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
-    return ApiError(error.status_code, error_body(code, error.detail or code), headers=headers)

@@ -10,7 +10,7 @@ from litestar.status_codes import HTTP_200_OK
 
 from enclave_broker.access import Scope
 
-from .access import needs
+from .access import caller_of, needs
 from .batch import BatchStream, decode_batch
 from .common import ERRORS, error_answers, submit, unsaid_language
 from .streams import StreamResponse
@@ -35,8 +35,10 @@ def batch_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
 
         One JSON object per line: what became of each run, as they end, and a summary. Leaving cancels what runs.
         """
-        batch = decode_batch(await request.body(), dispatcher.offers.limits_of, unsaid_language(dispatcher, request))
-        make = functools.partial(submit, dispatcher, request=request)
-        return StreamResponse(BatchStream(batch, dispatcher, make), NDJSON)
+        batch = decode_batch(
+            await request.body(), dispatcher.offers.limits_of, unsaid_language(dispatcher, request.scope)
+        )
+        make = functools.partial(submit, dispatcher, scope=request.scope, caller=caller_of(request))
+        return StreamResponse(BatchStream(batch, dispatcher, make))
 
     return [create_batch]

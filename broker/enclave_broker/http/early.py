@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-from litestar.enums import HttpMethod, ScopeType
-
 from enclave_broker.access import Denied, QuotaExceeded, Scope
 from enclave_broker.api import full, refusal
 from enclave_protocol import NoCapacity
 
+from .creation import creates
+from .refusals import refuse
 from .views import header
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from enclave_broker.access import Caller
     from enclave_broker.dispatcher import Dispatcher
 
-PATH = "/sessions"
 MAX_BODY_BYTES = 64 * 1024
 """Larger requests are read inside."""
 _NAMED = (b'"sessionId"', b"\\u")
@@ -49,7 +47,7 @@ class EarlyDoor:
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == ScopeType.HTTP and scope["path"] == PATH and scope["method"] == HttpMethod.POST:
+        if creates(scope):
             refused = self._refused(scope)
             if refused is not None:
                 body = await _small_body(receive)
@@ -83,12 +81,7 @@ class EarlyDoor:
             told = refusal(reason)
         else:
             told = full(reason)
-        self._dispatcher.metrics.rejections.labels(told.body.code).inc()
-        body = msgspec.json.encode(told.body)
-        headers = [(name.lower().encode(), value.encode()) for name, value in told.headers.items()]
-        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": told.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await refuse(told, self._dispatcher.metrics, send)
 
 
 def _is_small(scope: HTTPScope) -> bool:

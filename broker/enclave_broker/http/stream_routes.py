@@ -54,8 +54,8 @@ def stream_routes(dispatcher: Dispatcher) -> list[HTTPRouteHandler]:
         view = View(sse=wants_sse(header(request.scope, b"accept")), filter=_filter(session, filter_))
         first = _first(header(request.scope, b"last-event-id"), from_seq, from_)
         if view.sse and session.log.ended and first >= session.log.end_seq:
-            return StreamResponse(no_content, view.media_type)
-        return follow(dispatcher, session, first, view)
+            return StreamResponse(no_content)
+        return StreamResponse(follow(dispatcher, session, first, view))
 
     @post(
         "/sessions/{session_id:str}/tool-result",

@@ -167,8 +167,8 @@ async def wait_disconnected(receive: Receive) -> None:
 class StreamResponse(Response[None]):
     """Hands a stream, which is an ASGI response, to Litestar."""
 
-    def __init__(self, stream: Any, media_type: str) -> None:
-        super().__init__(None, media_type=media_type)
+    def __init__(self, stream: Any) -> None:
+        super().__init__(None)
         self._stream = stream
 
     def to_asgi_response(self, *_: Any, **__: Any) -> Any:
