@@ -80,7 +80,7 @@ async def cold(load: Load, plan: Plan) -> list[Figure]:
         for _ in range(plan.rounds):
             cold_ms += await own.one_by_one(body, BLOCK_COLD)
             warm_ms += await load.one_by_one(body, BLOCK_COLD)
-    load.include(own)
+    load.absorb(own)
     p50, warm = percentile(cold_ms, 50), percentile(warm_ms, 50)
     said = f"with a pool: {warm:.2f} ms, so {p50 / warm:.2f} times that; {len(cold_ms)} sessions"
     detail = {"ratioToWarm": round(p50 / warm, 3), "cold": spread(cold_ms), "warm": spread(warm_ms)}

@@ -57,7 +57,7 @@ async def data_profile(load: Load, plan: Plan) -> list[Figure]:
                 await sessions.make(count)
                 held_mb = footprint.worker_mb(worker)
         finally:
-            load.include(own)
+            load.absorb(own)
     return [_latency(took_ms, lean_ms), *([_memory(count, held_mb)] if held_mb else [])]
 
 

@@ -85,7 +85,7 @@ async def density(load: Load, plan: Plan) -> list[Figure]:
                 await _measure(own, fleet, count, found)
             found.alone_ms += await own.one_by_one(create_body(SUM), BLOCK_SESSIONS)
         finally:
-            load.include(own)
+            load.absorb(own)
     return _figures(count, found)
 
 

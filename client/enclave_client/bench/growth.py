@@ -73,7 +73,7 @@ async def growth(load: Load, fleet: Fleet, plan: Plan) -> list[Figure]:
                     await age.in_flight()
         finally:
             for age in (young, *larger):
-                load.include(age.load)
+                load.absorb(age.load)
     return [
         *_figures("growth", f"after {sessions:,} sessions", old, young),
         *(

@@ -106,12 +106,6 @@ class Load:
             self.fail(str(final))
         return elapsed_ms
 
-    def include(self, other: Load) -> None:
-        """Count another fleet's sessions with ours."""
-        self.sessions += other.sessions
-        self.failed += other.failed
-        self.failures = [*self.failures, *other.failures][:MAX_FAILURES_KEPT]
-
     async def _run_all(self, bodies: Iterator[bytes], took_ms: list[float]) -> None:
         connection = self.connection()
         for body in bodies:  # shared by all: each takes the next
