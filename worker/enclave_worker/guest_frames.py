@@ -18,6 +18,9 @@ _SPARE_FRAMES = 100
 """How much deeper in its stack than we are a reader of a guest's value may be: how deep a value may be nested depends
 on it, and one that we can read but not pass on, or the broker not read, must be its sender's failure alone."""
 
+_FLAT_BYTES = 2 * _SPARE_FRAMES
+"""So little text can't be nested deeper than that, nor grow large."""
+
 
 class GuestToolCall(msgspec.Struct, tag_field="type", tag="tool_call", frozen=True):
     """The guest calls a tool; `id` is the guest's own number for the call."""
@@ -72,6 +75,8 @@ def _collector_held() -> Iterator[None]:
 
 def read_value(text: msgspec.Raw | bytes) -> bytes:
     """Return a value from outside as JSON of ours. Raises MsgspecError, UnicodeError or RecursionError."""
+    if memoryview(text).nbytes <= _FLAT_BYTES:
+        return msgspec.json.encode(msgspec.json.decode(text))
     with _collector_held():
         decoded = msgspec.json.decode(text)
     return _encode_again(decoded)

@@ -9,6 +9,8 @@ from enclave_protocol import events as ev
 
 Stream = Literal["stdout", "stderr"]
 
+_Decoder = codecs.getincrementaldecoder("utf-8")
+
 
 class Output:
     """One stream's bytes on their way to becoming events: decoded, counted, cut."""
@@ -18,7 +20,7 @@ class Output:
         self.stream = stream
         self.cap_bytes = cap_bytes
         self.total_bytes = 0
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder: codecs.IncrementalDecoder | None = None  # most guests print nothing
 
     @property
     def cut(self) -> bool:
@@ -29,8 +31,12 @@ class Output:
         """Count what was written; return as much of it, as text, as is to be passed on now."""
         room = max(0, self.cap_bytes - self.total_bytes)
         self.total_bytes += len(data)
-        return self.decoder.decode(data[:room]) if room else ""
+        if not room:
+            return ""
+        if self._decoder is None:
+            self._decoder = _Decoder("replace")
+        return self._decoder.decode(data[:room])
 
     def flush(self) -> str:
         """Return what an unfinished character at the very end stands for; beyond the cap it was cut on purpose."""
-        return "" if self.cut else self.decoder.decode(b"", final=True)
+        return "" if self.cut or self._decoder is None else self._decoder.decode(b"", final=True)

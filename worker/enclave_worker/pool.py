@@ -17,6 +17,7 @@ import msgspec
 
 from enclave_protocol import SandboxError
 
+from .alarms import Alarms
 from .zygotes import Zygotes
 
 if TYPE_CHECKING:
@@ -59,13 +60,15 @@ class Pool:
     def __init__(
         self, plan: Plan, interpreter: str, *, size: int, max_live: int, slots: Slots, zygote_forks: int
     ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._alarms = Alarms(self._loop)
         self._zygotes = Zygotes(plan, interpreter, forks=zygote_forks, on_current=self._refill)
         self._size = size
         self._max_live = max_live
         self._slots = slots
         self._retired = _Retired(self)
         self._warm: deque[Sandbox] = deque()
-        self._starting: dict[Sandbox, asyncio.TimerHandle] = {}
+        self._starting: set[Sandbox] = set()
         self._takers: deque[Taker] = deque()
         self._numbers = itertools.count(1)
         self._live = 0
@@ -107,7 +110,7 @@ class Pool:
         Raises:
             SandboxError: names the step that failed.
         """
-        self._first = asyncio.get_running_loop().create_future()
+        self._first = self._loop.create_future()
         await self._zygotes.start()
         self._refill()
         try:
@@ -124,6 +127,7 @@ class Pool:
             if timer is not None:
                 timer.cancel()
         await self._zygotes.stop()
+        self._alarms.clear()
         self._warm.clear()
 
     def take(self, taker: Taker) -> None:
@@ -136,7 +140,7 @@ class Pool:
             self._refill()
         elif self._later is None:
             # Making the next one competes with running this one: most sessions are over before the timer strikes.
-            self._later = asyncio.get_running_loop().call_later(_REFILL_DELAY_S, self._refill)
+            self._later = self._loop.call_later(_REFILL_DELAY_S, self._refill)
 
     def forget(self, taker: Taker) -> None:
         """Stop looking for a sandbox for `taker`."""
@@ -160,10 +164,8 @@ class Pool:
 
     def on_frame(self, sandbox: Sandbox, body: bytes) -> None:
         """The first frame: ready, or failed."""
-        timeout = self._starting.pop(sandbox, None)
-        if timeout is None:
+        if not self._has_started(sandbox):
             return  # a warm guest has nothing to say; it has run no code
-        timeout.cancel()
         notice = _notices.decode(body)
         if notice.type != "ready":
             self._failed(SandboxError(notice.step, notice.errno, notice.reason))
@@ -204,9 +206,7 @@ class Pool:
 
     def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
         """A sandbox died before anybody took it."""
-        timeout = self._starting.pop(sandbox, None)
-        if timeout is not None:
-            timeout.cancel()
+        if self._has_started(sandbox):
             # A zygote that was lost, or is told to stop, says nothing about the host.
             if (self._zygotes.is_current(sandbox.process) and not self._stopping) or self._first is not None:
                 reason = exit_.lost or f"it ended with wait status {exit_.status}"
@@ -239,7 +239,16 @@ class Pool:
             return False
         self._live += 1
         sandbox = self._zygotes.spawn(next(self._numbers), slot, self)
-        self._starting[sandbox] = asyncio.get_running_loop().call_later(_START_TIMEOUT_S, self._stuck, sandbox)
+        self._starting.add(sandbox)
+        self._alarms.set(sandbox, _START_TIMEOUT_S, self._stuck, sandbox)
+        return True
+
+    def _has_started(self, sandbox: Sandbox) -> bool:
+        """Note that it has come up, or never will; False if that is known."""
+        if sandbox not in self._starting:
+            return False
+        self._starting.discard(sandbox)
+        self._alarms.drop(sandbox)
         return True
 
     def _stuck(self, sandbox: Sandbox) -> None:
@@ -258,7 +267,7 @@ class Pool:
         # A host that just refused a sandbox refuses the next one too: do not spin.
         if self._hold is not None:
             self._hold.cancel()
-        self._hold = asyncio.get_running_loop().call_later(_HOLD_S, self._release_hold)
+        self._hold = self._loop.call_later(_HOLD_S, self._release_hold)
 
     def _release_hold(self) -> None:
         self._hold = None

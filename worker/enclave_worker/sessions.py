@@ -38,6 +38,7 @@ from enclave_protocol.languages import MAX_SCRIPT_BYTES
 from enclave_protocol.logs import about
 from enclave_protocol.trace_context import parse_trace
 
+from .alarms import Alarms
 from .brokers import Brokers
 from .holdings import Holding, Holdings
 from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
@@ -323,7 +324,7 @@ class _Run:
         """Where in a distributed trace it belongs."""
         self._waited = False
         """Whether there was no warm sandbox."""
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._alarms = Alarms(sessions.loop)
         if isinstance(sink, Holding):
             sink.on_room = self.resume
 
@@ -345,7 +346,7 @@ class _Run:
         if self._sessions.config.debug:
             log.info("session started", extra=self.about)
         self._sessions.listeners.execute.notify(self.session.session_id)
-        self._timers["deadline"] = self._loop.call_later(self.session.budget_ms / 1000, self._on_deadline)
+        self._alarms.set("deadline", self.session.budget_ms / 1000, self._on_deadline)
         if limits.heartbeat_interval_ms:
             self._arm_heartbeat()
         self._sessions.pools.take(self, self._offer.profile.name, self._given["language"], self._code)
@@ -403,7 +404,7 @@ class _Run:
 
     def on_hangup(self, sandbox: Sandbox) -> None:
         """The guest closed its socket: dead in a moment, or else unable to ever return a result."""
-        self._timers["hangup"] = self._loop.call_later(_HANGUP_GRACE_S, self.on_broken, sandbox, "it was closed")
+        self._alarms.set("hangup", _HANGUP_GRACE_S, self.on_broken, sandbox, "it was closed")
 
     def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
         """The guest wrote something."""
@@ -435,18 +436,16 @@ class _Run:
                 if self._sandbox is not None:
                     self._sandbox.send(instruction.message)
             elif isinstance(instruction, StartToolTimer):
-                self._arm(instruction.call_id, instruction.timeout_ms, self._on_tool_timeout, instruction.call_id)
+                call_id, timeout_ms = instruction
+                self._alarms.set(call_id, timeout_ms / 1000, self._on_tool_timeout, call_id)
             elif isinstance(instruction, StopToolTimer):
-                self._timers.pop(instruction.call_id).cancel()
+                self._alarms.drop(instruction.call_id)
             elif isinstance(instruction, CheckUsage):
-                self._arm("usage", instruction.delay_ms, self._on_check)
+                self._alarms.set("usage", instruction.delay_ms / 1000, self._on_check)
             elif isinstance(instruction, Conclude):
                 self._conclude()
             elif isinstance(instruction, Kill):
                 self._kill()
-
-    def _arm(self, name: str, delay_ms: float, callback: Callable[..., None], *arguments: object) -> None:
-        self._timers[name] = self._loop.call_later(delay_ms / 1000, callback, *arguments)
 
     def _deliver(self, line: bytes) -> None:
         self.sink.deliver(line)
@@ -456,7 +455,7 @@ class _Run:
     def _kill(self) -> None:
         if self._sandbox is not None:
             self._sandbox.kill()
-            self._timers["death"] = self._loop.call_later(_DEATH_GRACE_S, self._conclude)
+            self._alarms.set("death", _DEATH_GRACE_S, self._conclude)
         else:
             # Nothing to kill: still waiting for a sandbox. Not at once: the caller may have more to perform first.
             self._sessions.pools.forget(self)
@@ -476,9 +475,7 @@ class _Run:
             sandbox.home.retire(sandbox)  # after the `final` is on its way: nobody waits for a kill
 
     def _finish(self, exit_: Exit | None) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        self._alarms.clear()
         now_s = time.monotonic()
         for instruction in self.session.ended(exit_, now_s):
             if isinstance(instruction, Emit):
@@ -502,7 +499,7 @@ class _Run:
 
     def _arm_heartbeat(self) -> None:
         delay_s = self.session.limits.heartbeat_interval_ms / 1000
-        self._timers["heartbeat"] = self._loop.call_later(delay_s, self._on_heartbeat)
+        self._alarms.set("heartbeat", delay_s, self._on_heartbeat)
 
     def _on_heartbeat(self) -> None:
         if not self.sink.congested:  # where nothing goes out, signs of life would only pile up
