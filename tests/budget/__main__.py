@@ -23,35 +23,38 @@ def command(*, write: bool, as_json: bool) -> None:
     Exits with 1 if something costs more than it may, and with 3 if the machine lets nobody trace.
     """
     try:
-        found = _found(write=write)
+        now = _now(write=write)
     except CannotTraceError as error:
         click.echo(f"this machine lets nobody trace: {error}", err=True)
         sys.exit(_CANNOT_TRACE)
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(vars(now)))
         return
     if write:
-        table.write(found)
-    sys.exit(1 if _show(found) else 0)
+        table.write(now.figures)
+    sys.exit(1 if _show(now) else 0)
 
 
-def _found(*, write: bool) -> table.Found:
-    found = measure()
+def _now(*, write: bool) -> table.Measured:
+    now = measure()
     for _ in range(_TIMES - 1):
         if write:
-            found = table.pick(max, found, measure())
-        elif any(table.complaints(found)):
+            now = table.pick(max, now, measure())
+        elif table.complaints(now):
             # What costs more now does so each time; what chance has put together does not.
-            found = table.pick(min, found, measure())
-    return found
+            now = table.pick(min, now, measure())
+    return now
 
 
-def _show(found: table.Found) -> bool:
+def _show(now: table.Measured) -> bool:
     """Print the figures; say whether one is too high."""
+    click.echo(f"level {now.level}")
     for line in table.read().values():
-        now = f"{sum(found[line.name].values()):7}" if line.name in found else "     --"
-        click.echo(f"{line.name:28} {now} of {line.budget:7}, was {line.measured:7}  {table.why_not_held(line.name)}")
-    complaints = table.complaints(found)
+        counts = now.figures.get(line.name)
+        count = f"{sum(counts.values()):7}" if counts else "     --"
+        why = table.why_not_held(line.name, now.level)
+        click.echo(f"{line.name:28} {count} of {line.budget:7}, was {line.measured:7}  {why}".rstrip())
+    complaints = table.complaints(now)
     for complaint in complaints:
         click.echo(f"TOO MUCH: {complaint}")
     return bool(complaints)

@@ -28,6 +28,7 @@ from enclave_client.fleet import Fleet, FleetError, FleetSpec
 
 from . import counted
 from .samples import Sample, typical
+from .table import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -105,13 +106,9 @@ class _Meter:
         return {zygote: set(footprint.children(zygote)) for zygote in self._zygotes}
 
     def seize(self) -> bool:
-        """Have everything traced; say whether we may."""
+        """Have everything traced but sandboxes, and those that are made from now on too; say whether we may."""
         programs = [*self._roles, *((zygote, "zygote") for zygote in self._zygotes)]
-        if self._ask(seize=programs)["refused"]:
-            return False
-        # Now, since from now on none is born untraced.
-        sandboxes = [(pid, "sandbox") for pids in self.sandboxes().values() for pid in pids]
-        return not self._ask(seize=sandboxes)["refused"]
+        return not self._ask(seize=programs)["refused"]
 
     def rest(self) -> Sample:
         """Wait until nothing happens any more; return what has happened since the last time."""
@@ -164,7 +161,6 @@ async def _sessions(meter: _Meter) -> Found:
     idle = [meter.rest() for _ in range(_IDLE_LOOKS)]
     nothing = Sample.sum(idle)
     for kind, body in _KINDS.items():
-        await meter.samples(body, _POOL)  # whose sandboxes were there before us
         samples = await meter.samples(body, _SESSIONS)
         found[f"{kind}_sandbox_calls"] = typical(samples, "sandbox life", nothing)
         found[f"{kind}_sandbox_faults"] = typical(samples, "sandbox faults", nothing)
@@ -206,17 +202,18 @@ def _kib(path: str, field: str) -> int:
     raise AssertionError(f"{path} has no {field}")
 
 
-async def _measure(tracer: socket.socket, directory: Path, log: list[str]) -> Found:
+async def _measure(tracer: socket.socket, directory: Path, log: list[str]) -> Measured | None:
     fleet = _CountedFleet(_SPEC, directory, log)
     try:
         await fleet.start()
         async with Connection(fleet.url) as connection:
             meter = _Meter(fleet, connection, tracer)
+            if not meter.seize():
+                return None  # who refused knows why
+            # Until none is left of the sandboxes that there were: an ordinary user can't have those traced.
             for body in [*_KINDS.values(), create_body(_TOOLS.format(1))] * _WARM_UP:
                 await meter.run(body)
-            if not meter.seize():
-                return {}  # who refused knows why
-            return await _sessions(meter) | await _standing(meter, fleet)
+            return Measured(fleet.workers[0].level, await _sessions(meter) | await _standing(meter, fleet))
     finally:
         await fleet.stop()
 
@@ -226,7 +223,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory, socket.socket(fileno=int(sys.argv[1])) as tracer:
         log: list[str] = []
         try:
-            sys.stdout.write(json.dumps(asyncio.run(_measure(tracer, Path(directory), log))))
+            measured = asyncio.run(_measure(tracer, Path(directory), log))
+            sys.stdout.write(json.dumps(vars(measured)) if measured else "")
         except _FAILURES as error:
             sys.exit("\n".join([*log, f"{type(error).__name__}: {error}"]))
 

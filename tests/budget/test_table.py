@@ -53,12 +53,28 @@ def test_writing_changes_the_numbers_and_nothing_else(tmp_path: Path) -> None:
     written = TEXT.replace("| 12 | 10 |", "| 104 | 100 |").replace("read 6, write 4", "read 97, write 3")
     here = "Python {} on {}".format(*table.here())
     assert file.read_text() == written.replace("Python 3.11 on x86_64", here)
-    assert table.why_not_held("some_kib", file) == ""
+    assert table.why_not_held("some_kib", "SECURE", file) == ""
 
 
 def test_memory_is_not_held_to_what_another_python_needs(tmp_path: Path) -> None:
     file = tmp_path / "budget.md"
     file.write_text(TEXT.replace("Python 3.11 on x86_64", f"Python 3.1 on {table.here()[1]}"))
 
-    assert table.why_not_held("some_kib", file) == "not held: measured with Python 3.1"
-    assert table.why_not_held("some_calls", file) == ""
+    assert table.why_not_held("some_kib", "SECURE", file) == "not held: measured with Python 3.1"
+    assert table.why_not_held("some_calls", "SECURE", file) == ""
+
+
+def test_nothing_is_held_of_a_worker_with_fewer_layers(tmp_path: Path) -> None:
+    file = tmp_path / "budget.md"
+    file.write_text(TEXT.replace("3.11 on x86_64", "{} on {}".format(*table.here())))
+
+    assert table.why_not_held("some_calls", "STANDARD", file) == "not held: measured at level SECURE"
+    assert table.why_not_held("some_calls", "SECURE", file) == ""
+
+
+def test_of_several_runs_each_figure_is_picked_by_itself() -> None:
+    one = table.Measured("SECURE", {"a_calls": {"read": 3}, "b_calls": {"read": 1, "write": 1}})
+    other = table.Measured("SECURE", {"a_calls": {"write": 2}, "b_calls": {"read": 9}})
+
+    assert table.pick(min, one, other).figures == {"a_calls": {"write": 2}, "b_calls": {"read": 1, "write": 1}}
+    assert table.pick(max, one, other).figures == {"a_calls": {"read": 3}, "b_calls": {"read": 9}}

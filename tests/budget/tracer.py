@@ -87,19 +87,11 @@ class Tracer:
         self._idle = _IDLE.get(os.uname().machine, set())
 
     def seize(self, pid: int, role: str) -> None:
-        """Trace all threads of a process from now on, if it still lives. Raises OSError, as where we may not."""
+        """Trace all threads of a process from now on. Raises OSError, most often since we may not."""
         options = _TRACESYSGOOD | _TRACEFORK | _TRACEVFORK | _TRACECLONE
-        tids: list[int] = []
-        with contextlib.suppress(FileNotFoundError):
-            tids = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-        for tid in tids:
-            try:
-                _ptrace(_SEIZE, tid, 0, options)
-            except OSError:
-                gone = _status(tid, "State")[:1] in {"", "Z", "X"}
-                if gone or _status(tid, "TracerPid") == str(os.getpid()):  # a tracee may have made it a moment ago
-                    continue
-                raise
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            tid = int(task.name)
+            _ptrace(_SEIZE, tid, 0, options)
             self._tracees[tid] = Tracee(tid, role)
             _ptrace(_INTERRUPT, tid)  # it stops, and goes on from system call to system call
 
@@ -135,7 +127,7 @@ class Tracer:
 
     def asleep(self) -> bool:
         """Say whether everybody sleeps in a system call."""
-        return all(each.within >= 0 and _status(each.tid, "State")[:1] == "S" for each in self._tracees.values())
+        return all(each.within >= 0 and _state(each.tid) == "S" for each in self._tracees.values())
 
     def __repr__(self) -> str:
         busy = [f"{t.role} {t.tid} in {t.within}" for t in self._tracees.values()]
@@ -186,10 +178,9 @@ class Tracer:
             self._calls.setdefault(tracee.role, Counter()).update(tracee.calls)
 
 
-def _status(tid: int, field: str) -> str:
-    """Return what the kernel tells of a thread; nothing if it is gone."""
+def _state(tid: int) -> str:
+    """Return the letter of what state a thread is in; none if it is gone."""
     try:
-        lines = Path(f"/proc/{tid}/status").read_text().splitlines()
+        return Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(f"{field}:")), "")
