@@ -114,6 +114,25 @@ def test_a_memory_bomb_meets_the_memory_limit(attack: Attacker, hoard: str) -> N
     assert outcome.code == "MEMORY_LIMIT_EXCEEDED", outcome.final
 
 
+def test_the_end_of_code_is_told_even_if_the_engine_has_no_memory_left_for_the_job_that_tells_it(
+    attack: Attacker,
+) -> None:
+    # Which of the allocations fails depends on what little is left: each piece that is let go of moves it on.
+    fill = """
+setTimeout(() => 1, 1e9);
+const spare = [];
+for (let i = 0; i < PIECES; i++) spare[i] = 'y'.repeat(24) + i;
+globalThis.kept = null;
+for (let n = 100000; n > 8; n = n * 3 >> 2) try { for (;;) kept = [kept, 'x'.repeat(n) + Math.random()] } catch {}
+try { for (;;) kept = {kept} } catch {}
+for (let i = 0; i < PIECES; i++) spare[i] = 0;
+none();
+"""
+    codes = [attack(fill.replace("PIECES", f"{n}"), memoryLimitBytes=64 << 20).code for n in range(16)]
+
+    assert set(codes) <= {"MEMORY_LIMIT_EXCEEDED", "EXECUTION_ERROR"}, codes
+
+
 def test_a_bomb_that_catches_its_own_exceptions_is_ended_by_the_clock(attack: Attacker) -> None:
     code = "for (;;) try { const a = []; for (;;) a.push(new Array(10000).fill(0)) } catch {}"
 

@@ -310,10 +310,14 @@
     hidden(globalThis, "files", files);
   };
 
+  let ending;
   const run = (main) => {
-    const promise = main();
-    defineProperty(promise, "constructor", {__proto__: null, value: undefined}); // so `then` makes a plain promise
-    apply(then, promise, [returned, failed]);
+    ending = main();
+  };
+
+  const end = () => {
+    defineProperty(ending, "constructor", {__proto__: null, value: undefined}); // so `then` makes a plain promise
+    apply(then, ending, [returned, failed]);
   };
 
   const answer = (text) => {
@@ -338,6 +342,6 @@
     call(timer.callback, timer.values);
   };
 
-  const requests = {__proto__: null, seed, give, run, answer, strike};
+  const requests = {__proto__: null, seed, give, run, end, answer, strike};
   return (request, value) => requests[request](value);
 })()

@@ -11,6 +11,9 @@ code that closes the function early and opens another is told so and never taken
 One thread does everything. JavaScript calls `_host`, which is told strings and numbers and never calls back; between
 two looks at the socket all jobs are run. There is no interrupt handler: an endless loop is the worker's to end.
 
+The engine says nothing when it lacks memory for a job, which may be the one that tells how the code ended. So where
+memory was short, the code's promise is asked again, with room for its answer, before anything is waited for.
+
 The library makes a Python string of a JavaScript one up to its first NUL, and of a half character none. So text comes
 as JSON, and in JSON half characters are written out, to be replaced here: other programs take no such text.
 """
@@ -51,6 +54,10 @@ _KEY_CHARS = 17
 _HEAD_CHARS = len(_HEAD.format(key="_" * _KEY_CHARS))
 _SOURCE = "<input>:"
 _OUT_OF_MEMORY = ("InternalError", "out of memory")
+_UNTOLD = ("InternalError", "")
+"""The same, without memory for the message."""
+_ASK_S = 1.0
+"""Where memory was short: between two times that the code's promise is asked, which each cost a little of it."""
 
 with open(os.path.join(os.path.dirname(__file__), "javascript.js")) as _file:  # while the host's files are there
     _PRELUDE = _file.read()
@@ -73,6 +80,7 @@ class Guest:
         self._memory_bytes = 0
         self._calls = 0
         self._timers: dict[int, float] = {}
+        self._asked_s = 0.0
         self._deeds: dict[str, Callable[..., object]] = {
             "out": self._out,
             "log": self._log,
@@ -105,6 +113,7 @@ class Guest:
             driver.limit_address_space(request)
             self._give(request)
             self._ask("run", self._compile(request["code"]))
+            self._ask_for_end()
             return self._run()
         except _NotCompiled as failure:
             return failure.frame
@@ -131,26 +140,43 @@ class Guest:
             raise _NotCompiled(_not_compiled(str(error), self._lines)) from None
 
     def _run(self) -> bytes:
+        asked = False
         while True:
             while self._outcome is None and self._context.execute_pending_job():
-                pass
+                asked = False
             if self._outcome is not None:
                 return self._outcome
-            if not self._calls and not self._timers:
+            idle = not self._calls and not self._timers
+            doubtful = not asked and self._was_full()
+            rest_s = self._asked_s + _ASK_S - time.monotonic()
+            if doubtful and (idle or rest_s <= 0):
+                self._ask_for_end()
+                asked = True
+            elif idle:
                 message = "the code awaits a promise that nothing is left to settle"
                 return driver.error("EXECUTION_ERROR", message, name="Error")
-            self._wait()
+            else:
+                self._wait(rest_s if doubtful else None)
+                asked = False
 
-    def _wait(self) -> None:
-        """Wait for a tool's answer or a timer, and tell the code."""
+    def _ask_for_end(self) -> None:
+        """Have the code's end told, now or when it comes."""
+        self._context.set_memory_limit(self._memory_bytes + _ROOM_BYTES)
+        self._ask("end")
+        self._context.set_memory_limit(self._memory_bytes)
+        self._asked_s = time.monotonic()
+
+    def _wait(self, longest_s: float | None) -> None:
+        """Wait for a tool's answer or a timer, and tell the code; or for so long."""
         assert self._worker is not None, "set by `run`"
         first, at_s = min(self._timers.items(), key=lambda timer: timer[1], default=(0, 0.0))
         timeout_s = max(0.0, at_s - time.monotonic()) if self._timers else None
-        answer = self._worker.receive(timeout_s)
+        too_long = longest_s is not None and (timeout_s is None or timeout_s > longest_s)
+        answer = self._worker.receive(longest_s if too_long else timeout_s)
         if answer is not None:
             self._calls -= 1
             self._ask("answer", answer.decode())
-        else:
+        elif not too_long:
             del self._timers[first]
             self._ask("strike", first)
 
@@ -187,6 +213,9 @@ class Guest:
     def _make_room(self) -> bool:
         """Let the engine have a little more memory; say whether it has had most of what it may."""
         self._context.set_memory_limit(self._memory_bytes + _ROOM_BYTES)
+        return self._was_full()
+
+    def _was_full(self) -> bool:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > self._memory_bytes // 2
 
     def _returned(self, text: str | None = None) -> None:
@@ -197,7 +226,7 @@ class Guest:
 
     def _failed(self, what: str, *told: str) -> None:
         name, message, stack, code = map(_text, told)
-        if what == "result" and (name, message) != _OUT_OF_MEMORY:
+        if what == "result" and (name, message) not in {_OUT_OF_MEMORY, _UNTOLD}:
             self._outcome = _no_result(name, message)
         else:
             self._outcome = _failure(name, message, stack, code, lines=self._lines)
@@ -254,8 +283,8 @@ def _no_result(name: str, message: str) -> bytes:
 
 
 def _failure(name: str, message: str, stack: str, code: str, *, lines: int) -> bytes:
-    if (name, message) == _OUT_OF_MEMORY:
-        code = "MEMORY_LIMIT_EXCEEDED"
+    if (name, message) in {_OUT_OF_MEMORY, _UNTOLD}:
+        message, code = _OUT_OF_MEMORY[1], "MEMORY_LIMIT_EXCEEDED"
     trace, line = _mended(_without_constructors(stack, name))
     told = f"{name}: {message}" if name else message
     return driver.error(
@@ -286,7 +315,7 @@ def _not_compiled(text: str, lines: int) -> bytes:
             line, message = lines, "unexpected end of the code: a bracket is missing, or there is one too many"
     elif "stack" in told:
         message = "the code is nested too deeply"
-    elif told == "null" or (name, message) == _OUT_OF_MEMORY:
+    elif told == "null" or (name, message) in {_OUT_OF_MEMORY, _UNTOLD}:
         return _thrown(text, lines)
     else:
         message = "the code closes the function whose body it is"
