@@ -9,7 +9,6 @@ plan may bring more. `code` is executed with these names; what it assigns to `re
 
 from __future__ import annotations
 
-import base64
 import errno
 import json
 import os
@@ -81,7 +80,7 @@ def zygote(request: dict[str, Any]) -> None:
 def main() -> None:
     """Be the launcher."""
     request = json.load(sys.stdin)
-    request["seccomp"] = base64.b64decode(request["plan"]["seccomp_base64"])
+    request["seccomp"] = bytes.fromhex(request["plan"]["seccomp_hex"])
     request["abstract"] = "\0" + request["abstract"]
     steps.perform(steps.compile_steps(request["plan"]["launch"], {}))
     os.waitpid(in_child(lambda: zygote(request)), 0)

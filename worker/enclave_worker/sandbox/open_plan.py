@@ -16,7 +16,6 @@ process 1 of a namespace is), and what it leaves falls to the zygote. `enclave_w
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -64,9 +63,7 @@ def make_open_plan(
             FILTER,
         ],
         privilege=privilege,
-        seccomp_base64=base64.b64encode(
-            compile_filter(spec.machine, memory_is_counted=False, own_network=False)
-        ).decode(),
+        seccomp_hex=compile_filter(spec.machine, memory_is_counted=False, own_network=False).hex(),
         driver=spec.driver,
         preload=spec.preload,
         landlock=bool(landlock),

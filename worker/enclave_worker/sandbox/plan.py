@@ -23,7 +23,6 @@ descriptors `{group_…}` show; `{proc}`, a descriptor of the zygote's own `/pro
 
 from __future__ import annotations
 
-import base64
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
@@ -70,8 +69,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     prepare: list[Step]
     enclose: list[Step]
     privilege: Privilege
-    seccomp_base64: str
-    """The filter, base64: steps refer to it as `{seccomp}`."""
+    seccomp_hex: str
+    """The filter, in hexadecimal: steps refer to it as `{seccomp}`."""
     settle: list[Step]
     """What the zygote does once everything is preloaded."""
     driver: Driver
@@ -131,7 +130,7 @@ def make_plan(
             FILTER,
         ],
         privilege=privilege,
-        seccomp_base64=base64.b64encode(compile_filter(spec.machine, memory_is_counted=bool(groups))).decode(),
+        seccomp_hex=compile_filter(spec.machine, memory_is_counted=bool(groups)).hex(),
         driver=spec.driver,
         preload=spec.preload,
         landlock=bool(landlock),

@@ -10,7 +10,6 @@ every frame, counts and times for itself, and all that a patched driver can do i
 
 from __future__ import annotations
 
-import binascii
 import os
 import resource
 import select
@@ -97,12 +96,18 @@ def give(request: Message) -> None:
     set_environment(request.get("env") or {})
     files: dict[str, Any] = request.get("files") or {}
     for path, content in files.items():
-        data = content.encode() if isinstance(content, str) else binascii.a2b_base64(content["base64"])
+        data = content.encode() if isinstance(content, str) else _from_base64(content["base64"])
         directory = os.path.dirname(path)
         if directory:
             os.makedirs(directory, exist_ok=True)
         with open(path, "xb") as file:
             file.write(data)
+
+
+def _from_base64(text: str) -> bytes:
+    import binascii  # noqa: PLC0415 - what a zygote has loaded, every fork pays for, and few sessions bring such files
+
+    return binascii.a2b_base64(text)
 
 
 def set_environment(env: dict[str, str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # see `main`
 import _socket  # `socket` is the same in a wrapper of Python and enums
-import base64
 import gc
 import json
 import os
@@ -57,7 +56,7 @@ class Zygote:
         self._outside = {} if scratch else namespaces()
         if plan["own_clocks"]:  # shared with the sandboxes: what they must differ from is the host's
             self._outside["time"] = host_clocks
-        self._filter = base64.b64decode(plan["seccomp_base64"])
+        self._filter = bytes.fromhex(plan["seccomp_hex"])
         self._pinned = False
         self._knows_hot_pages = bool(scratch)  # without namespaces, which is for development, there is no haste
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -10,7 +10,6 @@ import _ast
 import builtins
 import io
 import linecache
-import math
 import os
 import sys
 import traceback
@@ -31,6 +30,7 @@ FILENAME = "main.py"
 _REHEARSAL = {"code": "return 1 + 1", "addressSpaceBytes": 0, "maxResultBytes": 99}
 _WARM_UPS = 16
 """The interpreter rewrites a function's code when it was called eight times or so; every fork would for itself."""
+_MAX_FLOAT = sys.float_info.max
 _MAX_DEPTH = 50
 _MAX_PARTS = 10_000
 
@@ -330,7 +330,7 @@ def _unserializable(value: object, path: str, depth: int = 0) -> str | None:
 
 def _unserializable_leaf(value: object, path: str) -> str | None:
     if isinstance(value, float):
-        return None if math.isfinite(value) else f"{path} is {value!r}, which JSON has no word for"
+        return None if abs(value) <= _MAX_FLOAT else f"{path} is {value!r}, which JSON has no word for"
     if isinstance(value, str):
         try:
             value.encode()

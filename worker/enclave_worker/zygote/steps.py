@@ -68,12 +68,13 @@ def _own_directory(path: bytes, uid: int) -> None:
     os.chdir(path)
 
 
-def _rlimit(number: int, soft: int, hard: int) -> None:
+def _lowered(number: int, soft: int, hard: int) -> tuple[int, tuple[int, int]]:
+    """Return the arguments of `setrlimit` for limits that are no higher than the present one."""
     # A hard limit that is already lower stays: only CAP_SYS_RESOURCE could raise it, and lower is stricter.
     _, current = resource.getrlimit(number)
     if current != resource.RLIM_INFINITY:
         soft, hard = min(soft, current), min(hard, current)
-    resource.setrlimit(number, (soft, hard))
+    return number, (soft, hard)
 
 
 def _join(group_parent: int, slot: str, file: bytes) -> None:
@@ -112,7 +113,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "own_directory": _own_directory,
     "pivot": kernel.pivot_here,
     "prctl": kernel.prctl,
-    "rlimit": _rlimit,
+    "rlimit": resource.setrlimit,
     "seccomp": kernel.load_seccomp,
     "symlink": os.symlink,
     "umask": os.umask,
@@ -124,6 +125,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
 
 PREPARATIONS: dict[str, Callable[..., tuple[object, ...]]] = {
     "capabilities": kernel.capability_sets,
+    "rlimit": _lowered,
     "seccomp": kernel.filter_program,
 }
 """What makes an operation's arguments of a step's. What is allocated before the fork, no sandbox has to."""
