@@ -136,7 +136,10 @@ class Metrics:
             ["method", "route", "status"],
             registry=registry,
         )
+        # To look a metric up among its labels takes longer than to count.
         self._http_children: dict[tuple[str, str, int], Counter] = {}
+        self._outcome_children: dict[str, Counter] = {}
+        self._tenant_children: dict[str, tuple[Counter, Counter]] = {}
         build = Gauge(
             "enclave_build_info", "1; version and role are the labels", ["version", "role"], registry=registry
         )
@@ -152,7 +155,10 @@ class Metrics:
             start_s: how long its worker took to give it a sandbox; 0 if it never had one.
         """
         known = outcome if outcome == "ok" or outcome in _CODES else "TOOL_ERROR"
-        self.sessions.labels(known).inc()
+        child = self._outcome_children.get(known)
+        if child is None:
+            child = self._outcome_children[known] = self.sessions.labels(known)
+        child.inc()
         self.duration.observe(duration_s)
         if start_s:
             self.start.observe(start_s)
@@ -167,7 +173,7 @@ class Metrics:
         """
         key = (method if method in _METHODS else OTHER, route or OTHER, status)
         child = self._http_children.get(key)
-        if child is None:  # to look one up among the labels takes longer
+        if child is None:
             child = self._http_children[key] = self._http.labels(*map(str, key))
         child.inc()
 
@@ -188,8 +194,12 @@ class Metrics:
     def tenant_ended(self, tenant: str, cpu_s: float) -> None:
         """Count the end of a tenant's session."""
         label = self._label(tenant)
-        self.tenant_sessions.labels(label).inc()
-        self.tenant_cpu.labels(label).inc(cpu_s)
+        children = self._tenant_children.get(label)
+        if children is None:
+            children = self._tenant_children[label] = self.tenant_sessions.labels(label), self.tenant_cpu.labels(label)
+        sessions, cpu = children
+        sessions.inc()
+        cpu.inc(cpu_s)
 
     def tenant_called(self, tenant: str) -> None:
         """Count a tool call of a tenant's session."""
@@ -204,6 +214,7 @@ class Metrics:
         if tenant not in self._tenants:
             return
         self._tenants.discard(tenant)
+        self._tenant_children.pop(tenant, None)
         for metric in (self.tenant_active, self.tenant_sessions, self.tenant_cpu, self.tenant_calls):
             metric.remove_by_labels({"tenant": tenant})
         self.quota_refusals.remove_by_labels({"tenant": tenant})

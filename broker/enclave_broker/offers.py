@@ -11,7 +11,7 @@ from enclave_protocol import Limits, RemoteProtocolError, parse_limits
 from enclave_protocol.languages import LANGUAGES
 from enclave_protocol.logs import about
 
-from .languages import Unsaid, first_of, refuse_unless_offered
+from .languages import Unsaid, first_of, need, offers, refuse_unless_offered
 
 if TYPE_CHECKING:
     from enclave_protocol import Hello
@@ -34,11 +34,13 @@ class Offers:
         self._default_limits = default_limits
         self._default_language: Language = default_language
         self._hellos: dict[str, Hello] = {}
+        self._offered: frozenset[str] = frozenset()  # in the form of `languages.need`
         self._profile_limits: dict[str, Limits] = {}
 
     def learn(self, worker: str, hello: Hello) -> None:
         """Take in what a worker says. Where workers differ about a profile's limits, the last one has its way."""
         self._hellos[worker] = hello
+        self._collect()
         for profile in hello.profiles:
             own = {} if hello.profile_limits is UNSET else hello.profile_limits.get(profile, {})
             self._profile_limits.pop(profile, None)
@@ -51,6 +53,7 @@ class Offers:
     def forget(self, worker: str) -> None:
         """Leave out a worker that will not be back. Limits that only it said stay, until another says others."""
         self._hellos.pop(worker, None)
+        self._collect()
 
     def profiles(self) -> list[str]:
         """Return what is offered, by name."""
@@ -75,13 +78,16 @@ class Offers:
         Raises:
             RemoteProtocolError: names the field.
         """
-        if len(self._hellos) < workers or not self._hellos:
+        if need(new.profile, new.language) in self._offered or len(self._hellos) < workers or not self._hellos:
             return
         try:
             refuse_unless_offered(new.profile, new.language, self._hellos.values())
         except RemoteProtocolError as error:
             error.session_id = new.session_id
             raise
+
+    def _collect(self) -> None:
+        self._offered = frozenset(what for hello in self._hellos.values() for what in offers(hello))
 
     def _language_of(self, profile: str) -> Language | None:
         offering = (hello for hello in self._hellos.values() if profile in hello.profiles)

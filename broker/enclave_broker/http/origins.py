@@ -11,6 +11,7 @@ itself. One that others reach trusts none, except its own.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -62,7 +63,7 @@ class Origins:
         if self._any or origin.lower() in self._named:
             return True
         authority = origin.partition("://")[2]
-        if self._loopback and is_loopback(_hostname(authority)):
+        if self._loopback and _is_of_loopback(authority):
             return True
         return bool(authority) and authority == host and self.is_called(host)  # a page of its own
 
@@ -74,7 +75,7 @@ class Origins:
         """
         if self._any or not self._on_loopback:
             return True
-        return is_loopback(_hostname(host)) or host.lower() in self._hosts
+        return _is_of_loopback(host) or host.lower() in self._hosts
 
     def lets_in(self, host: str, site: str | None) -> bool:
         """Say whether to answer what came without `Origin`: from a program, or by GET from a page of our own name.
@@ -149,11 +150,12 @@ def _asks_first(scope: Scope) -> bool:
     return preflight and header(scope, b"access-control-request-method") is not None
 
 
-def _hostname(authority: str) -> str:
+@functools.lru_cache(maxsize=16)  # most requests call us the same, and to read that takes longer than all else here
+def _is_of_loopback(authority: str) -> bool:
     try:
-        return urlsplit(f"//{authority}").hostname or ""
+        return is_loopback(urlsplit(f"//{authority}").hostname or "")
     except ValueError:
-        return ""
+        return False
 
 
 async def _refuse(origin: str, scope: Scope, send: Send) -> None:
