@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -11,22 +12,33 @@ import pytest_asyncio
 
 from enclave_worker.config import RuntimeConfig
 from enclave_worker.footing import find_footing
-from tests.support import Client, Footprint, client_of, running
+from enclave_worker.zygote import kernel
+from tests.support import Client, Footprint, client_of, own_children_of, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from enclave_worker.runtime import RuntimeWorker
 
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+
 
 def pytest_configure() -> None:
     """Have every worker of the tests hold the best level that this machine gives, unless somebody chose one."""
     os.environ.setdefault("ENCLAVE_LEVEL", "BEST")
+    _leave_mounts_of_others()
     # A shell has what it starts in the background ignore SIGINT, nohup SIGHUP, and the tests' programs inherit it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def _leave_mounts_of_others() -> None:
+    """Take a mount namespace of our own, if we may: what other programs of the host mount meanwhile is no leak."""
+    with contextlib.suppress(OSError):
+        kernel.unshare(kernel.CLONE_NEWNS)
+        kernel.mount(None, b"/", None, _MS_REC | _MS_PRIVATE)
 
 
 def pytest_report_header() -> str:
@@ -40,10 +52,11 @@ def pytest_report_header() -> str:
 @pytest.fixture
 def no_leaks() -> Iterator[None]:
     """Fail the test if descriptors, processes, threads, mounts or control groups are left in the end."""
-    before = Footprint.now()
+    # A worker that all attacks share lives on, and makes its sandboxes when it will.
+    others = frozenset(own_children_of(os.getpid()))
+    before = Footprint.now(others)
     yield
-    after = Footprint.now()
-    # Fewer is no leak: a worker that all attacks share may have been making its next sandbox.
+    after = Footprint.now(others)
     assert all(has <= had for has, had in zip(after, before, strict=True)), f"{before} became {after}"
 
 

@@ -178,6 +178,12 @@ def children_of(pid: int) -> list[int]:
     return [each for child in own_children_of(pid) for each in (child, *children_of(child))]
 
 
+def made_since(others: frozenset[int]) -> list[int]:
+    """Every process below us but `others`, our children of before, and what is below those."""
+    children = set(own_children_of(os.getpid())) - others
+    return [each for child in children for each in (child, *children_of(child))]
+
+
 def parent_of(pid: int) -> int:
     """The process that made this one."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -235,9 +241,10 @@ def complaints(stderr: str) -> list[str]:
 
 def control_groups_of(pid: int) -> list[Path]:
     """Return the control groups that a worker with this process id has made, in every hierarchy."""
-    # Others come and go while we look: os.walk passes over what has just gone.
+    # Others come and go while we look: os.walk passes over what has just gone. An x is another worker of one process.
     walk = os.walk("/sys/fs/cgroup")
-    return [Path(parent, name) for parent, names, _ in walk for name in names if name.startswith(f"enclave-{pid}")]
+    ours = f"enclave-{pid}"
+    return [Path(parent, name) for parent, names, _ in walk for name in names if name.rstrip("x") == ours]
 
 
 class Footprint(NamedTuple):
@@ -250,11 +257,12 @@ class Footprint(NamedTuple):
     control_groups: int
 
     @classmethod
-    def now(cls) -> Self:
+    def now(cls, others: frozenset[int] = frozenset()) -> Self:
+        """Count, but not what is below `others`, children that are not the test's."""
         pid = os.getpid()
         mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
         descriptors = len(list(Path("/proc/self/fd").iterdir()))
-        return cls(descriptors, len(children_of(pid)), threading.active_count(), mounts, len(control_groups_of(pid)))
+        return cls(descriptors, len(made_since(others)), threading.active_count(), mounts, len(control_groups_of(pid)))
 
 
 # Programs.

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -204,6 +205,21 @@ async def test_what_an_attack_leaves_in_the_worker_is_reported(tmp_path: Path) -
     last = (await asyncio.create_task(leak()))[-1]
 
     assert (last.case, last.verdict, last.reason) == ("afterwards", Verdict.BREACH, "left behind: 1 descriptors")
+
+
+async def test_what_other_processes_of_the_program_make_meanwhile_is_not_the_runs() -> None:
+    command = ["sh", "-c", "read go; sleep 600 & echo made; read end; kill $!"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:  # noqa: ASYNC220 - brief
+        assert other.stdin is not None
+        assert other.stdout is not None
+        worker = create_runtime_worker(RuntimeConfig(pool_size=1))
+        async for report in attack(worker, [parse("a_case", HEADER + "held('it')")]):
+            if report.case == "a_case":
+                os.write(other.stdin.fileno(), b"go\n")
+                assert other.stdout.readline() == b"made\n"
+        other.stdin.close()
+
+    assert (report.case, report.verdict) == ("afterwards", Verdict.HELD)
 
 
 async def test_a_sandbox_without_namespaces_is_not_attacked_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from enclave_worker.sandbox.plan import make_plan
 from enclave_worker.sandbox.spec import bare, interpreter, python_spec
 from enclave_worker.slots import Slots
 from enclave_worker.zygote.kernel import acts_as_root, can_set_clocks, landlock_abi
-from tests.support import PATIENCE_S, Client, children_of, client_of, parent_of, running
+from tests.support import PATIENCE_S, Client, client_of, made_since, own_children_of, parent_of, running
 
 if TYPE_CHECKING:
     from enclave_worker.runtime import RuntimeWorker
@@ -204,8 +204,10 @@ async def test_a_sandbox_copies_no_more_of_its_zygote_the_more_there_are_beside_
 
 @pytest.mark.usefixtures("no_leaks")
 async def test_a_zygote_that_somebody_stopped_holds_up_neither_a_final_nor_the_worker() -> None:
+    others = frozenset(own_children_of(os.getpid()))  # whoever stopped those, too, would be waited for by all
     async with running() as worker:
-        zygotes = [zygote for launcher in children_of(os.getpid()) for zygote in children_of(launcher)]
+        launchers = frozenset(own_children_of(os.getpid())) - others
+        zygotes = set(made_since(others)) - launchers
         async with client_of(worker.url) as client:
             session_id = await client.start("while True: pass", deadlineMs=200)
             await client.until(session_id, "session_init")

@@ -15,14 +15,14 @@ _DEPTH = 2
 """Pid namespaces between a worker and its guests: the zygote's and the sandbox's."""
 
 
-def descendants(root: int) -> list[int]:
-    """Return every living process below `root`."""
+def descendants(root: int, *, apart_from: frozenset[int] = frozenset()) -> list[int]:
+    """Return every living process below `root`, without `apart_from` and what is below those."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-                if fields[0] not in "ZX":
+                if fields[0] not in "ZX" and int(entry.name) not in apart_from:
                     children.setdefault(int(fields[1]), []).append(int(entry.name))
     found, todo = [], [root]
     while todo:

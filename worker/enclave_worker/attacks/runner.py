@@ -15,11 +15,13 @@ import contextlib
 import json
 import os
 import platform
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from enclave_protocol import SandboxError
+from enclave_worker.cgroups.layout import PREFIX
 from enclave_worker.metrics import open_descriptors
 from enclave_worker.sandbox.levels import Layer
 from enclave_worker.sandbox.seccomp import ARCHITECTURES
@@ -80,7 +82,8 @@ async def attack(worker: RuntimeWorker, cases: Iterable[Case]) -> AsyncGenerator
         SandboxError: the worker does not start here.
     """
     with Host() as host:
-        before = _footprint()
+        others = frozenset(leftovers.descendants(os.getpid()))
+        before = _footprint(others)
         # Not `async with`: that would open a port.
         await worker.start(listen=False)
         try:
@@ -94,7 +97,7 @@ async def attack(worker: RuntimeWorker, cases: Iterable[Case]) -> AsyncGenerator
                 yield await arena.run(case, available)
         finally:
             await worker.stop()
-        yield _left_behind(before, _footprint())
+        yield _left_behind(before, _footprint(others))
 
 
 def _available(missing: frozenset[Layer]) -> frozenset[str]:
@@ -222,9 +225,12 @@ class _Footprint(msgspec.Struct, frozen=True):
     cgroups: int
 
 
-def _footprint() -> _Footprint:
-    named_ours = [path for path in leftovers.cgroups() if f"-{os.getpid()}" in path]
-    return _Footprint(open_descriptors(), len(leftovers.descendants(os.getpid())), len(named_ours))
+def _footprint(others: frozenset[int]) -> _Footprint:
+    """Count what is ours, but not what processes make that were there before."""
+    group = re.compile(rf"/{PREFIX}{os.getpid()}x*(/|$)")
+    named_ours = [path for path in leftovers.cgroups() if group.search(path)]
+    made = leftovers.descendants(os.getpid(), apart_from=others)
+    return _Footprint(open_descriptors(), len(made), len(named_ours))
 
 
 def _left_behind(before: _Footprint, after: _Footprint) -> Report:
