@@ -25,6 +25,7 @@ from enclave_worker.doctor_needs import (
     fix_control_groups,
     fix_namespace,
     fix_own_user,
+    fix_pinned_memory,
     fix_proc,
     fix_time_namespace,
 )
@@ -175,6 +176,19 @@ def test_clocks_of_their_own_are_not_bought_with_the_power_to_set_the_hosts(
     machine: Host, number: int, advice: str
 ) -> None:
     assert advice in fix_time_namespace(machine, Answer(ok=False, found="refused", errno=number))
+
+
+@pytest.mark.parametrize(
+    ("machine", "number", "advice"),
+    [
+        (host(), errno.ENOSYS, "CONFIG_IO_URING=y"),
+        (host(), errno.ENOMEM, "LimitMEMLOCK"),
+        (host(kernel__io_uring_disabled="2"), errno.EPERM, "sysctl -w kernel.io_uring_disabled=0"),
+        (host(container="docker", kernel__io_uring_disabled="0"), errno.EPERM, "system call filter"),
+    ],
+)
+def test_the_advice_for_pinned_memory_names_what_forbids_it(machine: Host, number: int, advice: str) -> None:
+    assert advice in fix_pinned_memory(machine, Answer(ok=False, found="refused", errno=number))
 
 
 @needs_time_namespaces

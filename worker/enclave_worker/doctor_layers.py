@@ -6,6 +6,8 @@ process of its own, because with control groups of version 2 a worker moves itse
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from .profiles import load_profiles
 from .provision import places_needed
 from .sandbox.levels import DEFAULT_LEVEL, LEVELS
 from .user_ids import describe, has_room, id_ranges, suggest_first
+from .zygote import hot_pages
 from .zygote.kernel import acts_as_root
 
 if TYPE_CHECKING:
@@ -103,10 +106,27 @@ def judge_ids(uid_map: str, first: int, count: int) -> Answer:
     return Answer(ok=True, found=f"{found}, but from {other} on", options=("--first-uid", str(other)))
 
 
+def pinned_memory() -> Answer:
+    """Whether a fork has a page for itself that was pinned, and that neither wrote to."""
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        page[0] = 1
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        hot_pages.pin(hot_pages.pack([(address, mmap.PAGESIZE)]))
+        proc = os.open("/proc", os.O_PATH)
+        pid = os.fork()
+        if not pid:
+            own = hot_pages.Observer(proc, [(address, mmap.PAGESIZE)]).unshared()
+            os._exit(0 if own else 1)
+        _, status = os.waitpid(pid, 0)
+    copied = status == 0
+    return Answer(ok=copied, found="a fork copies it at once" if copied else "a fork shares it all the same")
+
+
 PROBES: dict[str, Callable[[], Answer]] = {
     **{f"controller_{name}": controller(name) for name in CONTROLLERS[1]},
     "control_groups": control_groups,
     "user_ids": user_ids,
+    "pinned_memory": pinned_memory,
 }
 
 

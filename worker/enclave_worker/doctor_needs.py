@@ -78,6 +78,7 @@ SYSCTLS = (
     "user/max_cgroup_namespaces",
     "user/max_uts_namespaces",
     "user/max_time_namespaces",
+    "kernel/io_uring_disabled",
     "kernel/unprivileged_userns_clone",
     "kernel/apparmor_restrict_unprivileged_userns",
 )
@@ -120,6 +121,17 @@ def fix_time_namespace(host: Host, answer: Answer) -> str:
     if answer.errno in (errno.ENOENT, errno.EINVAL):
         return "boot a kernel with CONFIG_TIME_NS=y (Linux 5.6)"
     return "start the worker as an ordinary user: root would need CAP_SYS_TIME for it, which is worth more than this"
+
+
+def fix_pinned_memory(host: Host, answer: Answer) -> str:
+    """Return what lets a zygote register memory with io_uring, which it does nothing else with."""
+    if answer.errno == errno.ENOSYS:
+        return "boot a kernel with CONFIG_IO_URING=y"
+    if answer.errno == errno.ENOMEM:
+        return "raise the limit of locked memory to 8 MiB (ulimit -l 8192; LimitMEMLOCK=8M in a systemd unit)"
+    if host.sysctls.get("kernel/io_uring_disabled", "0") != "0":
+        return _sysctl("kernel.io_uring_disabled", 0)
+    return "have the container's system call filter allow io_uring_setup and io_uring_register to workers"
 
 
 def fix_control_groups(host: Host, answer: Answer) -> str:
@@ -288,5 +300,13 @@ NEEDS = (
         needed_for="clocks that do not go on from the host's",
         fix=fix_time_namespace,
         layer="no level",
+    ),
+    Need(
+        probe="pinned_memory",
+        name="pinned memory",
+        needed_for="sandboxes that are made a third faster",
+        fix=fix_pinned_memory,
+        layer="no level",
+        ours=True,
     ),
 )

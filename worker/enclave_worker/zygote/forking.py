@@ -179,7 +179,11 @@ class Zygote:
             told += data
         os.close(reader)
         os.waitpid(pid, 0)
-        self._pinned = hot_pages.pin(bytes(told))
+        try:
+            hot_pages.pin(bytes(told))
+        except OSError:  # `enclave doctor` says why
+            return
+        self._pinned = True
 
     def _tell_hot_pages(self, slot: int, writer: int, areas: list[hot_pages.Range]) -> NoReturn:
         try:

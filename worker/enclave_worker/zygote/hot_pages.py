@@ -99,18 +99,12 @@ def pack(ranges: list[Range]) -> bytes:
     return b"".join(_RANGE.pack(address, size) for address, size in ranges[:_MAX_RANGES])
 
 
-def pin(packed: bytes) -> bool:
-    """Have every fork from now on copy these pages at once, as long as this process lives; False if it can't be had."""
-    if not packed:
-        return False
+def pin(packed: bytes) -> None:
+    """Have every fork from now on copy these pages at once, as long as this process lives; raises OSError."""
     parameters, vectors = ctypes.create_string_buffer(_SIZE_OF_PARAMETERS), ctypes.create_string_buffer(packed)
-    try:
-        ring = kernel.call(_NR_IO_URING_SETUP, 1, parameters)
-    except OSError:
-        return False
+    ring = kernel.call(_NR_IO_URING_SETUP, 1, parameters)
     try:
         kernel.call(_NR_IO_URING_REGISTER, ring, _IORING_REGISTER_BUFFERS, vectors, len(packed) // _RANGE.size)
     except OSError:
         os.close(ring)
-        return False
-    return True
+        raise
