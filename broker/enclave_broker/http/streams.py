@@ -17,6 +17,7 @@ from litestar import Response
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
 from enclave_broker.event_log import Interrupted, Trimmed
+from enclave_broker.patience import within
 
 from .views import View
 
@@ -133,8 +134,8 @@ class EventStream:
         return chosen
 
     async def _write(self, send: Send, chunk: bytes, *, finished: bool) -> None:
-        async with asyncio.timeout(self._dispatcher.config.write_timeout_s):
-            await send({"type": "http.response.body", "body": chunk, "more_body": not finished})
+        sending = send({"type": "http.response.body", "body": chunk, "more_body": not finished})
+        await within(self._dispatcher.config.write_timeout_s, sending)
 
     def _reader_gone(self, watching: asyncio.Future[Any]) -> None:
         if not watching.cancelled() and watching.exception() is None:

@@ -28,6 +28,7 @@ from msgspec import UNSET
 from enclave_broker.access import Denied, QuotaExceeded, Scope
 from enclave_broker.event_log import Interrupted, Trimmed
 from enclave_broker.new_session import DuplicateSession, NewSession
+from enclave_broker.patience import within
 from enclave_broker.placement import DEFAULT_PROFILE
 from enclave_protocol import (
     Attach,
@@ -287,8 +288,8 @@ class SocketClient:
 
     async def _send(self, line: bytes) -> None:
         try:
-            async with asyncio.timeout(self._dispatcher.config.write_timeout_s):
-                await self._socket.send({"type": "websocket.send", "bytes": None, "text": line.decode()})
+            sending = self._socket.send({"type": "websocket.send", "bytes": None, "text": line.decode()})
+            await within(self._dispatcher.config.write_timeout_s, sending)
         except TimeoutError:
             raise  # an OSError too, but about a client that is still there
         except OSError as error:
