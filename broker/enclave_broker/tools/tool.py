@@ -17,8 +17,6 @@ from enclave_broker.access import DEFAULT_TENANT
 from enclave_protocol import Code
 from enclave_protocol.trace_context import TRACEPARENT, TRACESTATE
 
-from .schema import ArgumentSchema
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -164,6 +162,8 @@ class Tool(abc.ABC):
         self.description = description
         self.service = service
         self.policy = policy or ToolPolicy()
+        from .schema import ArgumentSchema  # noqa: PLC0415 - 4 MB, for those who have tools
+
         try:
             self._schema = ArgumentSchema(input_schema if input_schema is not None else {"type": "object"})
         except ValueError as error:
