@@ -1,4 +1,4 @@
-"""Code that neither imports nor awaits runs in sandboxes of another zygote: the same locks hold there."""
+"""Code that imports nothing and awaits only tools runs in sandboxes of another zygote: the same locks hold there."""
 
 from __future__ import annotations
 

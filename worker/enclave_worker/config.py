@@ -42,8 +42,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_sessions: int = 20
     """Slots: sessions that may be live at once. One more is refused with `NO_CAPACITY`."""
     pool_size: int = 4
-    """Sandboxes kept warm of each kind (for code that imports or awaits, and for code that does not). Bursts beyond it
-    wait a few milliseconds longer each; with 0, every session does. A profile may have its own."""
+    """Sandboxes kept warm of each kind (for code that imports, or awaits more than tools, and for code that does not).
+    Bursts beyond it wait a few milliseconds longer each; with 0, every session does. A profile may have its own."""
     profiles: tuple[str, ...] = ()
     """Names of the profiles to offer. Without any: `python`, and those of `profiles_file`."""
     profiles_file: str = ""

@@ -2,7 +2,7 @@
 
 Each profile has its own. What a zygote has imported every one of its forks pays for, used or not: page tables to copy,
 pages to fault in. So a profile may have several. The *bare* one has next to nothing loaded and suits the shell's
-scripts, and Python that neither imports nor awaits, as much of what agents send does not. The *full* one has what the
+scripts, and Python that imports nothing and awaits only tools, as much of what agents send. The *full* one has what the
 profile preloads, which then costs nothing to import. Choosing wrong between these two costs a few milliseconds, never a
 failure: either sandbox can run anything. Code in *JavaScript* runs in the third only, where the engine is.
 """
@@ -16,6 +16,7 @@ from enclave_protocol import SandboxError
 
 from .profiles import ProfileError
 from .zygote import preload
+from .zygote.awaits import only_tools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .offers import Kind, Offer
     from .pool import Pool, Taker
 
-_FULL_HINTS = ("import", "await", "async")
+_FULL_HINTS = ("import", "async")
 """Any of these anywhere in the code, be it in a string, chooses the full pool: looking closer would be parsing."""
 
 
@@ -57,7 +58,8 @@ class ProfilePools:
     def _kind_for(self, language: Language, code: str) -> Kind:
         if language == "javascript":
             return "javascript"
-        full = language == "python" and any(hint in code for hint in _FULL_HINTS)
+        awaits_more = "await" in code and not only_tools(code)
+        full = language == "python" and (awaits_more or any(hint in code for hint in _FULL_HINTS))
         return "full" if full or "bare" not in self._pools else "bare"
 
 

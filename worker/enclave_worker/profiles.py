@@ -53,7 +53,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     preload: tuple[str, ...] = ()
     """Modules that its zygote imports: a guest finds them loaded."""
     bare: bool = False
-    """Whether to keep a second zygote without any of them, for code that neither imports nor awaits."""
+    """Whether to keep a second zygote without any of them, for code that imports nothing and awaits only tools."""
     packages: tuple[str, ...] = ()
     """Installed distributions, by the names that `pip` knows, which guests can import with all that they depend on."""
     packages_dir: str = ""

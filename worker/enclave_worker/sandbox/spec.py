@@ -172,7 +172,7 @@ def python_spec(resources: Resources, *, counted: bool) -> SandboxSpec:
 
 
 def bare(spec: SandboxSpec) -> SandboxSpec:
-    """Return the same sandbox for code that neither imports nor awaits: nothing preloaded, and `lo` left down."""
+    """Return the same sandbox for code that imports nothing and awaits only tools: nothing preloaded, no `lo`."""
     return msgspec.structs.replace(spec, preload=(), loopback=False)
 
 

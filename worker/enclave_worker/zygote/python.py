@@ -10,18 +10,16 @@ import _ast
 import builtins
 import io
 import linecache
-import os
 import sys
 import traceback
 import types
 
-from . import driver, frames, preload, shell
+from . import awaits, driver, frames, preload, shell, tool_calls
+from .tool_calls import Answer, ToolError, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
-    import socket
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
     from typing import Any, NoReturn
 
     from .frames import Message
@@ -35,79 +33,10 @@ _MAX_DEPTH = 50
 _MAX_PARTS = 10_000
 
 _ONLY_AST = 0x400
-_MSG_DONTWAIT = 0x40
 _COROUTINE = 0x80
 _GENERATOR = 0x20 | 0x200
 _PLACE: dict[str, Any] = {"lineno": 1, "col_offset": 0, "end_lineno": 1, "end_col_offset": 0}
-_OWN_FILES = (__file__, driver.__file__, frames.__file__)
-
-
-class ToolError(Exception):
-    """A tool failed. `code` says how, for instance `UNKNOWN_TOOL`; `message` says why."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.code = code
-
-
-ToolError.__module__ = "__main__"  # where guests find it, and so how a traceback calls it
-
-
-class Worker(driver.Worker):
-    """The worker's end of the control socket, with the tools behind it."""
-
-    def __init__(self, fd: int) -> None:
-        super().__init__(fd)
-        self._pending: dict[int, asyncio.Future[object]] = {}
-        self._last_call = 0
-        self._socket: socket.socket | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From here on, take tool results in the background of `loop`."""
-        import socket  # noqa: PLC0415 - loaded with asyncio, which only guests that await need
-
-        self._loop = loop
-        self._socket = socket.socket(fileno=self.fd)
-        loop.add_reader(self.fd, self._on_readable)
-
-    def _on_readable(self) -> None:
-        assert self._socket is not None
-        try:
-            data = self._socket.recv(65536, _MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        if not data:
-            os._exit(1)  # the worker let go of us
-        self.buffer += data
-        while (message := frames.unpack(self.buffer)) is not None:
-            future = self._pending.pop(message["id"], None)
-            if future is None or future.done():
-                continue
-            if message["ok"]:
-                future.set_result(message["value"])
-            else:
-                future.set_exception(ToolError(message["message"], message["code"]))
-
-    async def call_tool(self, name: str, args: object = None, /, **named: object) -> object:
-        """Call the application's tool `name` and return its result.
-
-        Arguments are one JSON value (usually a dict), or are given by name. Several calls may wait at once:
-        `await asyncio.gather(call_tool("a", {...}), call_tool("b", {...}))`. Raises ToolError if the tool fails.
-        """
-        if not isinstance(name, str) or not name:
-            raise TypeError("call_tool: the tool's name must be a string")
-        if args is not None and named:
-            raise TypeError("call_tool: give the arguments as one value or by name, not both")
-        if self._loop is None:
-            raise RuntimeError("call_tool: use `await call_tool(...)` at the top level of the code")
-        self._last_call += 1
-        call, future = self._last_call, self._loop.create_future()
-        message = {"type": "tool_call", "id": call, "name": name, "args": named if args is None else args}
-        self.send(frames.encode(message))
-        self._pending[call] = future
-        return await future
+_OWN_FILES = (__file__, driver.__file__, frames.__file__, tool_calls.__file__)
 
 
 class Stream(io.TextIOWrapper):
@@ -198,12 +127,33 @@ def _run(worker: Worker, request: Message) -> bytes:
     except (SyntaxError, ValueError, RecursionError, OverflowError) as error:
         return _syntax_error(error)
     if function.__code__.co_flags & _COROUTINE:
-        return _run_in_loop(worker, function, request["maxResultBytes"])
+        run = _run_without_loop if awaits.only_tools(source) else _run_in_loop
+        return run(worker, function, request["maxResultBytes"])
     try:
         value = function()
     except BaseException as error:  # noqa: BLE001 - whatever the guest raises is how it ended
         return _failure(error)
     return _result(value, request["maxResultBytes"])
+
+
+def _run_without_loop(worker: Worker, function: types.FunctionType, max_result_bytes: int) -> bytes:
+    """Run code that awaits tools and nothing else. An event loop would cost more than all else that it does."""
+    worker.attach_to_nothing()
+    coroutine: Coroutine[object, None, object] = function()
+    try:
+        waited = coroutine.send(None)
+        while True:
+            if isinstance(waited, Answer):
+                worker.wait(waited)
+                waited = coroutine.send(None)
+            else:
+                # As a loop would say it.
+                waited = coroutine.throw(RuntimeError(f"Task got bad yield: {waited!r}"))
+    except StopIteration as end:
+        value = end.value
+    except BaseException as error:  # noqa: BLE001 - whatever the guest raises is how it ended
+        return _failure(error)
+    return _result(value, max_result_bytes)
 
 
 def _run_in_loop(worker: Worker, function: types.FunctionType, max_result_bytes: int) -> bytes:
