@@ -88,7 +88,20 @@ def parse_limits(raw: object, *, defaults: Limits | None = None) -> Limits:
     if not isinstance(raw, dict):
         raise RemoteProtocolError("not an object", field="limits", allowed="an object of limits")
     values: dict[str, Any] = msgspec.to_builtins(defaults) if defaults is not None else {}
-    spelled = {ALIASES.get(name, name): name for name in raw}
+    values |= raw if raw.keys() <= KNOWN else _by_own_names(raw)
+    try:
+        return msgspec.convert(values, Limits)
+    except msgspec.ValidationError as error:
+        reason, field = split_path(str(error))
+        spelled = {ALIASES.get(name, name): name for name in raw}
+        raise RemoteProtocolError(
+            reason, field=f"limits.{spelled.get(field, field)}".rstrip("."), allowed=_allowed(field)
+        ) from error
+
+
+def _by_own_names(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return limits that are named by their aliases under their own names; raises what `parse_limits` raises."""
+    values = {}
     for name, value in raw.items():
         target = ALIASES.get(name, name)
         if target not in KNOWN:
@@ -99,13 +112,7 @@ def parse_limits(raw: object, *, defaults: Limits | None = None) -> Limits:
                 f"is another name of {target}: give one of the two", field=f"limits.{name}", allowed=target
             )
         values[target] = value
-    try:
-        return msgspec.convert(values, Limits)
-    except msgspec.ValidationError as error:
-        reason, field = split_path(str(error))
-        raise RemoteProtocolError(
-            reason, field=f"limits.{spelled.get(field, field)}".rstrip("."), allowed=_allowed(field)
-        ) from error
+    return values
 
 
 _MISSING = "Object missing required field `"

@@ -74,9 +74,10 @@ class KeptEvents:
 
     def append(self, line: bytes) -> None:
         """Keep the next event."""
+        size = len(line)
         self._lines.append(line)
-        self.size_bytes += len(line)
-        self._budget.used_bytes += len(line)
+        self.size_bytes += size
+        self._budget.used_bytes += size
 
     def ack(self, seq: int) -> None:
         """Let go of every line up to this number. An old acknowledgement means nothing.

@@ -10,9 +10,11 @@ import os
 import resource
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
 from enclave_protocol import Code, __version__
+
+from .durations import Durations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -30,23 +32,24 @@ class WorkerMetrics:
         self.executions = Counter(
             "enclave_executions", "Executions that ended, by outcome.", ["outcome"], registry=registry
         )
-        self.duration_seconds = Histogram(
-            "enclave_execution_duration_seconds", "From acceptance to final.", buckets=_SECONDS, registry=registry
-        )
+        self._by_outcome: dict[str, Counter] = {}  # looked up once each: a label is checked whenever it is
+        durations = Durations("enclave_execution_duration_seconds", "From acceptance to final.", _SECONDS)
+        registry.register(durations)
+        self.observe_duration = durations.observer()
         self.cpu_seconds = Counter(
             "enclave_execution_cpu_seconds", "Processor time of sandboxes that ended.", registry=registry
         )
         self.truncated = Counter(
             "enclave_output_truncated", "Executions of which some output was cut.", registry=registry
         )
-        acquire = Histogram(
+        acquire = Durations(
             "enclave_pool_acquire_seconds",
             "From acceptance to a sandbox: a warm one, or a cold one that had to be made.",
-            ["result"],
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
+            label="result",
         )
-        self.warm_start_seconds, self.cold_start_seconds = acquire.labels("warm"), acquire.labels("cold")
+        registry.register(acquire)
+        self.observe_warm_start, self.observe_cold_start = acquire.observer("warm"), acquire.observer("cold")
         self.refused_messages = Counter(
             "enclave_messages_refused", "Messages refused, by field.", ["field"], registry=registry
         )
@@ -90,8 +93,12 @@ class WorkerMetrics:
 
     def ended(self, code: str, duration_s: float, *, cpu_s: float, truncated: bool) -> None:
         """Count one execution. A tool's own code counts as `TOOL_ERROR`: labels are a closed list."""
-        self.executions.labels(_OUTCOMES.get(code, "TOOL_ERROR")).inc()
-        self.duration_seconds.observe(duration_s)
+        outcome = _OUTCOMES.get(code, "TOOL_ERROR")
+        counter = self._by_outcome.get(outcome)
+        if counter is None:
+            counter = self._by_outcome[outcome] = self.executions.labels(outcome)
+        counter.inc()
+        self.observe_duration(duration_s)
         self.cpu_seconds.inc(cpu_s)
         if truncated:
             self.truncated.inc()

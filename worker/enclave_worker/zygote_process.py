@@ -46,9 +46,10 @@ _LEAVE_S = 5.0
 """How long a zygote may take to leave before it is killed."""
 _LOOK_S = 0.05
 _MAX_PACKET = 1 << 16
-_INT = struct.Struct("i")
 _DESCRIPTORS = 4
 """What comes with a new sandbox: control socket, stdout, stderr, pidfd."""
+_INT_BYTES = struct.calcsize("i")
+_RIGHTS_BYTES = socket.CMSG_LEN(_DESCRIPTORS * _INT_BYTES)
 
 
 class _Packet(msgspec.Struct):
@@ -306,12 +307,13 @@ def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
 
     `socket.recv_fds` cannot promise that: it leaves its flags aside.
     """
-    flags = socket.MSG_CMSG_CLOEXEC
-    data, ancillary, _, _ = control.recvmsg(_MAX_PACKET, socket.CMSG_LEN(_DESCRIPTORS * _INT.size), flags)
-    rights = (packed for level, kind, packed in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS))
-    # Of a list that the kernel cut, the last one may be a part.
-    whole = (packed[: len(packed) - len(packed) % _INT.size] for packed in rights)
-    return data, [descriptor for packed in whole for (descriptor,) in _INT.iter_unpack(packed)]
+    data, ancillary, _, _ = control.recvmsg(_MAX_PACKET, _RIGHTS_BYTES, socket.MSG_CMSG_CLOEXEC)
+    descriptors: list[int] = []
+    for level, kind, packed in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            # Of a list that the kernel cut, the last one may be a part.
+            descriptors += struct.unpack_from(f"{len(packed) // _INT_BYTES}i", packed)
+    return data, descriptors
 
 
 def _stderr() -> int:

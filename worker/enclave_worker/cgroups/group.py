@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -34,6 +34,15 @@ class GroupLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Processors' worth of time per wall time; 0 for no limit."""
 
 
+class Counts(NamedTuple):
+    """What only ever grows, of all sandboxes that a group has served."""
+
+    cpu_us: float
+    oom_kills: int
+    refused: int
+    """Forks and threads."""
+
+
 class ControlGroup:
     """A sandbox's directory in every hierarchy that counts. Owns the files it holds open until `close`."""
 
@@ -45,24 +54,23 @@ class ControlGroup:
         self._limits = limits
         self._memory_bytes = 0
         self._files = contextlib.ExitStack()
-        self._cpu_base_us = 0.0
-        self._oom_base = 0
-        self._refused_base = 0
+        self._base = Counts(0.0, 0, 0)
 
     def begin(self) -> None:
         """Forget the last sandbox: nothing is used, and limits are what they were."""
         self.limit_memory(self._limits.memory_bytes)
         self._reset_peak()
         self._forget_oom()
-        self._cpu_base_us, self._oom_base, self._refused_base = self._cpu_us(), self._oom_kills(), self._refused()
+        self._base = self._counts()
 
     def usage(self) -> Usage:
         """Return what the sandbox has used since `begin`."""
+        now, base = self._counts(), self._base
         return Usage(
-            cpu_ms=(self._cpu_us() - self._cpu_base_us) / 1000,
+            cpu_ms=(now.cpu_us - base.cpu_us) / 1000,
             peak_memory_bytes=self._peak_bytes(),
-            oom_kills=self._oom_kills() - self._oom_base,
-            refused_processes=self._refused() - self._refused_base,
+            oom_kills=now.oom_kills - base.oom_kills,
+            refused_processes=now.refused - base.refused,
         )
 
     def limit_memory(self, memory_bytes: int) -> None:
@@ -106,13 +114,7 @@ class ControlGroup:
     def _peak_bytes(self) -> int:
         raise NotImplementedError
 
-    def _cpu_us(self) -> float:
-        raise NotImplementedError
-
-    def _oom_kills(self) -> int:
-        raise NotImplementedError
-
-    def _refused(self) -> int:
+    def _counts(self) -> Counts:
         raise NotImplementedError
 
 
@@ -177,14 +179,10 @@ class ControlGroupV1(ControlGroup):
     def _peak_bytes(self) -> int:
         return int(_read(self._peak))
 
-    def _cpu_us(self) -> float:
-        return int(_read(self._cpu)) / 1000
-
-    def _oom_kills(self) -> int:
-        return _field(_read(self._oom), b"oom_kill")
-
-    def _refused(self) -> int:
-        return _field(_read(self._pids), b"max")
+    def _counts(self) -> Counts:
+        return Counts(
+            int(_read(self._cpu)) / 1000, _field(_read(self._oom), b"oom_kill"), _field(_read(self._pids), b"max")
+        )
 
 
 class ControlGroupV2(ControlGroup):
@@ -233,14 +231,12 @@ class ControlGroupV2(ControlGroup):
     def _peak_bytes(self) -> int:
         return int(_read(self._peak)) if self._peak is not None else 0
 
-    def _cpu_us(self) -> float:
-        return _field(_read(self._cpu), b"usage_usec")
-
-    def _oom_kills(self) -> int:
-        return _field(_read(self._memory_events), b"oom_kill")
-
-    def _refused(self) -> int:
-        return _field(_read(self._pids), b"max")
+    def _counts(self) -> Counts:
+        return Counts(
+            _field(_read(self._cpu), b"usage_usec"),
+            _field(_read(self._memory_events), b"oom_kill"),
+            _field(_read(self._pids), b"max"),
+        )
 
 
 def write_control(path: str, value: str) -> None:
@@ -260,8 +256,5 @@ def _read(fd: int) -> bytes:
 
 def _field(text: bytes, name: bytes) -> int:
     """Return the number behind `name` in lines of `name number`; 0 if there is none."""
-    for line in text.splitlines():
-        key, _, value = line.partition(b" ")
-        if key == name:
-            return int(value)
-    return 0
+    value = (b"\n" + text).partition(b"\n%b " % name)[2]
+    return int(value.partition(b"\n")[0] or 0)
