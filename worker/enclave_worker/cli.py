@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import math
 import os
@@ -211,6 +212,9 @@ async def _run(worker: RuntimeWorker, grace_s: float) -> None:
     except OSError as error:
         hint = _LISTEN_HINTS.get(error.errno or 0, "check --host and --port")
         _exit(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; {hint}")
+    # All that is there now stays: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     # The one line that a script waits for.
     where = f"listening on {worker.url}" if config.listen else f"dialling {','.join(config.dial)}"
     _say(f"enclave-runtime {where} at level {worker.level}")

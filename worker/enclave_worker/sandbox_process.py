@@ -273,9 +273,10 @@ class Sandbox:
             return False
         self._inbox += data
         body = self._next_frame()
-        if body is not None:
+        if body is not None and self.owner is not self.home:
             # What was printed before a frame was sent comes before it. Once for all frames of this read: the pipes hold
-            # it by now, and a guest that floods all three descriptors must not keep us here.
+            # it by now, and a guest that floods all three descriptors must not keep us here. Before there is a guest,
+            # nobody prints.
             self.drain()
         while body is not None:
             self.owner.on_frame(self, body)

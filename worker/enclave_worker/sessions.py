@@ -346,9 +346,9 @@ class _Run:
         if self._sessions.config.debug:
             log.info("session started", extra=self.about)
         self._sessions.listeners.execute.notify(self.session.session_id)
-        self._alarms.set("deadline", self.session.budget_ms / 1000, self._on_deadline)
         if limits.heartbeat_interval_ms:
             self._arm_heartbeat()
+        self._alarms.set("deadline", self.session.budget_ms / 1000, self._on_deadline)
         self._sessions.pools.take(self, self._offer.profile.name, self._given["language"], self._code)
         self._waited = self._sandbox is None
 
