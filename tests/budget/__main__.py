@@ -8,9 +8,9 @@ import sys
 import click
 
 from . import table
-from .service import CannotTraceError, measure
+from .service import CannotMeasureError, measure
 
-_CANNOT_TRACE = 3
+_CANNOT_MEASURE = 3
 _TIMES = 3
 
 
@@ -20,13 +20,13 @@ _TIMES = 3
 def command(*, write: bool, as_json: bool) -> None:
     """Run a fleet and some sessions, and count.
 
-    Exits with 1 if something costs more than it may, and with 3 if the machine lets nobody trace.
+    Exits with 1 if something costs more than it may, and with 3 if this machine does not let it be known.
     """
     try:
         now = _now(write=write)
-    except CannotTraceError as error:
-        click.echo(f"this machine lets nobody trace: {error}", err=True)
-        sys.exit(_CANNOT_TRACE)
+    except CannotMeasureError as error:
+        click.echo(str(error), err=True)
+        sys.exit(_CANNOT_MEASURE)
     if as_json:
         click.echo(json.dumps(vars(now)))
         return
@@ -36,14 +36,22 @@ def command(*, write: bool, as_json: bool) -> None:
 
 
 def _now(*, write: bool) -> table.Measured:
-    now = measure()
+    now = _measure()
     for _ in range(_TIMES - 1):
         if write:
-            now = table.pick(max, now, measure())
+            now = table.pick(max, now, _measure())
         elif table.complaints(now):
             # What costs more now does so each time; what chance has put together does not.
-            now = table.pick(min, now, measure())
+            now = table.pick(min, now, _measure())
     return now
+
+
+def _measure() -> table.Measured:
+    try:
+        return measure()
+    except CannotMeasureError as error:
+        click.echo(f"once more, since {error}", err=True)
+    return measure()
 
 
 def _show(now: table.Measured) -> bool:

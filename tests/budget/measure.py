@@ -57,10 +57,16 @@ _SPEC = FleetSpec(
     workers=1,
     pool_size=_POOL,
     tools=("enclave_client.bench.echo_tool",),
-    # Or a ping would be counted as some session's.
-    broker_options=("--ping-interval-s", "60", "--dead-after-s", "300"),
+    # So seldom that most sessions have none: a ping would be counted as the session's.
+    broker_options=("--ping-interval-s", "10", "--dead-after-s", "300"),
 )
-_FAILURES = (FleetError, OSError, RuntimeError)
+
+
+class _UnmeasuredError(Exception):
+    """Something took so long, or went so wrong, that what was counted means nothing."""
+
+
+_FAILURES = (FleetError, OSError, _UnmeasuredError)
 
 
 class _CountedFleet(Fleet):
@@ -93,13 +99,13 @@ class _Meter:
         self._connection = connection
         self._tracer = tracer
         self._last_s = 0.0
-        self._last = fleet.counts()
         assert fleet.broker.pid is not None
         assert fleet.workers[0].pid is not None
         self._roles = [(fleet.broker.pid, "broker"), (fleet.workers[0].pid, "worker")]
         launchers = footprint.children(fleet.workers[0].pid)
         keepers = [keeper for launcher in launchers for keeper in footprint.children(launcher)]
         self._zygotes = [zygote for keeper in keepers for zygote in footprint.children(keeper)]
+        self._last = self._counters()
 
     def sandboxes(self) -> dict[int, set[int]]:
         """Return the sandboxes of each zygote."""
@@ -113,18 +119,21 @@ class _Meter:
     def rest(self) -> Sample:
         """Wait until nothing happens any more; return what has happened since the last time."""
         answer = self._ask(quiet=_POOL * len(self._zygotes))
-        now_s, now = time.monotonic(), self._fleet.counts()
-        functions = {role: now[role][0] - self._last[role][0] for role in now}
-        sample = Sample.of(answer, now_s - self._last_s, functions)
+        now_s, now = time.monotonic(), self._counters()
+        sample = Sample.of(answer, now_s - self._last_s, {what: now[what] - self._last[what] for what in now})
         self._last_s, self._last = now_s, now
         return sample
+
+    def _counters(self) -> dict[str, int]:
+        functions = {f"{role} functions": called for role, (called, _) in self._fleet.counts().items()}
+        return functions | {"zygote faults": sum(_minor_faults(zygote) for zygote in self._zygotes)}
 
     async def run(self, body: bytes) -> Any:
         """Run a session; return its result."""
         answer = await self._connection.post("/sessions", body)
         result = re.search(rb'"ok":true,"result":(\d+)', answer)
         if not result:
-            raise RuntimeError(f"a session failed: {answer[-500:].decode()}")
+            raise _UnmeasuredError(f"a session failed: {answer[-500:].decode()}")
         return int(result[1])
 
     async def samples(self, body: bytes, count: int) -> list[Sample]:
@@ -150,7 +159,7 @@ class _Meter:
         self._tracer.send(json.dumps(question).encode())
         answer: dict[str, Any] = json.loads(self._tracer.recv(1 << 20))
         if "restless" in answer:
-            raise RuntimeError(f"the fleet does not come to rest: {answer['restless']}")
+            raise _UnmeasuredError(f"the fleet does not come to rest: {answer['restless']}")
         return answer
 
 
@@ -165,7 +174,14 @@ async def _sessions(meter: _Meter) -> Found:
         found[f"{kind}_sandbox_calls"] = typical(samples, "sandbox life", nothing)
         found[f"{kind}_sandbox_faults"] = typical(samples, "sandbox faults", nothing)
         if kind == "bare":
-            for what in ("zygote calls", "worker calls", "worker functions", "broker calls", "broker functions"):
+            for what in (
+                "zygote calls",
+                "zygote faults",
+                "worker calls",
+                "worker functions",
+                "broker calls",
+                "broker functions",
+            ):
                 found[what.replace(" ", "_")] = typical(samples, what, nothing)
     one, more = [await meter.samples(create_body(_TOOLS.format(n)), _SESSIONS) for n in (1, 1 + _TOOL_CALLS)]
     for what in ("worker calls", "worker functions", "broker calls", "broker functions"):
@@ -193,6 +209,10 @@ async def _standing(meter: _Meter, fleet: _CountedFleet) -> Found:
 
 def _median(values: Iterable[int]) -> int:
     return round(statistics.median(values))
+
+
+def _minor_faults(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 
 def _kib(path: str, field: str) -> int:
@@ -226,7 +246,7 @@ def main() -> None:
             measured = asyncio.run(_measure(tracer, Path(directory), log))
             sys.stdout.write(json.dumps(vars(measured)) if measured else "")
         except _FAILURES as error:
-            sys.exit("\n".join([*log, f"{type(error).__name__}: {error}"]))
+            sys.stdout.write(json.dumps({"failure": "\n".join([*log, f"{type(error).__name__}: {error}"])}))
 
 
 if __name__ == "__main__":

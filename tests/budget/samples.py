@@ -33,11 +33,11 @@ class Sample:
     """By what was counted (`worker calls`), and by the name of the system call, if it is one."""
 
     @classmethod
-    def of(cls, answer: dict[str, Any], elapsed_s: float, functions: dict[str, int]) -> Sample:
-        """Make one of the tracer's answer, and the functions that each program called."""
+    def of(cls, answer: dict[str, Any], elapsed_s: float, others: dict[str, int]) -> Sample:
+        """Make one of the tracer's answer, and other counts."""
         counts = {f"{role} calls": _by_name(calls) for role, calls in answer["calls"].items()}
-        for role, called in functions.items():
-            counts[f"{role} functions"] = Counter({"": called})
+        for what, count in others.items():
+            counts[what] = Counter({"": count})
         for ended in answer["ended"]:
             counts.setdefault(f"{ended['role']} life", Counter()).update(_by_name(ended["calls"]))
             counts.setdefault(f"{ended['role']} faults", Counter()).update({"": ended["faults"]})

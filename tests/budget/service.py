@@ -29,8 +29,8 @@ _BORN = {"zygote": "sandbox"}
 _SANDBOX = "sandbox"
 
 
-class CannotTraceError(Exception):
-    """The machine does not allow it."""
+class CannotMeasureError(Exception):
+    """The machine lets nobody trace, or is too busy for a fleet to come to rest: nothing is known of what it costs."""
 
 
 class _Service:
@@ -99,8 +99,8 @@ def measure() -> Measured:
     """Run `tests.budget.measure`, and return what it found. Takes all this process's children for its own.
 
     Raises:
-        CannotTraceError: the machine does not allow what we do.
-        RuntimeError: the fleet failed.
+        CannotMeasureError: the machine does not allow it.
+        RuntimeError: the program that measures is broken.
     """
     root = Path(__file__).parents[2]
     # A zygote that had to compile a module has more memory than one that found it compiled.
@@ -114,7 +114,10 @@ def measure() -> Measured:
         assert process.stdout is not None
         printed = process.stdout.read()
     if service.refused:
-        raise CannotTraceError(service.refused)
+        raise CannotMeasureError(f"nobody may trace: {service.refused}")
     if not printed:
         raise RuntimeError("the program that measures has failed, and said why")
-    return Measured(**json.loads(printed))
+    found = json.loads(printed)
+    if "failure" in found:
+        raise CannotMeasureError(found["failure"])
+    return Measured(**found)

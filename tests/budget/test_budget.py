@@ -11,7 +11,7 @@ import pytest
 
 from tests.budget import table
 
-_CANNOT_TRACE = 3
+_CANNOT_MEASURE = 3
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def now() -> table.Measured:
     """What it costs now."""
     command = [sys.executable, "-m", "tests.budget", "--json"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode == _CANNOT_TRACE:
+    if run.returncode == _CANNOT_MEASURE:
         pytest.skip(f"nothing is held to its budget: {run.stderr}")
     assert run.returncode == 0, run.stderr
     return table.Measured(**json.loads(run.stdout))
