@@ -58,6 +58,7 @@ FIGURES = {
     "broker_alone_growth",
     "density_made",
     "density_pss",
+    "density_importing_pss",
     "density_next_p50",
     "data_p50",
     "data_pss",
@@ -78,7 +79,7 @@ async def test_a_tiny_run_measures_everything_and_finds_no_failure_and_no_leak(t
     assert out.decode().endswith("failed: 0\nleaked: nothing\n")
     told: dict[str, Any] = json.loads(file.read_bytes())
     # The kernel shows the memory of sandboxes to root only.
-    unseen = set() if os.geteuid() == 0 else {"warm_sandbox_pss", "density_pss", "data_pss"}
+    unseen = set() if os.geteuid() == 0 else {"warm_sandbox_pss", "density_pss", "density_importing_pss", "data_pss"}
     assert {figure["name"] for figure in told["figures"]} == FIGURES - unseen
     assert all(figure["unit"] for figure in told["figures"])
     # Memory may well not grow, and what grew in one test may be used in the next.

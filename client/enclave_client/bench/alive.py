@@ -21,7 +21,9 @@ TOOLS = "enclave_client.bench.hold_tool"
 """The module that the broker needs."""
 MAKE_AT_ONCE = 50
 """How many are asked for at a time: those alive wait, so this many are being made."""
-_HOLD = 'return await call_tool("bench_hold", {})'
+HOLD = 'return await call_tool("bench_hold", {})'
+HOLD_AND_IMPORT = f"import json\n{HOLD}"
+"""The same from a zygote that has loaded what code imports."""
 _RELEASE = 'return await call_tool("bench_release", {})'
 _LIFE_MS = 600_000
 _GONE_S = 30.0
@@ -62,10 +64,10 @@ class Alive:
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def make(self, count: int) -> float:
-        """Make `count` more; return how long it took until the last of them had called its tool, in s."""
+    async def make(self, count: int, code: str = HOLD) -> float:
+        """Make `count` more that run `code`; return how long it took until the last of them had called a tool, in s."""
         raise_descriptors(len(self) + count)
-        body = self._body(_HOLD)
+        body = self._body(code)
         at_once = asyncio.Semaphore(MAKE_AT_ONCE)
 
         async def one() -> None:

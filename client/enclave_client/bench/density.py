@@ -27,6 +27,8 @@ SESSIONS = 1000
 SESSIONS_A_ROUND = 50
 """Of a run of fewer rounds than usual, so that a quick one stays quick."""
 TIMES = 2
+IMPORTING = 10
+"""One for so many: those that import are counted on their own, on top of all others."""
 SPARE_SLOTS = 32
 MAX_MADE_S = 5.0
 MAX_EACH_MB = 3.0
@@ -72,7 +74,7 @@ class _Found:
         self.before_ms: list[float] = []
         """On the same fleet, while nobody waits yet."""
         self.looks: list[Look] = []
-        """With none, half and all of them, of the first time."""
+        """With none, half and all of them; before and after some more that import. Of the first time."""
 
 
 async def density(load: Load, plan: Plan) -> list[Figure]:
@@ -80,7 +82,8 @@ async def density(load: Load, plan: Plan) -> list[Figure]:
     count = min(SESSIONS, SESSIONS_A_ROUND * plan.rounds)
     alive.raise_descriptors(count)  # the programs inherit it
     found = _Found()
-    spec = FleetSpec(workers=1, max_sessions=count + SPARE_SLOTS, tools=(alive.TOOLS,))
+    slots = count + count // IMPORTING + SPARE_SLOTS
+    spec = FleetSpec(workers=1, max_sessions=slots, tools=(alive.TOOLS,))
     async with running_fleet(spec, lambda *_: None) as fleet:
         own = Load(fleet.url)
         try:
@@ -105,6 +108,9 @@ async def _measure(load: Load, other: Load, fleet: Fleet, count: int, found: _Fo
         for _ in range(BLOCKS):
             found.beside_ms += await load.one_by_one(body, BLOCK_SESSIONS)
             found.elsewhere_ms += await other.one_by_one(body, BLOCK_SESSIONS)
+        before = Look.at(fleet)
+        await sessions.make(count // IMPORTING, alive.HOLD_AND_IMPORT)
+        looks += [before, Look.at(fleet)]
     found.looks = found.looks or looks
 
 
@@ -123,7 +129,7 @@ def _figures(count: int, found: _Found) -> list[Figure]:
         )
     ]
     if found.looks[0].pss_mb:
-        figures.append(_held(count, found.looks))
+        figures += [_held(count, found.looks), _held_importing(count // IMPORTING, found.looks)]
     return [*figures, _next(count, found)]
 
 
@@ -148,7 +154,7 @@ def _next(count: int, found: _Found) -> Figure:
 
 
 def _held(count: int, looks: list[Look]) -> Figure:
-    none, half, full = (msgspec.to_builtins(each) for each in looks)
+    none, half, full = (msgspec.to_builtins(each) for each in looks[:3])
     added = {name: (full[name] - none[name]) / count for name in none}
     last = {name: (full[name] - half[name]) / (count - count // 2) for name in none}
     return at_most(
@@ -163,3 +169,11 @@ def _held(count: int, looks: list[Look]) -> Figure:
         f"processes {added['processes']:.1f}",
         detail={"perSession": added, "perSessionOfSecondHalf": last},
     )
+
+
+def _held_importing(count: int, looks: list[Look]) -> Figure:
+    before, after = looks[3:]
+    said = f"what each of {count} more of them adds to those"
+    title = "each that waits and has imported, PSS"
+    value = (after.pss_mb - before.pss_mb) / count
+    return at_most("density_importing_pss", title, value, "MB", MAX_EACH_MB, compared_with=said)
