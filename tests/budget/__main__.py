@@ -7,8 +7,7 @@ import sys
 
 import click
 
-from . import table
-from .service import CannotMeasureError, measure
+from . import service, table
 
 _CANNOT_MEASURE = 3
 _TIMES = 3
@@ -16,15 +15,19 @@ _TIMES = 3
 
 @click.command(name="budget")
 @click.option("--write", is_flag=True, help=f"Count {_TIMES} times, and make that the budget, in budget.md.")
+@click.option("--in-order", is_flag=True, help="Print what one sandbox does, with its page faults, and count no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was counted as JSON, and judge nothing.")
-def command(*, write: bool, as_json: bool) -> None:
+def command(*, write: bool, as_json: bool, in_order: bool) -> None:
     """Run a fleet and some sessions, and count.
 
     Exits with 1 if something costs more than it may, and with 3 if this machine does not let it be known.
     """
     try:
+        if in_order:
+            _show_order()
+            return
         now = _now(write=write)
-    except CannotMeasureError as error:
+    except service.CannotMeasureError as error:
         click.echo(str(error), err=True)
         sys.exit(_CANNOT_MEASURE)
     if as_json:
@@ -48,10 +51,17 @@ def _now(*, write: bool) -> table.Measured:
 
 def _measure() -> table.Measured:
     try:
-        return measure()
-    except CannotMeasureError as error:
+        return service.measure()
+    except service.CannotMeasureError as error:
         click.echo(f"once more, since {error}", err=True)
-    return measure()
+    return service.measure()
+
+
+def _show_order() -> None:
+    before = 0
+    for name, faults in service.in_order():
+        click.echo(f"{faults - before:4} faults, then {name}")
+        before = faults
 
 
 def _show(now: table.Measured) -> bool:

@@ -1,10 +1,10 @@
 """Runs a fleet and, one at a time, the sessions whose cost is counted: a program that `service` starts and traces for.
 
-    python -m tests.budget.measure DESCRIPTOR
+    python -m tests.budget.measure DESCRIPTOR [--in-order]
 
 The programs are the real ones, with a counter of function calls in two of them. Each session is followed until all that
 it caused is over, the making of the sandbox that replaces its own included. Prints what it found as JSON: by the name
-of the figure, the count, by the name of the system call if it counts those.
+of the figure, the count, by the name of the system call if it counts those; or else what one sandbox did, in order.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from enclave_client.bench.load import SUM, create_body
 from enclave_client.fleet import Fleet, FleetError, FleetSpec
 
 from . import counted
-from .samples import Sample, typical
+from .samples import Sample, name_of, typical
 from .table import Measured
+from .tracer import minor_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,6 +43,7 @@ _SESSIONS = 9
 _IDLE_LOOKS = 6
 _WARM_UP = 5
 _TOOL_CALLS = 8
+_PROGRAMS = ("worker calls", "worker functions", "broker calls", "broker functions")
 _KINDS = {
     "bare": create_body(SUM),
     "full": create_body("import json\nreturn 2"),
@@ -126,7 +128,7 @@ class _Meter:
 
     def _counters(self) -> dict[str, int]:
         functions = {f"{role} functions": called for role, (called, _) in self._fleet.counts().items()}
-        return functions | {"zygote faults": sum(_minor_faults(zygote) for zygote in self._zygotes)}
+        return functions | {"zygote faults": sum(minor_faults(zygote) for zygote in self._zygotes)}
 
     async def run(self, body: bytes) -> Any:
         """Run a session; return its result."""
@@ -135,6 +137,12 @@ class _Meter:
         if not result:
             raise _UnmeasuredError(f"a session failed: {answer[-500:].decode()}")
         return int(result[1])
+
+    def order(self) -> list[tuple[str, int]]:
+        """Return the calls of a sandbox that has ended since the last rest, each with its page faults up to it."""
+        ended = self._ask(quiet=_POOL * len(self._zygotes))["ended"]
+        sandbox = next(one for one in ended if one["role"] == "sandbox")
+        return [(name_of(number), faults) for number, faults in sandbox["order"]]
 
     async def samples(self, body: bytes, count: int) -> list[Sample]:
         """Run sessions; return what each cost."""
@@ -174,17 +182,10 @@ async def _sessions(meter: _Meter) -> Found:
         found[f"{kind}_sandbox_calls"] = typical(samples, "sandbox life", nothing)
         found[f"{kind}_sandbox_faults"] = typical(samples, "sandbox faults", nothing)
         if kind == "bare":
-            for what in (
-                "zygote calls",
-                "zygote faults",
-                "worker calls",
-                "worker functions",
-                "broker calls",
-                "broker functions",
-            ):
+            for what in ("zygote calls", "zygote faults", *_PROGRAMS):
                 found[what.replace(" ", "_")] = typical(samples, what, nothing)
     one, more = [await meter.samples(create_body(_TOOLS.format(n)), _SESSIONS) for n in (1, 1 + _TOOL_CALLS)]
-    for what in ("worker calls", "worker functions", "broker calls", "broker functions"):
+    for what in _PROGRAMS:
         found[f"tool_{what.replace(' ', '_')}"] = typical(more, what, nothing) - typical(one, what, nothing)
     return found
 
@@ -211,10 +212,6 @@ def _median(values: Iterable[int]) -> int:
     return round(statistics.median(values))
 
 
-def _minor_faults(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
-
-
 def _kib(path: str, field: str) -> int:
     for line in Path(path).read_text().splitlines():
         if line.startswith(field):
@@ -222,18 +219,22 @@ def _kib(path: str, field: str) -> int:
     raise AssertionError(f"{path} has no {field}")
 
 
-async def _measure(tracer: socket.socket, directory: Path, log: list[str]) -> Measured | None:
+async def _measure(tracer: socket.socket, directory: Path, log: list[str], *, in_order: bool) -> dict[str, Any]:
     fleet = _CountedFleet(_SPEC, directory, log)
     try:
         await fleet.start()
         async with Connection(fleet.url) as connection:
             meter = _Meter(fleet, connection, tracer)
             if not meter.seize():
-                return None  # who refused knows why
+                return {}  # who refused knows why
             # Until none is left of the sandboxes that there were: an ordinary user can't have those traced.
             for body in [*_KINDS.values(), create_body(_TOOLS.format(1))] * _WARM_UP:
                 await meter.run(body)
-            return Measured(fleet.workers[0].level, await _sessions(meter) | await _standing(meter, fleet))
+            if in_order:
+                meter.rest()
+                await meter.run(_KINDS["bare"])
+                return {"order": meter.order()}
+            return vars(Measured(fleet.workers[0].level, await _sessions(meter) | await _standing(meter, fleet)))
     finally:
         await fleet.stop()
 
@@ -243,8 +244,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory, socket.socket(fileno=int(sys.argv[1])) as tracer:
         log: list[str] = []
         try:
-            measured = asyncio.run(_measure(tracer, Path(directory), log))
-            sys.stdout.write(json.dumps(vars(measured)) if measured else "")
+            found = asyncio.run(_measure(tracer, Path(directory), log, in_order=sys.argv[2:] == ["--in-order"]))
+            sys.stdout.write(json.dumps(found))
         except _FAILURES as error:
             sys.stdout.write(json.dumps({"failure": "\n".join([*log, f"{type(error).__name__}: {error}"])}))
 

@@ -24,6 +24,11 @@ _TABLE = {"x86_64": X86_64, "aarch64": AARCH64}.get(os.uname().machine, {})
 _names = {number: name for name, number in _TABLE.items()}
 
 
+def name_of(number: int) -> str:
+    """Return the name of a system call."""
+    return _names.get(number, f"call {number}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """What happened from one rest to the next."""
@@ -40,7 +45,7 @@ class Sample:
             counts[what] = Counter({"": count})
         for ended in answer["ended"]:
             counts.setdefault(f"{ended['role']} life", Counter()).update(_by_name(ended["calls"]))
-            counts.setdefault(f"{ended['role']} faults", Counter()).update({"": ended["faults"]})
+            counts.setdefault(f"{ended['role']} faults", Counter()).update({"": ended["minor_faults"]})
         return cls(elapsed_s, counts)
 
     @classmethod
@@ -67,5 +72,5 @@ def typical(samples: Sequence[Sample], what: str, idle: Sample) -> Counter[str]:
 
 
 def _by_name(calls: dict[str, int]) -> Counter[str]:
-    named = ((_names.get(int(number), f"call {number}"), count) for number, count in calls.items())
+    named = ((name_of(int(number)), count) for number, count in calls.items())
     return Counter({name: count for name, count in named if name not in UNCOUNTED})

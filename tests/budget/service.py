@@ -34,9 +34,9 @@ class CannotMeasureError(Exception):
 
 
 class _Service:
-    def __init__(self, asker: socket.socket) -> None:
+    def __init__(self, asker: socket.socket, in_order: str) -> None:
         self._asker = asker
-        self._tracer = Tracer(_BORN)
+        self._tracer = Tracer(_BORN, in_order)
         self._awaited = -1  # sandboxes that there must be before we say that all is quiet; -1 if nobody waits
         self._doings = -1
         self._since_s = self._deadline_s = 0.0
@@ -88,8 +88,7 @@ class _Service:
         elif now_s - self._since_s > _QUIET_S and tracer.asleep():
             self._awaited = -1
             calls, ended = tracer.take()
-            told = [{"role": one.role, "calls": one.calls, "faults": one.minor_faults} for one in ended]
-            self._answer(calls=calls, ended=told)
+            self._answer(calls=calls, ended=[vars(one) for one in ended])
 
     def _answer(self, **message: Any) -> None:
         self._asker.send(json.dumps(message).encode())
@@ -102,14 +101,27 @@ def measure() -> Measured:
         CannotMeasureError: the machine does not allow it.
         RuntimeError: the program that measures is broken.
     """
+    return Measured(**_ask_program([], ""))
+
+
+def in_order() -> list[tuple[str, int]]:
+    """Return the system calls of a sandbox from its fork to its death, each with the page faults up to it.
+
+    Raises what `measure` raises.
+    """
+    found: list[tuple[str, int]] = _ask_program(["--in-order"], _SANDBOX)["order"]
+    return found
+
+
+def _ask_program(arguments: list[str], in_order: str) -> dict[str, Any]:
     root = Path(__file__).parents[2]
     # A zygote that had to compile a module has more memory than one that found it compiled.
     compileall.compile_dir(root / "worker" / "enclave_worker" / "zygote", quiet=2)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "tests.budget.measure", str(theirs.fileno())]
+    command = [sys.executable, "-m", "tests.budget.measure", str(theirs.fileno()), *arguments]
     with ours, subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE, cwd=root) as process:
         theirs.close()
-        service = _Service(ours)
+        service = _Service(ours, in_order)
         service.serve()
         assert process.stdout is not None
         printed = process.stdout.read()
@@ -117,7 +129,7 @@ def measure() -> Measured:
         raise CannotMeasureError(f"nobody may trace: {service.refused}")
     if not printed:
         raise RuntimeError("the program that measures has failed, and said why")
-    found = json.loads(printed)
+    found: dict[str, Any] = json.loads(printed)
     if "failure" in found:
         raise CannotMeasureError(found["failure"])
-    return Measured(**found)
+    return found

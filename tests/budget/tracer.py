@@ -58,6 +58,8 @@ class Tracee:
     """How often it made each system call, by number."""
     within: int = -1
     """The number of the call that it is in; -1 if in none."""
+    order: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    """Its calls one after another, each with the page faults up to it; empty unless asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +70,18 @@ class Ended:
     calls: Counter[int]
     minor_faults: int
     """Pages that it touched and that the kernel had to give it, map for it, or copy."""
+    order: list[tuple[int, int]]
+    """See `Tracee`."""
 
 
 class Tracer:
     """Traces processes; see above."""
 
-    def __init__(self, born: dict[str, str]) -> None:
+    def __init__(self, born: dict[str, str], in_order: str = "") -> None:
         self._born = born
         """What roles children have, by their parent's role; the parent's own if it is not here."""
+        self._in_order = in_order
+        """Of whom to note the order of calls."""
         self._tracees: dict[int, Tracee] = {}
         self._early: set[int] = set()  # children that stopped before their parent told of them
         self._whole: set[int] = set()  # traced from their first instruction on
@@ -155,6 +161,8 @@ class Tracer:
         tracee.calls[number] += 1
         tracee.within = number
         self.doings += number not in self._idle
+        if tracee.role == self._in_order:
+            tracee.order.append((number, minor_faults(tracee.tid)))
 
     def _parent_stopped(self, parent: Tracee) -> None:
         message = ctypes.c_ulong()
@@ -167,20 +175,29 @@ class Tracer:
             with contextlib.suppress(ProcessLookupError):  # killed meanwhile
                 _ptrace(_SYSCALL, tid)
 
-    def _gone(self, tid: int, minor_faults: int) -> None:
+    def _gone(self, tid: int, faults: int) -> None:
         tracee = self._tracees.pop(tid, None)
         if tracee is None:
             self._early.discard(tid)
         elif tid in self._whole:
             self._whole.discard(tid)
-            self._ended.append(Ended(tracee.role, tracee.calls, minor_faults))
+            self._ended.append(Ended(tracee.role, tracee.calls, faults, tracee.order))
         else:
             self._calls.setdefault(tracee.role, Counter()).update(tracee.calls)
+
+
+def minor_faults(tid: int) -> int:
+    """Return how many pages a process has touched that the kernel had to give it, map for it, or copy."""
+    return int(_stat(tid)[7])
 
 
 def _state(tid: int) -> str:
     """Return the letter of what state a thread is in; none if it is gone."""
     try:
-        return Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].split()[0]
+        return _stat(tid)[0]
     except OSError:
         return ""
+
+
+def _stat(tid: int) -> list[str]:
+    return Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].split()
