@@ -41,6 +41,8 @@ MAX_FIELD_CHARS = 256
 _ABOUT = "about"
 _NAMES = {"session_id": "sessionId", "worker_id": "workerId", "tenant": "tenant", "trace_id": "traceId"}
 _NAMES |= {"call_id": "callId", "tool": "tool"}
+_SEPARATORS = frozenset(' "[]=')
+"""What a field that is written for people has to be quoted for."""
 
 
 def about(
@@ -153,5 +155,5 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _word(value: str) -> str:
-    plain = value and not any(char in ' "[]=' for char in value)
+    plain = value and _SEPARATORS.isdisjoint(value)
     return value if plain else msgspec.json.encode(value).decode()
