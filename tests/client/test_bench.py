@@ -63,6 +63,7 @@ FIGURES = {
     "data_p50",
     "data_pss",
 }
+RIVALS = {"bare", "ipykernel", "bwrap", "gvisor"}
 HELD = Held(processes=1, zombies=0, broker_fds=2, worker_fds=3, zygote_fds=4, mounts=5, cgroups=6)
 
 
@@ -76,16 +77,26 @@ async def test_a_tiny_run_measures_everything_and_finds_no_failure_and_no_leak(t
     out, err = await process.communicate()
 
     assert (process.returncode, err) == (0, b""), out.decode()
-    assert out.decode().endswith("failed: 0\nleaked: nothing\n")
+    assert "\nfailed: 0\n" in out.decode()
+    assert out.decode().endswith("\nleaked: nothing\n")
     told: dict[str, Any] = json.loads(file.read_bytes())
     # The kernel shows the memory of sandboxes to root only.
     unseen = set() if os.geteuid() == 0 else {"warm_sandbox_pss", "density_pss", "density_importing_pss", "data_pss"}
     assert {figure["name"] for figure in told["figures"]} == FIGURES - unseen
+    unseen = set() if os.geteuid() == 0 else {"warm_sandbox_pss", "density_pss", "data_pss"}
+    names = {figure["name"] for figure in told["figures"]}
+    compared = {name for name in RIVALS if f"{name}_p50" in names}
+    assert names == (FIGURES - unseen) | {f"{name}_{what}" for name in compared for what in ("p50", "rate")}
+    # Each of the others is told to be left out, and nothing else is.
+    assert "bare" in compared
+    assert len(compared) + len(told["left_out"]) == len(RIVALS)
+    assert len(told["curves"]) == 1 + len(compared)
+    assert file.with_suffix(".svg").read_text(encoding="utf-8").startswith("<svg ")
     assert all(figure["unit"] for figure in told["figures"])
     # Memory may well not grow, and what grew in one test may be used in the next.
     unmeasured = [figure["name"] for figure in told["figures"] if figure["value"] <= 0]
     assert [name for name in unmeasured if not name.endswith(("_growth", "_memory"))] == []
-    assert (told["failed"], told["failures"], told["leaks"], told["left_out"]) == (0, [], {}, [])
+    assert (told["failed"], told["failures"], told["leaks"]) == (0, [], {})
     assert told["settings"] == {"rounds": 1, "sessions": 20, "workers": 1}
     assert {"kernel", "cpu", "cores", "python"} <= told["machine"].keys()
 
@@ -98,7 +109,8 @@ async def test_an_ordinary_user_can_measure_too() -> None:
     out, err = await process.communicate()
 
     assert (process.returncode, err) == (0, b""), out.decode()
-    assert out.decode().endswith("failed: 0\nleaked: nothing\n")
+    assert "\nfailed: 0\n" in out.decode()
+    assert out.decode().endswith("\nleaked: nothing\n")
 
 
 def test_a_percentile_is_one_of_the_samples() -> None:

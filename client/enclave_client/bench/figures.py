@@ -31,6 +31,34 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Further numbers from the same measurement."""
 
 
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """How long requests took at one load."""
+
+    asked: float
+    """Requests in a second, on average."""
+    served: float
+    """Answers in a second while they were asked for: fewer than `asked` if it was too much."""
+    requests: int
+    refused: int
+    failed: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+    late_p99_ms: float
+    """How late the load generator itself was woken: what the machine adds to every time."""
+
+
+class Series(msgspec.Struct, frozen=True, kw_only=True):
+    """Latency against load, of one thing that was asked."""
+
+    title: str
+    capacity: float
+    """Answers in a second if each of a number of clients asks for the next one when it has one."""
+    points: list[Point]
+    """From the lowest load to the highest."""
+
+
 def percentile(samples: Sequence[float], percent: float) -> float:
     """Return the smallest sample that `percent` of them do not exceed (nearest rank); raises ValueError on none."""
     if not samples:

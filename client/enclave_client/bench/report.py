@@ -12,7 +12,7 @@ import msgspec
 
 from enclave_protocol import __version__
 
-from .figures import Figure  # noqa: TC001 - msgspec reads the annotation at run time
+from .figures import Figure, Series  # noqa: TC001 - msgspec reads the annotations at run time
 
 _WIDTH = 118
 
@@ -31,6 +31,8 @@ class Report(msgspec.Struct, kw_only=True):
     """What was held more often after the sessions than before; empty if nothing was."""
     left_out: list[str] = []
     """What was not measured, and why, in words."""
+    curves: list[Series] = []
+    """Latency against load, of sessions and of what they are compared with."""
 
     @property
     def ok(self) -> bool:

@@ -11,11 +11,12 @@ from websockets.exceptions import WebSocketException
 
 from enclave_client.fleet import Fleet, FleetError, FleetSpec, running_fleet
 
-from . import bursts, data_profile, footprint, languages, phases, streaming
+from . import bursts, curve, data_profile, footprint, languages, phases, rivals, streaming
 from .alone import alone
 from .crowd import CLIENTS, CLIENTS_A_ROUND, crowd
 from .density import density
 from .growth import growth
+from .instead import instead
 from .load import MAX_FAILURES_KEPT, MIXED, Load
 from .neighbours import neighbours
 from .report import Report, describe_machine, ending, line, machine_line
@@ -85,6 +86,10 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
         add(await neighbours(load, plan))
         add(await phases.endurance(load, plan))
         add(await growth(load, fleet, plan))
+        async with rivals.running(report.left_out) as others:
+            add(await instead(load, plan, others))
+            report.curves = await curve.curves(load, curve.part_of(plan.rounds), others)
+        say("\n".join(curve.lines(report.curves)))
     except _BROKEN as error:
         load.fail(f"{type(error).__name__} {error}; the rest was not measured")
     after = await settled(fleet, before)

@@ -40,7 +40,13 @@ if TYPE_CHECKING:
     envvar="ENCLAVE_WORKERS",
     help="How many workers to start.",
 )
-@click.option("--json", "file", type=click.File("wb"), envvar="ENCLAVE_JSON", help="Write everything measured there.")
+@click.option(
+    "--json",
+    "file",
+    type=click.File("wb"),
+    envvar="ENCLAVE_JSON",
+    help="Write everything measured there; beside a file.json, file.svg is a picture of latency against load.",
+)
 def command(sessions: int, rounds: int, workers: int, file: BinaryIO | None) -> None:
     """Measure a fleet on this machine.
 
@@ -48,7 +54,8 @@ def command(sessions: int, rounds: int, workers: int, file: BinaryIO | None) -> 
     unless a session failed or something leaked: a target that was missed is only shown.
     """
     from enclave_client.bench.phases import Plan  # noqa: PLC0415 - only this command pays for it
-    from enclave_client.bench.run import run  # noqa: PLC0415 - so that other commands start fast
+    from enclave_client.bench.picture import draw_beside  # noqa: PLC0415 - so that other commands start fast
+    from enclave_client.bench.run import run  # noqa: PLC0415 - the same
 
     try:
         report = uvloop.run(run(Plan(rounds=rounds, sessions=sessions), workers, click.echo))
@@ -57,4 +64,5 @@ def command(sessions: int, rounds: int, workers: int, file: BinaryIO | None) -> 
         sys.exit(1)
     if file is not None:
         file.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        draw_beside(file.name, report.curves, report.machine)
     sys.exit(0 if report.ok else 1)

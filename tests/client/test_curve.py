@@ -1,0 +1,194 @@
+"""Latency against load, what it is compared with, and its picture. How fast anything is, is not asked."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import msgspec
+import pytest
+
+from enclave_client.bench import kernel, rivals
+from enclave_client.bench.curve import FEWER_SHARES, SHARES, CurveReport, lines, part_of, point
+from enclave_client.bench.figures import Point, Series
+from enclave_client.bench.open_loop import Answer, Outcome, closed_rate
+from enclave_client.bench.picture import draw, draw_beside
+from tests.support import PATIENCE_S
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SVG = "{http://www.w3.org/2000/svg}"
+MACHINE = {
+    "cpu": "a <fast> one",
+    "cores": 2,
+    "memoryMb": 1,
+    "kernel": "6",
+    "python": "3",
+    "root": True,
+    "loadBefore": 0,
+}
+
+
+def at(asked: float, p50_ms: float, p99_ms: float) -> Point:
+    some = {"served": asked, "requests": 100, "refused": 0, "failed": 0, "p90_ms": p99_ms, "max_ms": p99_ms}
+    return Point(asked=asked, p50_ms=p50_ms, p99_ms=p99_ms, late_p99_ms=0.1, **some)  # type: ignore[arg-type]
+
+
+OURS = Series(title="Ours & <all>", capacity=400.0, points=[at(10, 2, 5), at(100, 3, 9), at(500, 80, 300)])
+OTHER = Series(title="Other", capacity=60.0, points=[at(5, 20, 40), at(50, 25, 90)])
+
+
+def picture(*series: Series) -> ET.Element:
+    return ET.fromstring(draw(series, "a machine"))
+
+
+def entries(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
+
+
+def heights(path: ET.Element) -> list[float]:
+    return [float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", path.attrib["d"])]
+
+
+def test_each_series_has_a_line_for_each_percentile_and_a_dot_for_each_load() -> None:
+    drawn = picture(OURS, OTHER)
+
+    for number, series in enumerate((OURS, OTHER)):
+        for kind in ("p50", "p99"):
+            paths = [path for path in drawn.iter(f"{SVG}path") if path.attrib["class"] == f"{kind} line{number}"]
+            assert len(heights(paths[0])) == len(series.points)
+        dots = [dot for dot in drawn.iter(f"{SVG}circle") if dot.attrib["class"] == f"dot{number}"]
+        assert len(dots) == len(series.points) + 1  # one is the legend's
+    texts = [text.text or "" for text in drawn.iter(f"{SVG}text")]
+    assert {
+        "Ours & <all>; 16 clients get 400/s",
+        "Other; 16 clients get 60/s",
+        "a machine",
+        "16 clients get 400/s",
+    } <= set(texts)
+
+
+def test_what_takes_longer_is_higher_and_what_is_asked_more_often_is_further_right() -> None:
+    drawn = picture(OURS)
+    p50, p99 = (
+        next(each for each in drawn.iter(f"{SVG}path") if kind in each.attrib["class"]) for kind in ("p50", "p99")
+    )
+    dots = [dot for dot in drawn.iter(f"{SVG}circle") if dot.find(f"{SVG}title") is not None]
+    across = [float(dot.attrib["cx"]) for dot in dots]
+
+    assert heights(p50) == sorted(heights(p50), reverse=True)
+    assert all(slow < usual for slow, usual in zip(heights(p99), heights(p50), strict=True))
+    assert across == sorted(across)
+    # Everything is on the paper, and a factor of ten is as far apart wherever it is.
+    assert all(0 < x < 880 for x in across)
+    assert across[1] - across[0] == pytest.approx((across[2] - across[1]) / 0.69897, abs=0.5)
+
+
+def test_the_picture_is_readable_in_light_and_in_dark() -> None:
+    style = picture(OURS).findtext(f"{SVG}style") or ""
+    light, dark = style.split("@media (prefers-color-scheme: dark)")
+
+    for selector in ("text", ".dim", ".paper", ".grid", ".limit", *(f".line{number}" for number in range(5))):
+        colours = [re.search(rf"{re.escape(selector)} {{[^}}]*(#\w+)", part) for part in (light, dark)]
+        assert all(colours), selector
+        assert len({found[1] for found in colours if found}) == 2, selector
+
+
+def test_without_a_point_there_is_no_picture(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    file.write_text("{}")
+
+    with pytest.raises(ValueError, match="no point"):
+        draw([Series(title="x", capacity=1.0, points=[])], "a machine")
+    draw_beside(str(file), [], MACHINE)
+    draw_beside("<stdout>", [OURS], MACHINE)
+    assert list(tmp_path.iterdir()) == [file]
+    draw_beside(str(file), [OURS, Series(title="x", capacity=1.0, points=[])], MACHINE)
+    assert "a &lt;fast&gt; one" in (tmp_path / "figures.svg").read_text(encoding="utf-8")
+
+
+def test_a_point_says_what_became_of_all_that_was_asked() -> None:
+    outcome = Outcome()
+    outcome.accepted_ms, outcome.refused_ms = [float(ms) for ms in range(1, 101)], [0.5]
+    outcome.failed, outcome.served, outcome.seconds = 2, 80, 2.0
+    found = point(60.0, outcome)
+
+    assert (found.p50_ms, found.p90_ms, found.p99_ms, found.max_ms) == (50, 90, 99, 100)
+    assert (found.requests, found.refused, found.failed, found.served) == (103, 1, 2, 40)
+    assert lines([Series(title="x", capacity=50.0, points=[found])])[-1].endswith("103  1  2 FAILED")
+
+
+def test_a_short_run_has_a_short_part_of_it() -> None:
+    assert (part_of(1).rounds, part_of(20).rounds) == (1, 4)
+    assert part_of(1).seconds < part_of(20).seconds == part_of(60).seconds
+
+
+async def test_a_program_that_fails_is_no_answer() -> None:
+    with ThreadPoolExecutor(2) as threads:
+        assert await rivals.Program(["/bin/true"], threads).ask() is Answer.ACCEPTED
+        assert await rivals.Program(["/bin/false"], threads).ask() is Answer.FAILED
+
+
+async def test_what_is_not_installed_or_fails_here_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runsc").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "runsc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    left_out: list[str] = []
+
+    async with rivals.running(left_out) as found:
+        assert [rival.name for rival in found] == ["bare"]
+
+    assert left_out == [
+        "warm ipykernel: not installed (pip install 'enclave[bench]')",
+        "bwrap: not installed",
+        "gVisor (runsc do): it is installed, and fails here",
+    ]
+
+
+@pytest.mark.skipif(not kernel.installed(), reason="the extra `bench` is not installed")
+async def test_a_warm_kernel_answers_many_at_once_and_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    async with asyncio.timeout(2 * PATIENCE_S), kernel.running_kernel() as warm:
+        assert len(entries(tmp_path)) == 1
+        assert await warm.ask() is Answer.ACCEPTED
+        assert await closed_rate(warm, 200, 16) > 0
+        monkeypatch.setitem(kernel._CONTENT, "code", "1 / 0")
+        assert await warm.ask() is Answer.FAILED
+    assert entries(tmp_path) == []
+
+
+async def test_a_short_run_measures_each_load_and_draws_it(tmp_path: Path) -> None:
+    file = tmp_path / "curve.json"
+    command = [sys.executable, "-P", "-m", "enclave_client.bench.curve", "--rounds", "1", "--seconds", "0.2"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ENCLAVE_")}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, "--json", str(file), stdout=pipe, stderr=pipe, env=environment
+    )
+    async with asyncio.timeout(2 * PATIENCE_S):
+        out, err = await process.communicate()
+
+    assert (process.returncode, err) == (0, b""), out.decode()
+    told = msgspec.json.decode(file.read_bytes(), type=CurveReport)
+    assert (told.failed, told.failures) == (0, [])
+    assert len(told.curves) + len(told.left_out) == 5
+    for series, shares in zip(told.curves, [SHARES, *[FEWER_SHARES] * 4], strict=False):
+        # At a low load nothing may have been due in so short a block.
+        assert 0 < len(series.points) <= len(shares)
+        assert series.capacity > 0
+        assert [each.asked for each in series.points] == sorted(each.asked for each in series.points)
+        assert all(0 < each.p50_ms <= each.p99_ms <= each.max_ms for each in series.points)
+    ET.fromstring(file.with_suffix(".svg").read_text(encoding="utf-8"))
