@@ -35,7 +35,6 @@ from enclave_protocol import AnyEvent, Code, Limits, State
 from enclave_protocol.limits import ALIASES
 from enclave_protocol.session import TRANSITIONS
 from enclave_worker.cgroups import CONTROLLERS
-from enclave_worker.durations import Durations
 from enclave_worker.profiles import SHIPPED, Profile
 from enclave_worker.runtime import create_runtime_worker
 from enclave_worker.sandbox import policy, seccomp
@@ -332,18 +331,13 @@ def broker_metrics() -> str:
 def _metrics(registry: Any) -> str:
     rows = []
     for metric in registry._collector_to_names:  # noqa: SLF001 - with their labels
-        if isinstance(metric, ProcessCollector | Durations):
-            rows += [(f"`{_full_name(f)}`", f.type, _labels(f), f.documentation.rstrip(".")) for f in metric.collect()]
+        if isinstance(metric, ProcessCollector):
+            rows += [(f"`{_full_name(f)}`", f.type, "", f.documentation.rstrip(".")) for f in metric.collect()]
             continue
         kind, labels = metric._type, ", ".join(f"`{label}`" for label in metric._labelnames)  # noqa: SLF001 - prometheus_client tells it no other way
         name = f"{metric._name}_total" if kind == "counter" else metric._name  # noqa: SLF001 - prometheus_client tells it no other way
         rows.append((f"`{name}`", kind, labels, metric._documentation.rstrip(".")))  # noqa: SLF001 - prometheus_client tells it no other way
     return _table(("metric", "kind", "labels", "meaning"), sorted(rows))
-
-
-def _labels(family: Metric) -> str:
-    named = {label for sample in family.samples for label in sample.labels} - {"le"}  # that one tells buckets apart
-    return ", ".join(f"`{label}`" for label in sorted(named))
 
 
 def _full_name(family: Metric) -> str:

@@ -82,8 +82,6 @@ async def test_a_tiny_run_measures_everything_and_finds_no_failure_and_no_leak(t
     told: dict[str, Any] = json.loads(file.read_bytes())
     # The kernel shows the memory of sandboxes to root only.
     unseen = set() if os.geteuid() == 0 else {"warm_sandbox_pss", "density_pss", "density_importing_pss", "data_pss"}
-    assert {figure["name"] for figure in told["figures"]} == FIGURES - unseen
-    unseen = set() if os.geteuid() == 0 else {"warm_sandbox_pss", "density_pss", "data_pss"}
     names = {figure["name"] for figure in told["figures"]}
     compared = {name for name in RIVALS if f"{name}_p50" in names}
     assert names == (FIGURES - unseen) | {f"{name}_{what}" for name in compared for what in ("p50", "rate")}

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
-from websockets.frames import Frame, Opcode
 from websockets.typing import Origin
 
 from enclave_worker.runtime import RuntimeState
-from enclave_worker.server import _text_frame
 from tests.support import (
     NAME_PROCESS,
     PATIENCE_S,
@@ -412,9 +410,3 @@ async def test_a_web_page_gets_no_socket() -> None:
         with pytest.raises(InvalidStatus) as refused:
             await connect(worker.url, proxy=None, origin=Origin("https://evil.example"))
         assert refused.value.response.status_code == 403
-
-
-@pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536])
-def test_an_events_frame_is_the_one_that_the_library_would_send(size: int) -> None:
-    text = b"x" * size
-    assert _text_frame(text) == Frame(Opcode.TEXT, text).serialize(mask=False)

@@ -10,11 +10,9 @@ import os
 import resource
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from enclave_protocol import Code, __version__
-
-from .durations import Durations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -33,23 +31,23 @@ class WorkerMetrics:
             "enclave_executions", "Executions that ended, by outcome.", ["outcome"], registry=registry
         )
         self._by_outcome: dict[str, Counter] = {}  # looked up once each: a label is checked whenever it is
-        durations = Durations("enclave_execution_duration_seconds", "From acceptance to final.", _SECONDS)
-        registry.register(durations)
-        self.observe_duration = durations.observer()
+        self.duration_seconds = Histogram(
+            "enclave_execution_duration_seconds", "From acceptance to final.", buckets=_SECONDS, registry=registry
+        )
         self.cpu_seconds = Counter(
             "enclave_execution_cpu_seconds", "Processor time of sandboxes that ended.", registry=registry
         )
         self.truncated = Counter(
             "enclave_output_truncated", "Executions of which some output was cut.", registry=registry
         )
-        acquire = Durations(
+        acquire = Histogram(
             "enclave_pool_acquire_seconds",
             "From acceptance to a sandbox: a warm one, or a cold one that had to be made.",
-            _SECONDS,
-            label="result",
+            ["result"],
+            buckets=_SECONDS,
+            registry=registry,
         )
-        registry.register(acquire)
-        self.observe_warm_start, self.observe_cold_start = acquire.observer("warm"), acquire.observer("cold")
+        self.warm_start_seconds, self.cold_start_seconds = acquire.labels("warm"), acquire.labels("cold")
         self.refused_messages = Counter(
             "enclave_messages_refused", "Messages refused, by field.", ["field"], registry=registry
         )
@@ -98,7 +96,7 @@ class WorkerMetrics:
         if counter is None:
             counter = self._by_outcome[outcome] = self.executions.labels(outcome)
         counter.inc()
-        self.observe_duration(duration_s)
+        self.duration_seconds.observe(duration_s)
         self.cpu_seconds.inc(cpu_s)
         if truncated:
             self.truncated.inc()

@@ -12,7 +12,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
 from websockets.http11 import Request, Response
-from websockets.protocol import Side, State
+from websockets.protocol import State
 
 from enclave_protocol import MAX_MESSAGE_BYTES
 
@@ -43,19 +43,14 @@ class WebSocketPeer:
     def __init__(self, socket: ServerConnection | ClientConnection) -> None:
         self.name = f"{socket.remote_address[0]}:{socket.remote_address[1]}"
         self._socket = socket
-        self._masks = socket.protocol.side is Side.CLIENT
 
     def send_now(self, line: bytes) -> bool:
         """Send one text frame unless some wait in the socket's buffer: what `send` does, less a turn of the loop."""
         socket = self._socket
         if socket.state is not State.OPEN or socket.transport.get_write_buffer_size():
             return False
-        if self._masks:
-            socket.protocol.send_text(line)
-            socket.send_data()
-        else:
-            # The library hands each frame of its own to the transport at once and whole, so ours can go between them.
-            socket.transport.write(_text_frame(line))
+        socket.protocol.send_text(line)
+        socket.send_data()
         return True
 
     async def send(self, line: bytes) -> None:
@@ -71,16 +66,6 @@ class WebSocketPeer:
             return await self._socket.recv()
         except ConnectionClosed as error:
             raise _gone(error) from error
-
-
-def _text_frame(text: bytes) -> bytes:
-    """Return the frame that a server sends for a text: whole, not masked (RFC 6455, section 5.2)."""
-    size = len(text)
-    if size < 126:
-        return b"\x81%c%b" % (size, text)
-    if size < 1 << 16:
-        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), text)
-    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), text)
 
 
 class WorkerServer:

@@ -380,7 +380,7 @@ class _Run:
         sandbox.max_frame_bytes = self.session.max_frame_bytes
         now_s = time.monotonic()
         metrics = self._sessions.metrics
-        (metrics.observe_cold_start if self._waited else metrics.observe_warm_start)(now_s - self._started_s)
+        (metrics.cold_start_seconds if self._waited else metrics.warm_start_seconds).observe(now_s - self._started_s)
         try:
             if self.session.memory_bytes < self._offer.allowance.memory_bytes:
                 sandbox.limit_memory(self.session.memory_bytes)
