@@ -334,10 +334,11 @@ AnyEvent = (
     | Encrypted
 )
 
+_EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - UTC; with a zone, all that is done with it takes twice as long
 _LAST_SECOND = 253_402_300_799  # of the year 9999: a limit may lie beyond what a date can say
 
 
 def iso_time(wall_s: float) -> str:
     """Return seconds since the epoch as the wire wants them: ISO 8601 in UTC, ending in `Z`."""
-    stamp = dt.datetime.fromtimestamp(min(wall_s, _LAST_SECOND), dt.UTC)
-    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    stamp = _EPOCH + dt.timedelta(seconds=min(wall_s, _LAST_SECOND))
+    return f"{stamp.isoformat(timespec='milliseconds')}Z"

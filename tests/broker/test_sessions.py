@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from typing import Any
 
@@ -173,6 +174,12 @@ def test_no_heartbeat_is_sent_when_the_interval_is_zero() -> None:
     session = new_session(heartbeat_interval_ms=0)
     session.beat(1e6, 1e6)
     assert session.log.next_seq == 2
+
+
+@given(st.floats(0, 1e11))
+def test_times_are_told_in_utc_to_the_millisecond(wall_s: float) -> None:
+    known = dt.datetime.fromtimestamp(wall_s, dt.UTC).isoformat(timespec="milliseconds")
+    assert iso_time(wall_s) == known.replace("+00:00", "Z")
 
 
 def test_a_limit_beyond_the_calendar_still_has_a_date() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,12 @@ from tests.protocol.strategies import call_ids, session_ids
 def test_new_ids_have_the_right_form_and_differ() -> None:
     assert parse_session_id(new_session_id()) != new_session_id()
     assert parse_call_id(new_call_id()) != new_call_id()
+
+
+def test_new_ids_are_random_uuids_as_others_write_them() -> None:
+    for text in [new_session_id() for _ in range(64)] + [new_call_id() for _ in range(64)]:
+        found = uuid.UUID(text[2:])
+        assert (str(found), found.version, found.variant) == (text[2:], 4, uuid.RFC_4122)
 
 
 @given(session_ids, call_ids)

@@ -108,7 +108,7 @@ class EventStream:
                         await self._write(send, chunk, finished=finished)
                 if finished:
                     return
-                if not lines:
+                if not cursor.behind:
                     await self._more.wait()
         except Interrupted:
             pass  # as below, and nobody's fault

@@ -135,7 +135,10 @@ class Placer:
     @property
     def has_free(self) -> bool:
         """Whether any slot may be taken, by whatever it is that its worker offers."""
-        return any(worker.free for worker in self._workers.values())
+        for worker in self._workers.values():  # noqa: SIM110 - asked for each request: `any` takes twice as long
+            if worker.free:
+                return True
+        return False
 
     def release(self, session_id: str, *, failed: bool = False) -> list[Place]:
         """Give the session's slot back; who is next may take it. Nothing happens without a slot.
