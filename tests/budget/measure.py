@@ -17,7 +17,6 @@ import socket
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from enclave_client.bench.load import SUM, create_body
 from enclave_client.fleet import Fleet, FleetError, FleetSpec
 
 from . import counted
-from .samples import Sample, name_of, typical
+from .samples import Sample, name_of, sample, typical
 from .table import Measured
 from .tracer import minor_faults
 
@@ -87,8 +86,8 @@ class _CountedFleet(Fleet):
         environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), counted.MODULE: module, counted.FILE: str(file)}
         return super()._program(name, counted.__name__, arguments, environment)
 
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Return the functions that each program has called, and the modules that it has imported."""
+    def counts(self) -> dict[str, counted.Counts]:
+        """Return what each program has done so far."""
         files = {"broker": self.broker.name, "worker": self.workers[0].name}
         return {role: counted.counts(self._directory / name) for role, name in files.items()}
 
@@ -100,7 +99,7 @@ class _Meter:
         self._fleet = fleet
         self._connection = connection
         self._tracer = tracer
-        self._last_s = 0.0
+        self._tick_functions = 0.0
         assert fleet.broker.pid is not None
         assert fleet.workers[0].pid is not None
         self._roles = [(fleet.broker.pid, "broker"), (fleet.workers[0].pid, "worker")]
@@ -121,14 +120,25 @@ class _Meter:
     def rest(self) -> Sample:
         """Wait until nothing happens any more; return what has happened since the last time."""
         answer = self._ask(quiet=_POOL * len(self._zygotes))
-        now_s, now = time.monotonic(), self._counters()
-        sample = Sample.of(answer, now_s - self._last_s, {what: now[what] - self._last[what] for what in now})
-        self._last_s, self._last = now_s, now
-        return sample
+        now = self._counters()
+        since = {what: now[what] - self._last[what] for what in now}
+        self._last = now
+        for role in ("broker", "worker"):
+            since[f"{role} functions"] -= round(since[f"{role} ticks"] * self._tick_functions)
+        return sample(answer, since)
+
+    def learn_ticks(self) -> None:
+        """Find out what the broker does when there is nothing to do: it is to be no session's."""
+        self.rest()
+        looks = [self.rest() for _ in range(_IDLE_LOOKS)]
+        ticked = [(look["broker functions"][""], look["broker ticks"][""]) for look in looks]
+        self._tick_functions = statistics.median([functions / ticks for functions, ticks in ticked if ticks] or [0.0])
 
     def _counters(self) -> dict[str, int]:
-        functions = {f"{role} functions": called for role, (called, _) in self._fleet.counts().items()}
-        return functions | {"zygote faults": sum(minor_faults(zygote) for zygote in self._zygotes)}
+        counters = {"zygote faults": sum(minor_faults(zygote) for zygote in self._zygotes)}
+        for role, counts in self._fleet.counts().items():
+            counters |= {f"{role} functions": counts.functions, f"{role} ticks": counts.ticks}
+        return counters
 
     async def run(self, body: bytes) -> Any:
         """Run a session; return its result."""
@@ -174,25 +184,24 @@ class _Meter:
 async def _sessions(meter: _Meter) -> Found:
     """Count what sessions cost."""
     found: Found = {}
-    meter.rest()
-    idle = [meter.rest() for _ in range(_IDLE_LOOKS)]
-    nothing = Sample.sum(idle)
+    meter.learn_ticks()
     for kind, body in _KINDS.items():
         samples = await meter.samples(body, _SESSIONS)
-        found[f"{kind}_sandbox_calls"] = typical(samples, "sandbox life", nothing)
-        found[f"{kind}_sandbox_faults"] = typical(samples, "sandbox faults", nothing)
+        found[f"{kind}_sandbox_calls"] = typical(samples, "sandbox life")
+        found[f"{kind}_sandbox_faults"] = typical(samples, "sandbox faults")
         if kind == "bare":
             for what in ("zygote calls", "zygote faults", *_PROGRAMS):
-                found[what.replace(" ", "_")] = typical(samples, what, nothing)
+                found[what.replace(" ", "_")] = typical(samples, what)
     one, more = [await meter.samples(create_body(_TOOLS.format(n)), _SESSIONS) for n in (1, 1 + _TOOL_CALLS)]
     for what in _PROGRAMS:
-        found[f"tool_{what.replace(' ', '_')}"] = typical(more, what, nothing) - typical(one, what, nothing)
+        # The least: the longer they take, the more often the broker acknowledges events.
+        found[f"tool_{what.replace(' ', '_')}"] = typical(more, what, min) - typical(one, what, min)
     return found
 
 
 async def _standing(meter: _Meter, fleet: _CountedFleet) -> Found:
     """Count what programs and warm sandboxes hold."""
-    found: Found = {f"{role}_modules": {"": modules} for role, (_, modules) in fleet.counts().items()}
+    found: Found = {f"{role}_modules": {"": counts.modules} for role, counts in fleet.counts().items()}
     for kind, code in _MODULES.items():
         found[f"{kind}_modules"] = {"": await meter.run(create_body(code))}
     meter.rest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import statistics
 from collections import Counter
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from enclave_worker.sandbox.syscalls import AARCH64, X86_64
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 UNCOUNTED = frozenset(
     {"epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select", "pselect6", "futex", "restart_syscall"}
@@ -24,51 +23,34 @@ _TABLE = {"x86_64": X86_64, "aarch64": AARCH64}.get(os.uname().machine, {})
 _names = {number: name for name, number in _TABLE.items()}
 
 
+Sample = dict[str, Counter[str]]
+"""What happened from one rest to the next: by what was counted (`worker calls`), and by the name of the system call, if
+it is one."""
+
+
 def name_of(number: int) -> str:
     """Return the name of a system call."""
     return _names.get(number, f"call {number}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """What happened from one rest to the next."""
-
-    elapsed_s: float
-    counts: dict[str, Counter[str]]
-    """By what was counted (`worker calls`), and by the name of the system call, if it is one."""
-
-    @classmethod
-    def of(cls, answer: dict[str, Any], elapsed_s: float, others: dict[str, int]) -> Sample:
-        """Make one of the tracer's answer, and other counts."""
-        counts = {f"{role} calls": _by_name(calls) for role, calls in answer["calls"].items()}
-        for what, count in others.items():
-            counts[what] = Counter({"": count})
-        for ended in answer["ended"]:
-            counts.setdefault(f"{ended['role']} life", Counter()).update(_by_name(ended["calls"]))
-            counts.setdefault(f"{ended['role']} faults", Counter()).update({"": ended["minor_faults"]})
-        return cls(elapsed_s, counts)
-
-    @classmethod
-    def sum(cls, samples: Sequence[Sample]) -> Sample:
-        """Take several samples in a row for one."""
-        counts: dict[str, Counter[str]] = {}
-        for sample in samples:
-            for what, counted in sample.counts.items():
-                counts.setdefault(what, Counter()).update(counted)
-        return cls(sum(sample.elapsed_s for sample in samples), counts)
+def sample(answer: dict[str, Any], others: dict[str, int]) -> Sample:
+    """Make one of the tracer's answer, and other counts."""
+    counts = {f"{role} calls": _by_name(calls) for role, calls in answer["calls"].items()}
+    for what, count in others.items():
+        counts[what] = Counter({"": count})
+    for ended in answer["ended"]:
+        counts.setdefault(f"{ended['role']} life", Counter()).update(_by_name(ended["calls"]))
+        counts.setdefault(f"{ended['role']} faults", Counter()).update({"": ended["minor_faults"]})
+    return counts
 
 
-def typical(samples: Sequence[Sample], what: str, idle: Sample) -> Counter[str]:
-    """Return what is typical of sessions, without what is done in the same time when there are none."""
-    per_s = {name: count / idle.elapsed_s for name, count in idle.counts.get(what, Counter()).items()}
-    names = {name for sample in samples for name in sample.counts.get(what, ())}
-    found = Counter[str]()
-    for name in names:
-        own = (
-            sample.counts.get(what, Counter[str]())[name] - per_s.get(name, 0) * sample.elapsed_s for sample in samples
-        )
-        found[name] = max(0, round(statistics.median(own)))
-    return +found
+def typical(
+    samples: Sequence[Sample], what: str, of_several: Callable[[Iterable[int]], float] = statistics.median
+) -> Counter[str]:
+    """Return what is typical of sessions: of each name, the median or another choice."""
+    names = {name for each in samples for name in each.get(what, ())}
+    found = {name: round(of_several(each.get(what, Counter())[name] for each in samples)) for name in names}
+    return +Counter(found)
 
 
 def _by_name(calls: dict[str, int]) -> Counter[str]:
