@@ -7,6 +7,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import pytest_asyncio
 
@@ -27,6 +28,11 @@ def pytest_configure() -> None:
     """Have every worker of the tests hold the best level that this machine gives, unless somebody chose one."""
     os.environ.setdefault("ENCLAVE_LEVEL", "BEST")
     _leave_mounts_of_others()
+    # Property tests state what holds, not how fast: on a loaded machine Hypothesis's own deadlines would fail them.
+    hypothesis.settings.register_profile(
+        "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("untimed")
     # A shell has what it starts in the background ignore SIGINT, nohup SIGHUP, and the tests' programs inherit it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -130,9 +130,7 @@ return [20, None]
 
 
 def test_two_processes_that_write_the_socket_confuse_only_their_session(attack: Attack) -> None:
-    outcome = attack(
-        FRAME + "os.fork()\nfor n in range(10_000): os.write(3, b'\\x00\\x00\\x00')\nhold()", deadlineMs=3000
-    )
+    outcome = attack(FRAME + "os.fork()\nfor n in range(10_000): os.write(3, b'\\x00\\x00\\x00')\nhold()")
 
     assert outcome.code == "GUEST_CRASHED"
 

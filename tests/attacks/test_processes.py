@@ -135,7 +135,7 @@ while True:
     except OSError:
         pass
 """,
-        deadlineMs=1500,
+        deadlineMs=5000,
     )
 
     assert int(outcome.stdout.splitlines()[0]) < 64

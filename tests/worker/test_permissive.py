@@ -230,7 +230,7 @@ async def test_every_process_ends_with_the_session_and_its_directory_goes(url: s
     code = NAME_PROCESS.format(name=name) + UNDYING + "open('mine', 'x').close()\n"
     code += "print(os.getcwd(), flush=True)\nsys.stdin.read()\n" + last
     async with client_of(url) as client:
-        session = await client.start(code, deadlineMs=1500 if ending == "deadline" else 60_000)
+        session = await client.start(code, deadlineMs=4000 if ending == "deadline" else 60_000)
         if ending == "cancel":
             await client.until_written(session, str(scratch))
             await client.until_written(session, "up")
