@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from enclave_broker import Broker, create_broker
+from tests.plain_http import NO_AUTHORITIES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -64,7 +65,9 @@ async def fleet(*workers: FakeWorker, strangers: Sequence[FakeWorker] = (), **se
             await stack.enter_async_context(worker)
         broker = create_broker(runtimes=[worker.url for worker in (*workers, *strangers)], **(FAST | settings_))
         await stack.enter_async_context(broker)
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=broker.url, timeout=20))
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=broker.url, timeout=20, verify=NO_AUTHORITIES)
+        )
         running = Fleet(broker, list(workers), http)
         await running.wait_workers(len(workers))
         yield running

@@ -24,6 +24,7 @@ from enclave_broker.tools.sources.watched import WatchedSource
 from tests.broker.conftest import FAST, Fleet
 from tests.broker.http.test_encrypted import Client
 from tests.fakes import FakeSession, waits_for_cancel
+from tests.plain_http import NO_AUTHORITIES
 from tests.resuming_worker import ResumingWorker
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ async def broker_on(
     """Run a broker on a file, and stop it as SIGTERM does. Alone: without waiting for the worker."""
     settings = FAST | {"resume_s": 20.0} | settings
     broker = create_broker(runtimes=[worker.url], store=f"sqlite:{path / 'broker.sqlite'}", **settings)
-    async with broker, httpx.AsyncClient(base_url=broker.url, timeout=20) as http:
+    async with broker, httpx.AsyncClient(base_url=broker.url, timeout=20, verify=NO_AUTHORITIES) as http:
         running = Fleet(broker, [worker], http)
         await running.wait_workers(0 if alone else 1)
         yield running
@@ -108,7 +109,7 @@ async def test_a_session_goes_on_where_its_worker_is_found_by_another_name(tmp_p
         broker = create_broker(
             runtimes=[worker.url + "?other"], store=f"sqlite:{tmp_path / 'broker.sqlite'}", **FAST, resume_s=20.0
         )
-        async with broker, httpx.AsyncClient(base_url=broker.url, timeout=20) as http:
+        async with broker, httpx.AsyncClient(base_url=broker.url, timeout=20, verify=NO_AUTHORITIES) as http:
             running = Fleet(broker, [worker], http)
             await running.wait_workers(1)
             broker.dispatcher.validate()

@@ -12,6 +12,7 @@ import httpx
 from enclave_broker.access.caller import DEFAULT_KEY_SCOPES
 from enclave_broker.access.keys import key_lines, new_key
 from tests.broker.conftest import fleet
+from tests.plain_http import NO_AUTHORITIES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,7 +53,9 @@ class Tenants:
     async def client(self, credential: str | None, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
         """A client that shows a key or a token."""
         shown = {} if credential is None else {"Authorization": f"Bearer {credential}"}
-        async with httpx.AsyncClient(base_url=self.broker.url, headers=shown | headers, timeout=20) as client:
+        async with httpx.AsyncClient(
+            base_url=self.broker.url, headers=shown | headers, timeout=20, verify=NO_AUTHORITIES
+        ) as client:
             yield client
 
     async def start(self, client: httpx.AsyncClient, session_id: str) -> asyncio.Task[str]:

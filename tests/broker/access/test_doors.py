@@ -18,6 +18,7 @@ from tests.broker.access.tenants import final, two_tenants
 from tests.broker.conftest import fleet
 from tests.broker.ws.sockets import client_of
 from tests.fakes import FakeSession, FakeWorker, returns_its_code, waits_for_cancel
+from tests.plain_http import NO_AUTHORITIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -170,7 +171,7 @@ async def test_metrics_are_for_those_who_have_their_scope_unless_they_are_public
             assert (await ops.get("/sessions")).status_code == 403
     async with (
         two_tenants(tmp_path, FakeWorker(), public_metrics=True) as (tenants, _, _),
-        httpx.AsyncClient(base_url=tenants.broker.url) as nobody,
+        httpx.AsyncClient(base_url=tenants.broker.url, verify=NO_AUTHORITIES) as nobody,
     ):
         assert (await nobody.get("/metrics")).status_code == 200
 

@@ -20,6 +20,7 @@ from enclave_broker.metrics import MAX_TENANTS, OTHER, Metrics
 from tests.broker.access.tenants import KeysFile, final, two_tenants
 from tests.broker.ws.sockets import client_of
 from tests.fakes import STATS, FakeSession, FakeWorker, waits_for_cancel
+from tests.plain_http import NO_AUTHORITIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -279,7 +280,9 @@ def test_no_header_and_no_body_makes_the_broker_fail(tmp_path: Path) -> None:
 
         async def ask(path: str, headers: list[tuple[bytes, bytes]], content: bytes) -> httpx.Response:
             transport = httpx.ASGITransport(app, raise_app_exceptions=True)
-            async with httpx.AsyncClient(transport=transport, base_url="http://broker") as client:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://broker", verify=NO_AUTHORITIES
+            ) as client:
                 return await client.post(path, headers=headers, content=content)
 
         @settings(max_examples=150)
