@@ -144,7 +144,7 @@ class FakeWorker:
 
     async def wait_received(self, kind: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait until `count` messages of a type have arrived, and return them."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 self._arrived.clear()
                 found = [message for message in self.received if message["type"] == kind]
@@ -155,7 +155,7 @@ class FakeWorker:
     async def wait_pinged(self) -> None:
         """Wait for the next ping."""
         before = self.pings
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.pings == before:
                 self._arrived.clear()
                 await self._arrived.wait()

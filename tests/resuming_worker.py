@@ -112,14 +112,14 @@ class ResumingWorker(FakeWorker):
 
     async def wait_kept(self, count: int) -> None:
         """Wait until so many sessions are kept."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.kept) != count:
                 self._arrived.clear()
                 await self._arrived.wait()
 
     async def wait_present(self, session_id: str, *, over: bool) -> None:
         """Wait until a session is kept and is, or is not, over."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while session_id not in self.kept or self.kept[session_id].over is not over:
                 self._arrived.clear()
                 await self._arrived.wait()

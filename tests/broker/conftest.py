@@ -44,7 +44,7 @@ class Fleet:
 
     async def wait_until(self, holds: Callable[[], bool]) -> None:
         """Let the loop run until something holds; it is looked at after every few steps of the loop."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not holds():  # noqa: ASYNC110 - what is waited for has no event of its own
                 await asyncio.sleep(0.002)
 
@@ -66,7 +66,7 @@ async def fleet(*workers: FakeWorker, strangers: Sequence[FakeWorker] = (), **se
         broker = create_broker(runtimes=[worker.url for worker in (*workers, *strangers)], **(FAST | settings_))
         await stack.enter_async_context(broker)
         http = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=broker.url, timeout=20, verify=NO_AUTHORITIES)
+            httpx.AsyncClient(base_url=broker.url, timeout=60, verify=NO_AUTHORITIES)
         )
         running = Fleet(broker, list(workers), http)
         await running.wait_workers(len(workers))

@@ -34,7 +34,7 @@ class _Worker:
         self.told.set()
 
     async def wait_told(self) -> dict[str, int]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.told.wait()
         self.told.clear()
         return self.acks[-1]

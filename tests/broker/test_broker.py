@@ -211,14 +211,14 @@ class Command:
 
     async def url(self) -> str:
         assert self.process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             words = (await self.process.stdout.readline()).decode().split()
         assert words[:3] == ["enclave-broker", "listening", "on"]
         return words[3]
 
     async def end(self) -> tuple[int, str]:
         """Wait for the end; returns the exit code and what it said."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             _, stderr = await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode, stderr.decode()
@@ -248,7 +248,7 @@ async def test_the_command_retries_a_worker_that_does_not_answer_and_says_so_onc
         worker = FakeWorker()
         worker.port = port
         async with worker:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (await http.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - another process has no event
                     await asyncio.sleep(0.01)
             command.process.terminate()

@@ -41,7 +41,7 @@ async def broker_on(
     """Run a broker on a file, and stop it as SIGTERM does. Alone: without waiting for the worker."""
     settings = FAST | {"resume_s": 20.0} | settings
     broker = create_broker(runtimes=[worker.url], store=f"sqlite:{path / 'broker.sqlite'}", **settings)
-    async with broker, httpx.AsyncClient(base_url=broker.url, timeout=20, verify=NO_AUTHORITIES) as http:
+    async with broker, httpx.AsyncClient(base_url=broker.url, timeout=60, verify=NO_AUTHORITIES) as http:
         running = Fleet(broker, [worker], http)
         await running.wait_workers(0 if alone else 1)
         yield running
@@ -109,7 +109,7 @@ async def test_a_session_goes_on_where_its_worker_is_found_by_another_name(tmp_p
         broker = create_broker(
             runtimes=[worker.url + "?other"], store=f"sqlite:{tmp_path / 'broker.sqlite'}", **FAST, resume_s=20.0
         )
-        async with broker, httpx.AsyncClient(base_url=broker.url, timeout=20, verify=NO_AUTHORITIES) as http:
+        async with broker, httpx.AsyncClient(base_url=broker.url, timeout=60, verify=NO_AUTHORITIES) as http:
             running = Fleet(broker, [worker], http)
             await running.wait_workers(1)
             broker.dispatcher.validate()
@@ -430,7 +430,7 @@ async def test_a_call_made_while_no_broker_ran_waits_for_the_tools_of_the_next_o
             runtimes=[worker.url], store=f"sqlite:{tmp_path / 'broker.sqlite'}", sources=[source], **settings
         )
         starting = asyncio.create_task(broker.start())  # returns when the source was looked at
-        async with httpx.AsyncClient(timeout=20) as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             running = Fleet(broker, [worker], http)
             await running.wait_until(lambda: running.metric("enclave_tenant_tool_calls_total", tenant="default") == 1)
             source.may_come.set()
@@ -487,7 +487,7 @@ class Program:
         assert self.process.stdout is not None
         said = (await self.process.stdout.readline()).decode()
         assert said.startswith("enclave-broker listening on "), said
-        self.http = httpx.AsyncClient(base_url=said.split()[3], timeout=20)
+        self.http = httpx.AsyncClient(base_url=said.split()[3], timeout=60)
         return self.http
 
     async def __aexit__(self, *_: object) -> None:

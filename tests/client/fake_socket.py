@@ -152,7 +152,7 @@ class FakeSocketBroker:
 
     async def wait_received(self, kind: str, count: int = 1) -> list[dict[str, Any]]:
         """Wait until `count` messages of a type have arrived, and return them."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 self._arrived.clear()
                 found = [message for message in self.received if message["type"] == kind]

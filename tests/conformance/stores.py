@@ -79,7 +79,7 @@ async def read(log: EventLog, from_seq: int = 1) -> list[bytes]:
     more = asyncio.Event()
     with contextlib.closing(log.subscribe(from_seq, more.set)) as cursor:
         found = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not cursor.finished:
                 more.clear()
                 found += cursor.take()

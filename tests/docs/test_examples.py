@@ -83,4 +83,4 @@ def run(command: list[str], directory: Path, **environment: str) -> subprocess.C
     env = {name: value for name, value in os.environ.items() if not name.startswith("ENCLAVE_")}
     env |= environment
     env["PATH"] = f"{programs}:{env['PATH']}"
-    return subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=180, check=False)

@@ -371,7 +371,7 @@ async def test_what_is_printed_line_by_line_comes_together_and_before_what_follo
 
 
 async def test_a_pipe_is_read_again_after_its_rest() -> None:
-    async with GuestHost() as host, asyncio.timeout(20):
+    async with GuestHost() as host, asyncio.timeout(60):
         guest = Guest(host)
         for number in range(3):
             await guest.print("stdout", b"%d" % number)

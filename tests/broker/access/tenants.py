@@ -54,7 +54,7 @@ class Tenants:
         """A client that shows a key or a token."""
         shown = {} if credential is None else {"Authorization": f"Bearer {credential}"}
         async with httpx.AsyncClient(
-            base_url=self.broker.url, headers=shown | headers, timeout=20, verify=NO_AUTHORITIES
+            base_url=self.broker.url, headers=shown | headers, timeout=60, verify=NO_AUTHORITIES
         ) as client:
             yield client
 

@@ -37,7 +37,7 @@ def full_disk() -> Iterator[None]:
 
 
 async def until_writable(store: SqliteStore) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while store.failure:  # noqa: ASYNC110 - the file is tried again by the clock
             await asyncio.sleep(0.01)
     await store.settle()
@@ -61,13 +61,13 @@ class Gate:
 
     def _attempt(self, batch: Batch) -> None:
         self._begun.release()
-        if not self._passes.get(timeout=20):
+        if not self._passes.get(timeout=60):
             raise sqlite3.OperationalError("database is locked")
         self._write(batch)
 
     async def begun(self) -> None:
         """Wait for the next attempt."""
-        assert await asyncio.to_thread(self._begun.acquire, timeout=20)
+        assert await asyncio.to_thread(self._begun.acquire, timeout=60)
 
     def end(self, *, well: bool) -> None:
         self._passes.put(well)
@@ -226,7 +226,7 @@ async def test_a_disk_that_takes_no_mark_either_keeps_nobody_waiting(
         waiting = asyncio.create_task(store.settle())
         await gate.begun()
         gate.end(well=False)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await waiting
         assert (bool(store.failure), session.log.end_seq) == (True, 3)
         assert "broker.sqlite.lock can't be written: [Errno 30] Read-only file system" in caplog.text

@@ -74,11 +74,11 @@ async def test_the_program_keeps_its_secrets_asks_for_approval_and_stops_beside_
         try:
             assert broker.stdout is not None
             url = (await broker.stdout.readline()).split()[3].decode()
-            async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
                 answer = await http.post("/sessions", json={"code": "1"})
         finally:
             broker.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 _, errors = await broker.communicate()
     final: dict[str, Any] = json.loads(answer.text.splitlines()[-1])["payload"]
     leaked, paid = final["result"]

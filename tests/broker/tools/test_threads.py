@@ -44,7 +44,7 @@ class Stuck:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 - threads have no event of the loop's
             await asyncio.sleep(0)
 

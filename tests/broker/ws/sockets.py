@@ -29,7 +29,7 @@ class Client:
 
     async def next(self, *kinds: str) -> dict[str, Any]:
         """Return the next message of one of these types, any type if none is named."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 message: dict[str, Any] = json.loads(await self.socket.recv())
                 if not kinds or message["type"] in kinds:
@@ -69,7 +69,7 @@ class RawClient:
 
     async def answer(self) -> None:
         """Wait for the answer to the handshake."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             self.head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
 
     async def send(self, *frames: bytes) -> None:
@@ -80,7 +80,7 @@ class RawClient:
 
     async def next(self, *opcodes: int) -> tuple[int, bytes]:
         """Return opcode and data of the next frame of one of these, of any if none is named."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 first, second = await self.reader.readexactly(2)
                 size = second & 127
@@ -97,7 +97,7 @@ class RawClient:
 
     async def ended(self) -> None:
         """Wait until the broker has closed the connection."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with contextlib.suppress(ConnectionError):
                 while await self.reader.read(1 << 20):
                     pass

@@ -105,7 +105,7 @@ async def test_what_comes_before_the_handshake_was_answered_waits_for_that(
 
     server = Server(server_config(app, BrokerConfig()))
     listener = socket.create_server(("127.0.0.1", 0))
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(server.serve(sockets=[listener]))
         await server.wait_started()
         async with raw_client_of(*listener.getsockname(), answered=False) as client:

@@ -25,7 +25,7 @@ async def joined() -> AsyncIterator[Pair]:
     proxy = Proxy(next(free_ports()), server.sockets[0].getsockname()[1])
     await proxy.up()
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
             far_reader, far_writer = await arrived.get()
             await proxy.wait_joined(1)  # it hears of its connection a moment after the target does

@@ -52,7 +52,7 @@ class HttpServer:
 
     async def wait_asked(self, count: int, path: str = "") -> list[Asked]:
         """Wait until so many requests (for a path) have arrived."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 found = [asked for asked in self.asked if path in {"", asked.path}]
                 if len(found) >= count:
@@ -93,7 +93,7 @@ async def serving(app: Any, *, port: int = 0) -> AsyncIterator[str]:
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # they are pytest's
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (server.started or task.done()):  # noqa: ASYNC110 - its start has no event
                 await asyncio.sleep(0.001)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

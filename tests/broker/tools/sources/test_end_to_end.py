@@ -64,7 +64,7 @@ async def test_code_calls_tools_of_every_source_and_sees_no_secret(tmp_path: Pat
         registry = ToolRegistry()
         async with (
             create_broker(runtimes=[worker.url], tools=registry, secrets=secrets, sources=sources, port=0) as broker,
-            httpx.AsyncClient(base_url=broker.url, timeout=30) as client,
+            httpx.AsyncClient(base_url=broker.url, timeout=60) as client,
         ):
             catalog = await client.get("/code/actions")
             assert [service["name"] for service in catalog.json()["services"]] == ["files", "http", "pets"]

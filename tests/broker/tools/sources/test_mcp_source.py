@@ -36,12 +36,12 @@ class Watch:
         registry.subscribe(self._changes.put_nowait)
 
     async def next_change(self) -> CatalogChange:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self._changes.get()
 
     async def ready(self) -> None:
         """Wait until calls can be made."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not self.source.connected:  # noqa: ASYNC110 - a connection has no event of its own
                 await asyncio.sleep(0.002)
 
@@ -95,7 +95,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def wait_dead(*pids: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while any(map(is_alive, pids)):  # noqa: ASYNC110 - other processes' ends have no event here
             await asyncio.sleep(0.005)
 
@@ -148,7 +148,7 @@ async def test_a_server_over_http_is_served_goes_and_comes_back(monkeypatch: pyt
         assert failed.code == "MCP_ERROR", "a result without bounds fails one call"
         assert await watch.call("add", a=2) == {"result": 3}, "and leaves the connection alone"
         await server.aclose()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not watch.source.health.failures:  # noqa: ASYNC110 - an attempt has no event of its own
                 await asyncio.sleep(0.005)
         failed = await watch.failure("add", a=3)
@@ -179,7 +179,7 @@ async def test_an_answer_that_is_packed_unasked_is_not_unpacked(packed: Any) -> 
     async with http_server() as server:
         server.routes["/mcp"] = answer
         async with watching(url=f"{server.url}/mcp") as watch:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await watch.source.looked.wait()
             assert watch.source.connected is not packed
 
@@ -236,7 +236,7 @@ async def test_a_server_that_dies_fails_its_calls_at_once_and_is_started_again(
 
 async def test_a_server_that_hangs_is_as_good_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mcp.client.stdio.PROCESS_TERMINATION_TIMEOUT", 0.05)
-    async with watching(**legacy(), poll_interval_s=0.05, connect_timeout_s=1.0) as watch:
+    async with watching(**legacy(), poll_interval_s=0.05, connect_timeout_s=2.0) as watch:
         await watch.ready()
         assert (await watch.failure("echo", hang=1)).code == "TOOL_UNAVAILABLE"
         await watch.ready()
@@ -278,7 +278,7 @@ async def test_nothing_of_a_server_is_left_when_the_broker_is_killed(tmp_path: P
     broker = await asyncio.create_subprocess_exec(sys.executable, program, stdout=asyncio.subprocess.PIPE)
     assert broker.stdout is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             pids = json.loads(await broker.stdout.readline())
         assert all(map(is_alive, pids.values()))
     finally:
@@ -303,7 +303,7 @@ async def test_a_server_that_does_not_come_up_is_told_and_tried_again(
 ) -> None:
     monkeypatch.setattr("mcp.client.stdio.PROCESS_TERMINATION_TIMEOUT", 0.05)  # for one that ignores its end
     async with watching(**settings) as watch:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while watch.source.health.failures < 1:  # noqa: ASYNC110 - an attempt has no event of its own
                 await asyncio.sleep(0.005)
         assert says in watch.source.health.error

@@ -43,7 +43,7 @@ class Watch:
         registry.subscribe(self.changes.put_nowait)
 
     async def next_change(self) -> CatalogChange:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.changes.get()
 
     async def call(self, name: str, args: dict[str, Any]) -> Any:
@@ -143,7 +143,7 @@ async def test_after_three_failed_looks_a_source_is_unwell_keeps_its_tools_and_r
     async with watching(lambda _: answer) as watch:
         await watch.next_change()
         answer = Answer({}, 500)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while watch.source.health.well:  # noqa: ASYNC110 - a look has no event of its own
                 await asyncio.sleep(0.002)
         failed = [each for each in watch.server.asked if each.path == SPEC]
@@ -172,7 +172,7 @@ async def test_a_document_that_cannot_be_used_is_told_and_leaves_the_tools_alone
     async with watching(lambda _: now) as watch:
         await watch.next_change()
         now = answer
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not watch.source.health.failures:  # noqa: ASYNC110 - a look has no event of its own
                 await asyncio.sleep(0.002)
         assert says in watch.source.health.error
@@ -196,7 +196,7 @@ async def test_a_document_in_a_file_is_read_and_looked_at_again(tmp_path: Path) 
         path.write_text(path.read_text().replace("operationId: a", "operationId: b"))
         assert (await watch.next_change()).added == ("pets_b",)
         path.unlink()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not watch.source.health.failures:  # noqa: ASYNC110 - a look has no event of its own
                 await asyncio.sleep(0.002)
         assert watch.registry.names() == ["pets_b"]
