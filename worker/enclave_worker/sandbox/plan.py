@@ -18,7 +18,7 @@ filter.
 
 A step is `[name, operation, *arguments]`: see `enclave_worker.zygote.steps`. In braces stands what is filled in per
 sandbox: `{uid}`, the host user id it runs as; `{slot}`, the name of its control groups, below the directories that the
-descriptors `{group_…}` show; `{proc}`, a descriptor of the zygote's own `/proc`; `{seccomp}`, the filter.
+descriptors `{group_…}` show; `{proc}`, a descriptor of a `/proc` of the zygote's; `{seccomp}`, the filter.
 """
 
 from __future__ import annotations

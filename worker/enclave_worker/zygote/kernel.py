@@ -45,6 +45,10 @@ _NR_LANDLOCK_CREATE_RULESET = 444
 _NR_LANDLOCK_ADD_RULE = 445
 _NR_LANDLOCK_RESTRICT_SELF = 446
 _NR_CLOSE_RANGE = 436
+_NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
+_FSCONFIG_CMD_CREATE = 6
+_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _SECCOMP_SET_MODE_FILTER = 1
 _AT_FDCWD = -100
@@ -106,6 +110,16 @@ def setns(fd: int, kind: int) -> None:
 def mount(source: bytes | None, target: bytes, kind: bytes | None, flags: int, data: bytes | None = None) -> None:
     """Mount `source` on `target`."""
     _check(_libc.mount(source, target, kind, flags, data), "mount")
+
+
+def detached_proc() -> int:
+    """Return a descriptor of a new /proc, of this process's pid namespace, that is mounted nowhere."""
+    context = _syscall(_NR_FSOPEN, _char_p(b"proc"), _long(_FSOPEN_CLOEXEC))
+    try:
+        _syscall(_NR_FSCONFIG, _long(context), _long(_FSCONFIG_CMD_CREATE), None, None, _long(0))
+        return _syscall(_NR_FSMOUNT, _long(context), _long(_FSMOUNT_CLOEXEC), _long(_NOSUID_NODEV_NOEXEC))
+    finally:
+        os.close(context)
 
 
 def mount_attributes(target: bytes, flags: int, recursive: bool = True) -> None:  # noqa: FBT001, FBT002 - from a list
