@@ -38,6 +38,7 @@ SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.1, 1.25)
 FEWER_SHARES = (0.1, 0.3, 0.6, 0.8, 1.0)
 """The same for what we compare with."""
 CAPACITY_REQUESTS = 480
+"""Sessions by which the capacity is found; fewer with blocks of less than a second."""
 
 
 class CurvePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,11 +88,12 @@ async def curves(load: Load, plan: CurvePlan, others: Sequence[rivals.Rival]) ->
 
 
 async def _climb(title: str, target: Target, requests: int, shares: Sequence[float], plan: CurvePlan) -> _Climb:
-    await closed_rate(target, requests // 2, rivals.AT_ONCE)  # to warm up
+    count = max(rivals.AT_ONCE, round(requests * min(1.0, plan.seconds)))
+    await closed_rate(target, count // 2, rivals.AT_ONCE)  # to warm up
     return _Climb(
         title=title,
         target=target,
-        capacity=await closed_rate(target, requests, rivals.AT_ONCE),
+        capacity=await closed_rate(target, count, rivals.AT_ONCE),
         shares=shares,
         loop=OpenLoop(target, plan.seed),
         outcomes=[Outcome() for _ in shares],
