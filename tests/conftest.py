@@ -14,7 +14,7 @@ import pytest_asyncio
 from enclave_worker.config import RuntimeConfig
 from enclave_worker.footing import find_footing
 from enclave_worker.zygote import kernel
-from tests.support import Client, Footprint, client_of, own_children_of, running
+from tests.support import Client, client_of, nothing_left, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -58,12 +58,8 @@ def pytest_report_header() -> str:
 @pytest.fixture
 def no_leaks() -> Iterator[None]:
     """Fail the test if descriptors, processes, threads, mounts or control groups are left in the end."""
-    # A worker that all attacks share lives on, and makes its sandboxes when it will.
-    others = frozenset(own_children_of(os.getpid()))
-    before = Footprint.now(others)
-    yield
-    after = Footprint.now(others)
-    assert all(has <= had for has, had in zip(after, before, strict=True)), f"{before} became {after}"
+    with nothing_left():
+        yield
 
 
 @pytest_asyncio.fixture

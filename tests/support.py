@@ -265,6 +265,17 @@ class Footprint(NamedTuple):
         return cls(descriptors, len(made_since(others)), threading.active_count(), mounts, len(control_groups_of(pid)))
 
 
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """Fail if descriptors, processes, threads, mounts or control groups are left in the end."""
+    # A worker that all attacks share lives on, and makes its sandboxes when it will.
+    others = frozenset(own_children_of(os.getpid()))
+    before = Footprint.now(others)
+    yield
+    after = Footprint.now(others)
+    assert all(has <= had for has, had in zip(after, before, strict=True)), f"{before} became {after}"
+
+
 # Programs.
 
 

@@ -9,13 +9,44 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 
 from enclave_worker.cgroups import ControlGroup
 from enclave_worker.sandbox.levels import Layer
-from tests.support import NAME_PROCESS, PATIENCE_S, Client, client_of, new_name, processes_named, wait_none_named
+from tests.support import (
+    NAME_PROCESS,
+    PATIENCE_S,
+    Client,
+    client_of,
+    new_name,
+    nothing_left,
+    processes_named,
+    running,
+    wait_none_named,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from enclave_worker.runtime import RuntimeWorker
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def worker() -> AsyncIterator[RuntimeWorker]:
+    """One worker for all: what a session does is nothing to the next one. Nothing of any is left in the end."""
+    with nothing_left():
+        async with running() as runtime:
+            yield runtime
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(worker: RuntimeWorker) -> AsyncIterator[Client]:
+    """A connection to `worker`."""
+    async with client_of(worker.url) as client:
+        yield client
 
 
 # Output.
@@ -499,6 +530,7 @@ async def test_a_second_result_for_a_call_is_refused_and_the_session_goes_on(cli
 
 
 async def test_sessions_at_once_do_not_touch_each_other(client: Client, worker: RuntimeWorker) -> None:
+    before = worker.get_stats().successful_executions
     sessions = [await client.start(f"print({n})\nreturn await call_tool('t', {n})") for n in range(16)]
     for session in sessions:
         while not (calls := [e for e in client.events(session) if e["type"] == "tool_call"]):
@@ -508,7 +540,7 @@ async def test_sessions_at_once_do_not_touch_each_other(client: Client, worker: 
 
     assert [run.final["result"] for run in runs] == list(range(16))
     assert [run.text("stdout") for run in runs] == [f"{n}\n" for n in range(16)]
-    assert worker.get_stats().successful_executions == 16
+    assert worker.get_stats().successful_executions == before + 16
 
 
 async def test_the_events_of_a_brokers_session_are_numbered_on_from_its_own(client: Client) -> None:
