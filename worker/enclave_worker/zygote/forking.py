@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # see `main`
 import _socket  # `socket` is the same in a wrapper of Python and enums
+import contextlib
 import gc
 import json
 import os
@@ -24,9 +25,9 @@ if TYPE_CHECKING:  # `typing` itself is too large for a zygote
     from .steps import Compiled
 
 _MAX_REQUEST = 64
-_SLOTS_A_PROC = 64
+_PROCS = 16
 """What all live user namespaces have of one name in `/proc/sys` is in one list of that /proc's, which the kernel looks
-through: with 1,000 sandboxes alive, that was a fifth of what the next one cost."""
+through: with 1,000 sandboxes alive and one /proc, that was a fifth of what the next one cost."""
 _INT = struct.Struct("i")
 
 
@@ -54,7 +55,7 @@ class Zygote:
         self._scratch = scratch
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._procs = [self._proc]
+        self._procs = [self._proc] if scratch else _procs(self._proc)
         self.pidfd = os.pidfd_open(os.getpid())
         """To be given to the worker."""
         self._outside = {} if scratch else namespaces()
@@ -127,7 +128,7 @@ class Zygote:
     def _spawn(self, sandbox_id: int, slot: int, uid: int, check: int) -> None:
         if slot not in self._compiled:
             values = {"uid": uid, "slot": f"slot-{slot}", "seccomp": self._filter}
-            values["proc"] = self._proc_for(slot)
+            values["proc"] = self._procs[slot % len(self._procs)]
             values["scratch"] = self._scratch
             self._compiled[slot] = steps.compile_steps(self._plan["enclose"], values | self._groups)
         if not self._knows_hot_pages:
@@ -141,16 +142,6 @@ class Zygote:
         finally:
             for fd in opened:
                 os.close(fd)
-
-    def _proc_for(self, slot: int) -> int:
-        """Return a descriptor of a /proc that a slot shares with few others."""
-        number = slot // _SLOTS_A_PROC
-        while len(self._procs) <= number:
-            try:
-                self._procs.append(kernel.detached_proc())
-            except OSError:  # the one we have is as good, and slower
-                return self._proc
-        return self._procs[number]
 
     def _fork(self, sandbox_id: int, slot: int, opened: list[int], *, check: bool) -> None:
         """Fork a sandbox and tell the worker. Notes in `opened` what is to be closed."""
@@ -252,6 +243,14 @@ class Zygote:
             frames.write(CONTROL_FD, frames.encode(failed(bug)))
         finally:
             os._exit(70)
+
+
+def _procs(own: int) -> list[int]:
+    """Return descriptors of several /proc, of which each slot uses one; where that fails, the one we have will do."""
+    made: list[int] = []
+    with contextlib.suppress(OSError):
+        made.extend(kernel.detached_proc() for _ in range(_PROCS))
+    return made or [own]
 
 
 def _write_and_end(fd: int, data: bytes) -> NoReturn:
