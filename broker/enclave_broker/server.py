@@ -12,6 +12,7 @@ import uvicorn
 
 from enclave_protocol import MAX_MESSAGE_BYTES
 
+from .http.heads import BoundedHeads
 from .ws import socket_protocol
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def server_config(app: ASGIApp, config: BrokerConfig) -> uvicorn.Config:
     """Return the server's settings: no logs per request, no compression, the protocol's largest frame."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHeads,
         ws=socket_protocol(ping_s=config.socket_ping_s, silent_s=config.write_timeout_s),
         ws_ping_interval=None,  # it pings by itself
         ws_max_size=MAX_MESSAGE_BYTES,

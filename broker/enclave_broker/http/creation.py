@@ -18,7 +18,7 @@ from .refusals import MAX_BODY_BYTES, as_api_error, refuse, too_large
 from .views import header
 
 if TYPE_CHECKING:
-    from litestar.types import ASGIApp, HTTPScope, Receive, Send
+    from litestar.types import ASGIApp, HTTPScope, Message, Receive, Send
     from litestar.types import Scope as AsgiScope
 
     from enclave_broker.dispatcher import Dispatcher
@@ -48,18 +48,24 @@ class CreateDoor:
         if not creates(scope):
             await self._app(scope, receive, send)
             return
-        scope["path_template"] = PATH
+        started = False
+
+        async def tell(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         try:
             caller = self._dispatcher.gate.caller(scope)
             caller.require(Scope.CREATE)
             body = await _body(scope, receive)
             if body is None:
                 return  # its client is gone
-            stream = create_stream(self._dispatcher, scope, caller, body)
-        except Exception as error:  # noqa: BLE001 - whatever it is has its answer
+            await create_stream(self._dispatcher, scope, caller, body)(scope, receive, tell)
+        except Exception as error:
+            if started:
+                raise
             await refuse(as_api_error(error), self._dispatcher.metrics, send)
-            return
-        await stream(scope, receive, send)
 
 
 async def _body(scope: HTTPScope, receive: Receive) -> bytes | None:

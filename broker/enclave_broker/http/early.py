@@ -16,7 +16,7 @@ from enclave_broker.access import Denied, QuotaExceeded, Scope
 from enclave_broker.api import full, refusal
 from enclave_protocol import NoCapacity
 
-from .creation import creates
+from .creation import PATH, creates
 from .refusals import refuse
 from .views import header
 
@@ -48,6 +48,7 @@ class EarlyDoor:
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if creates(scope):
+            scope["path_template"] = PATH  # what it is counted as, whoever answers it
             refused = self._refused(scope)
             if refused is not None:
                 body = await _small_body(receive)

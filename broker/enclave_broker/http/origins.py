@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_AGE_S = 86_400
+_MAX_AUTHORITY_CHARS = 300
+"""Names of the DNS end at 253."""
 METHODS = "GET, POST, DELETE, OPTIONS"
 REQUEST_HEADERS = "Content-Type, Accept, Authorization, Last-Event-ID, X-Enclave-Language, traceparent, tracestate"
 RESPONSE_HEADERS = "X-Session-ID, Retry-After, X-Enclave-Server-Hello, X-Enclave-Replayed"
@@ -150,8 +152,13 @@ def _asks_first(scope: Scope) -> bool:
     return preflight and header(scope, b"access-control-request-method") is not None
 
 
-@functools.lru_cache(maxsize=16)  # most requests call us the same, and to read that takes longer than all else here
 def _is_of_loopback(authority: str) -> bool:
+    # Not one of any length: what reads it keeps it.
+    return len(authority) <= _MAX_AUTHORITY_CHARS and _reads_as_loopback(authority)
+
+
+@functools.lru_cache(maxsize=16)  # most requests call us the same, and to read that takes longer than all else here
+def _reads_as_loopback(authority: str) -> bool:
     try:
         return is_loopback(urlsplit(f"//{authority}").hostname or "")
     except ValueError:

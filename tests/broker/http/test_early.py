@@ -54,6 +54,7 @@ async def test_a_full_fleet_refuses_at_the_door_as_it_does_inside() -> None:
             assert early[1]["code"] == "NO_CAPACITY"
             assert early[2].get("access-control-allow-origin") == headers.get("Origin")
         assert running.metric("enclave_rejections_total", code="NO_CAPACITY") == 4
+        assert running.metric("enclave_http_requests_total", method="POST", route="/sessions", status="503") == 4
 
 
 async def test_a_page_that_may_not_is_told_so_though_the_fleet_is_full() -> None:
