@@ -87,6 +87,30 @@ def test_one_that_strikes_may_set_itself_again_and_drop_another() -> None:
     assert struck_by(scenario) == [("again", 1), ("again", 2), ("again", 3)]
 
 
+def test_one_that_sets_itself_again_puts_off_no_other() -> None:
+    def scenario(clock: Clock) -> None:
+        def beat() -> None:
+            clock.note("beat")
+            clock.alarms.set("beat", 2, clock.note, "beat")
+
+        clock.alarms.set("beat", 1, beat)
+        clock.set("deadline", 2)
+
+    assert struck_by(scenario) == [("beat", 1), ("deadline", 2), ("beat", 3)]
+
+
+def test_one_that_another_of_the_same_moment_sets_anew_waits_for_its_new_time() -> None:
+    def scenario(clock: Clock) -> None:
+        def put_off() -> None:
+            clock.note("first")
+            clock.set("second", 5)
+
+        clock.alarms.set("first", 1, put_off)
+        clock.set("second", 1)
+
+    assert struck_by(scenario) == [("first", 1), ("second", 6)]
+
+
 def test_one_that_fails_does_not_keep_the_others_from_striking() -> None:
     def scenario(clock: Clock) -> None:
         def fail() -> None:

@@ -6,11 +6,15 @@ at its processor time. So the loop is told of one moment, and what was set and d
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Hashable
+
+
+_DROPPED: tuple[float, Callable[..., None], tuple[object, ...]] = (math.inf, lambda: None, ())
 
 
 class Alarms:
@@ -22,7 +26,7 @@ class Alarms:
         self._loop = loop
         self._alarms: dict[Hashable, tuple[float, Callable[..., None], tuple[object, ...]]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._next_s = 0.0  # when the timer strikes, by the loop's clock; no alarm is set for an earlier time
+        self._next_s = 0.0  # when the timer strikes, by the loop's clock; no alarm is due before
 
     def __repr__(self) -> str:
         return f"<Alarms {list(self._alarms)}>"
@@ -53,14 +57,16 @@ class Alarms:
 
     def _strike(self) -> None:
         self._timer = None
-        # By what it was set for, not by the clock: a loop may strike up to its resolution early.
-        due = [name for name, (due_s, *_) in self._alarms.items() if due_s <= self._next_s]
+        struck_s = self._next_s  # what it was set for, not the time: a loop may strike up to its resolution early
+        due = [name for name, (due_s, *_) in self._alarms.items() if due_s <= struck_s]
         try:
             for name in due:
-                alarm = self._alarms.pop(name, None)
-                if alarm is not None:  # else an alarm before it has dropped it
-                    _, callback, arguments = alarm
+                due_s, callback, arguments = self._alarms.get(name, _DROPPED)
+                if due_s <= struck_s:  # else an alarm before it has dropped it, or set it anew
+                    del self._alarms[name]
                     callback(*arguments)
         finally:
-            if self._alarms and self._timer is None:
-                self._arm(min(due_s for due_s, *_ in self._alarms.values()))
+            # One that was set meanwhile has armed the timer for itself, and others may be due before it.
+            first_s = min((due_s for due_s, *_ in self._alarms.values()), default=math.inf)
+            if first_s < (math.inf if self._timer is None else self._next_s):
+                self._arm(first_s)
