@@ -52,6 +52,17 @@ def run(scenario: Any) -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_watched_already_may_be_watched_again() -> None:
+    async def scenario() -> None:
+        pipes = Pipes(1)
+        pipes.readiness.watch(pipes.readers[0], lambda: pipes.take(0))
+        await turns(6)
+        assert pipes.seen == [0, 0]
+        pipes.close()
+
+    run(scenario)
+
+
 def test_all_that_are_ready_are_served_until_they_are_forgotten() -> None:
     async def scenario() -> None:
         pipes = Pipes(3)

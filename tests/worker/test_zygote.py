@@ -218,6 +218,20 @@ async def test_a_zygote_that_somebody_stopped_holds_up_neither_a_final_nor_the_w
 
 
 @pytest.mark.usefixtures("no_leaks")
+async def test_a_zygote_that_dies_without_a_sandbox_is_let_go_of() -> None:
+    others = set(own_children_of(os.getpid()))
+    async with running(pool_size=0) as worker, client_of(worker.url) as client:
+        launchers = set(own_children_of(os.getpid())) - others
+        for keeper in (each for launcher in launchers for each in own_children_of(launcher)):
+            for zygote in own_children_of(keeper):
+                os.kill(zygote, signal.SIGKILL)
+        async with asyncio.timeout(PATIENCE_S):
+            while launchers & set(own_children_of(os.getpid())):  # noqa: ASYNC110 - being waited for sets no event
+                await asyncio.sleep(0.01)
+        assert (await client.run("return 1")).final["result"] == 1
+
+
+@pytest.mark.usefixtures("no_leaks")
 async def test_a_zygote_without_descriptors_makes_no_sandbox_and_ends_none() -> None:
     async with running(pool_size=1) as worker, client_of(worker.url) as client:
         session_id = await client.start("return await call_tool('wait')")

@@ -31,8 +31,12 @@ class Readiness:
         return f"<Readiness of {len(self._callbacks)} descriptors>"
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call back whenever there is something to read, or the other end is gone. It must not block."""
-        self._epoll.register(fd, select.EPOLLIN)
+        """Call back whenever there is something to read, or the other end is gone. It must not block.
+
+        Safe to call again, with another callback or the same.
+        """
+        if fd not in self._callbacks:
+            self._epoll.register(fd, select.EPOLLIN)
         self._callbacks[fd] = callback
 
     def forget(self, fd: int) -> None:

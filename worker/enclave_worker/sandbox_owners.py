@@ -32,7 +32,7 @@ class Owner(Protocol):
         """Its memory is used up, and the kernel has killed one of its processes, or is about to."""
 
     def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
-        """Every process of the sandbox is gone, and its pipes are drained."""
+        """Every process of the sandbox is gone, and its pipes are drained, unless it was dismissed."""
 
 
 class Home(Owner, Protocol):

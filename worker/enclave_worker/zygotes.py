@@ -127,6 +127,7 @@ class Zygotes:
             log.error("the zygote ended: %s; starting another", reason)
             self._current = None
             self._own(self._replace())
+        self.released(zygote)  # if it had no sandbox, there is none whose end would let go of it
 
     async def _replace(self) -> None:
         for attempt in itertools.count():
