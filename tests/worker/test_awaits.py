@@ -124,6 +124,13 @@ def test_failures_are_told_the_same_with_and_without_a_loop(worker: RuntimeWorke
     assert alone == in_loop
 
 
+def test_what_only_asks_for_another_turn_gets_it_either_way(worker: RuntimeWorker) -> None:
+    code = "call_tool = type('A', (), {'__a' + 'wait__': lambda self: iter([None, None])})\nawait call_tool()\nreturn 1"
+
+    for text in (code, code + IN_LOOP):
+        assert run(worker, text).result == 1
+
+
 def test_what_is_no_tools_answer_cannot_be_awaited_either_way(worker: RuntimeWorker) -> None:
     code = "call_tool = type('A', (), {'__a' + 'wait__': lambda self: iter([5])})\nawait call_tool()"
 

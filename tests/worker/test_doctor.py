@@ -183,7 +183,8 @@ def test_clocks_of_their_own_are_not_bought_with_the_power_to_set_the_hosts(
     [
         (host(), errno.ENOSYS, "CONFIG_IO_URING=y"),
         (host(), errno.ENOMEM, "LimitMEMLOCK"),
-        (host(kernel__io_uring_disabled="2"), errno.EPERM, "sysctl -w kernel.io_uring_disabled=0"),
+        (host(kernel__io_uring_disabled="2", root=True), errno.EPERM, "sysctl -w kernel.io_uring_disabled=1"),
+        (host(kernel__io_uring_disabled="1"), errno.EPERM, "kernel.io_uring_group"),
         (host(container="docker", kernel__io_uring_disabled="0"), errno.EPERM, "system call filter"),
     ],
 )

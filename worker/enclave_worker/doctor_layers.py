@@ -115,8 +115,11 @@ def pinned_memory() -> Answer:
         proc = os.open("/proc", os.O_PATH)
         pid = os.fork()
         if not pid:
-            own = hot_pages.Observer(proc, [(address, mmap.PAGESIZE)]).unshared()
-            os._exit(0 if own else 1)
+            try:
+                own = hot_pages.Observer(proc, [(address, mmap.PAGESIZE)]).unshared()
+                os._exit(0 if own else 1)
+            finally:
+                os._exit(1)
         _, status = os.waitpid(pid, 0)
     copied = status == 0
     return Answer(ok=copied, found="a fork copies it at once" if copied else "a fork shares it all the same")

@@ -130,7 +130,9 @@ def fix_pinned_memory(host: Host, answer: Answer) -> str:
     if answer.errno == errno.ENOMEM:
         return "raise the limit of locked memory to 8 MiB (ulimit -l 8192; LimitMEMLOCK=8M in a systemd unit)"
     if host.sysctls.get("kernel/io_uring_disabled", "0") != "0":
-        return _sysctl("kernel.io_uring_disabled", 0)
+        # Never to 0: whoever closed io_uring to this host's programs had a reason.
+        closed_to_others = _sysctl("kernel.io_uring_disabled", 1)
+        return closed_to_others if host.root else f"{closed_to_others}, and kernel.io_uring_group to the worker's group"
     return "have the container's system call filter allow io_uring_setup and io_uring_register to workers"
 
 

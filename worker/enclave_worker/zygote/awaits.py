@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 _TOOL_CALLS = ("await call_tool(", "await callTool(")
-_MORE = ("import", "async", "exec", "eval")
-"""Words without which code has no way to another thing to wait for."""
+_MORE = re.compile(r"import|async|\b(?:exec|eval)\b")
+"""Without any of which code has no way to another thing to wait for. Tools are called `execute` and `retrieval`."""
 
 
 def only_tools(code: str) -> bool:
@@ -14,4 +16,4 @@ def only_tools(code: str) -> bool:
     the code gets an event loop that it has no use for.
     """
     calls = sum(code.count(call) for call in _TOOL_CALLS)
-    return code.count("await") == calls and not any(word in code for word in _MORE)
+    return code.count("await") == calls and not _MORE.search(code)

@@ -28,6 +28,7 @@ _MAX_REQUEST = 64
 _PROCS = 16
 """What all live user namespaces have of one name in `/proc/sys` is in one list of that /proc's, which the kernel looks
 through: with 1,000 sandboxes alive and one /proc, that was a fifth of what the next one cost."""
+_OBSERVED_WITHIN_MS = 3000
 _INT = struct.Struct("i")
 
 
@@ -171,24 +172,24 @@ class Zygote:
 
     def _find_hot_pages(self, slot: int) -> None:
         """Have a fork that ends before it could be a guest's tell what it wrote to, and pin that."""
+        opened: list[int] = []
         try:
             areas = hot_pages.writable(self._proc)
             reader, writer = os.pipe2(os.O_CLOEXEC)
+            opened += (reader, writer)
             pid = self._fork_into_namespace()
-        except OSError:
-            return  # the next fork fails for the same reason, and says so
-        if not pid:
-            self._tell_hot_pages(slot, writer, areas)
-        os.close(writer)
-        told = bytearray()
-        while data := os.read(reader, 65536):
-            told += data
-        os.close(reader)
-        os.waitpid(pid, 0)
-        try:
-            hot_pages.pin(bytes(told))
-        except OSError:  # `enclave doctor` says why
+            if not pid:
+                self._tell_hot_pages(slot, writer, areas)
+            os.close(opened.pop())
+            told = _read_all(reader, _OBSERVED_WITHIN_MS)
+            os.kill(pid, _signal.SIGKILL)  # stopped, or stuck in a step: others must not wait for it
+            os.waitpid(pid, 0)
+            hot_pages.pin(told)
+        except OSError:  # of the fork: the next one will say so; of the pin: `enclave doctor` does
             return
+        finally:
+            for fd in opened:
+                os.close(fd)
         self._pinned = True
 
     def _tell_hot_pages(self, slot: int, writer: int, areas: list[hot_pages.Range]) -> NoReturn:
@@ -197,7 +198,9 @@ class Zygote:
             os.setpgid(0, 0)
             null = os.open("/dev/null", os.O_RDWR)
             os.dup2(null, CONTROL_FD)
-            steps.perform(self._compiled[slot])
+            # Not in the slot's control groups: they count for its first session from here on.
+            joins = steps.OPERATIONS["join"]
+            steps.perform([step for step in self._compiled[slot] if step[1] is not joins])
             self._language.settle()
             self._language.rehearse()
             _write_and_end(writer, hot_pages.pack(observer.unshared()))
@@ -219,9 +222,10 @@ class Zygote:
         try:
             _signal.set_wakeup_fd(-1)
             _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-            # Nobody else's signal to its group reaches us, nor ours them. Not a session: with one comes a group of the
-            # scheduler's own (autogroup), which takes longer to make than most of what follows.
-            os.setpgid(0, 0)
+            # Nobody else's signal to its group reaches us, nor ours them. A session would do that too, and brings a
+            # group of the scheduler's (autogroup), which takes longer to make than most of what follows; control groups
+            # share out the processor. Without namespaces a guest could speak for all of a session: there it has one.
+            os.setsid() if self._scratch else os.setpgid(0, 0)
             # The zygote's descriptors 0 to 3 are taken, so none of these three is among the targets.
             os.dup2(out, 1)
             os.dup2(err, 2)
@@ -251,6 +255,19 @@ def _procs(own: int) -> list[int]:
     with contextlib.suppress(OSError):
         made.extend(kernel.detached_proc() for _ in range(_PROCS))
     return made or [own]
+
+
+def _read_all(fd: int, within_ms: int) -> bytes:
+    """Return what comes until the other end is closed; nothing if that takes too long."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    told = bytearray()
+    while poll.poll(within_ms):
+        data = os.read(fd, 65536)
+        if not data:
+            return bytes(told)
+        told += data
+    return b""
 
 
 def _write_and_end(fd: int, data: bytes) -> NoReturn:

@@ -146,6 +146,8 @@ def _run_without_loop(worker: Worker, function: types.FunctionType, max_result_b
             if isinstance(waited, Answer):
                 worker.wait(waited)
                 waited = coroutine.send(None)
+            elif waited is None:  # asks for another turn
+                waited = coroutine.send(None)
             else:
                 # As a loop would say it.
                 waited = coroutine.throw(RuntimeError(f"Task got bad yield: {waited!r}"))
