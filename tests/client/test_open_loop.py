@@ -71,6 +71,16 @@ async def test_what_is_asked_while_the_load_takes_hold_is_not_counted() -> None:
     assert outcome.rate == len(outcome.accepted_ms) / 0.25
 
 
+async def test_who_is_overdue_when_the_loop_comes_to_it_counts_as_late_too() -> None:
+    due = list(arrivals(20_000, 0.02, random.Random(7)))  # closer to each other than a timer resolves
+    outcome = Outcome()
+
+    await OpenLoop(Gate(opens_at=1), 7).run(20_000, 0.02, outcome, settle_s=0.0)
+
+    assert len(outcome.late_ms) == len(outcome.accepted_ms) == len(due)
+    assert min(outcome.late_ms) >= 0
+
+
 async def test_a_closed_loop_asks_as_often_as_it_is_told() -> None:
     gate = Gate(opens_at=4)
 
