@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from enclave_client.bench import report
+from enclave_client.bench import neighbours, report
+from enclave_client.bench.alive import Alive, NotAliveError
 from enclave_client.bench.figures import Figure, at_least, at_most, percentile
 from enclave_client.bench.footprint import Held
 from enclave_client.bench.load import Load
@@ -156,3 +157,41 @@ async def test_a_session_with_another_ending_or_none_counts_as_failed_and_the_re
     assert (load.sessions, load.failed) == (2, 2)
     assert load.failures[0].startswith("Connection")
     assert "INTERNAL_ERROR" in load.failures[1]
+
+
+async def test_a_session_that_ends_instead_of_waiting_is_told_and_nothing_is_measured_of_the_others() -> None:
+    async def script(_: FakeBroker, stream: Stream) -> None:
+        await stream.event(1, "final", ok=False, error={"message": "no luck", "code": "INTERNAL_ERROR"})
+
+    async with FakeBroker(script).serving() as broker:
+        load = Load(broker.url)
+        with pytest.raises(NotAliveError):
+            async with Alive(load, os.getpid()) as sessions:
+                await sessions.make(2)
+
+    assert load.failed >= 1
+    assert "INTERNAL_ERROR" in load.failures[0]
+
+
+async def test_a_connection_that_breaks_while_many_are_made_is_an_error_by_itself() -> None:
+    async def script(broker: FakeBroker, _: Stream) -> None:
+        broker.cut = True
+
+    async with FakeBroker(script).serving() as broker:
+        # No group of them: what measures reports an OSError and goes on, and a group is none.
+        with pytest.raises(OSError, match="hung up"):
+            async with Alive(Load(broker.url), os.getpid()) as sessions:
+                await sessions.make(2)
+
+
+async def test_what_breaks_beside_hostile_neighbours_is_an_error_by_itself() -> None:
+    async def script(broker: FakeBroker, _: Stream) -> None:
+        broker.cut = True
+
+    async with FakeBroker(script).serving() as broker:
+        load = Load(broker.url)
+        with pytest.raises(OSError, match="hung up"):
+            async with neighbours._neighbours(load):
+                await load.one_by_one(b"{}", 1)
+
+    assert load.failures[0].startswith("a neighbour: Connection")

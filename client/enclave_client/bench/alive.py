@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from . import footprint
+from .load import first
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,6 +31,14 @@ _GONE_S = 30.0
 """How long the sandboxes may take to end."""
 _POLL_S = 0.05
 _SPARE_DESCRIPTORS = 500
+
+
+_WAITS = b'"tool_call"'
+"""In the stream of a session that has called its tool."""
+
+
+class NotAliveError(Exception):
+    """A session ended that was to wait, so what the others cost is not what so many cost."""
 
 
 class Alive:
@@ -65,7 +74,12 @@ class Alive:
         return len(self._connections)
 
     async def make(self, count: int, code: str = HOLD) -> float:
-        """Make `count` more that run `code`; return how long it took until the last of them had called a tool, in s."""
+        """Make `count` more that run `code`; return how long it took until the last of them had called a tool, in s.
+
+        Raises:
+            NotAliveError: one ended instead; it is counted as failed, and no further ones are made.
+            OSError: a connection broke, or nothing came in time.
+        """
         raise_descriptors(len(self) + count)
         body = self._body(code)
         at_once = asyncio.Semaphore(MAKE_AT_ONCE)
@@ -76,12 +90,18 @@ class Alive:
                 await connection.open()
                 self._connections.append(connection)
                 self._load.sessions += 1
-                await connection.post_until("/sessions", body, b'"tool_call"')
+                answer = await connection.post_until("/sessions", body, _WAITS)
+                if _WAITS not in answer:
+                    self._load.fail(answer[-500:].decode(errors="replace"))
+                    raise NotAliveError
 
         started = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(count):
-                group.create_task(one())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(count):
+                    group.create_task(one())
+        except BaseExceptionGroup as errors:
+            raise first(errors) from None
         return time.perf_counter() - started
 
     async def _release(self) -> None:

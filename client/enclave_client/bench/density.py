@@ -13,7 +13,7 @@ import msgspec
 from enclave_client.fleet import FleetSpec, running_fleet
 
 from . import alive, footprint
-from .alive import Alive
+from .alive import Alive, NotAliveError
 from .figures import Figure, at_most, percentile, spread
 from .load import SUM, Load, create_body
 from .phases import pids
@@ -78,7 +78,10 @@ class _Found:
 
 
 async def density(load: Load, plan: Plan) -> list[Figure]:
-    """Measure a crowd of sessions on a fleet of its own, and what one more takes by turns with `load`'s fleet."""
+    """Measure a crowd of sessions on a fleet of its own, and what one more takes by turns with `load`'s fleet.
+
+    There is no figure if one of the crowd fails: that is counted, and the others do not say what all would take.
+    """
     count = min(SESSIONS, SESSIONS_A_ROUND * plan.rounds)
     alive.raise_descriptors(count)  # the programs inherit it
     found = _Found()
@@ -90,6 +93,8 @@ async def density(load: Load, plan: Plan) -> list[Figure]:
             await own.one_by_one(create_body(SUM), BLOCK_SESSIONS)  # to warm up
             for _ in range(TIMES):
                 await _measure(own, load, fleet, count, found)
+        except NotAliveError:
+            return []
         finally:
             load.absorb(own)
     return _figures(count, found)

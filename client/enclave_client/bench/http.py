@@ -62,8 +62,8 @@ class Connection(asyncio.Protocol):
         await self.post_until(path, body, b"")
         return await self.rest()
 
-    async def post_until(self, path: str, body: bytes, marker: bytes) -> None:
-        """Send a request; return as soon as `marker` has come, or the end. Raises as `post` does."""
+    async def post_until(self, path: str, body: bytes, marker: bytes) -> bytes:
+        """Send a request; return what there is as soon as `marker` has come, or the end. Raises as `post` does."""
         if self._transport is None:
             raise ConnectionError("not connected")
         self._received.clear()
@@ -71,6 +71,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         if marker:
             await self._wait(marker)
+        return bytes(self._received)
 
     async def get(self, path: str) -> bytes:
         """Ask for something; return the whole response. Raises as `post` does."""

@@ -137,6 +137,13 @@ class Load:
         self.failures = (self.failures + other.failures)[:MAX_FAILURES_KEPT]
 
 
+def first(error: BaseException) -> BaseException:
+    """Return what went wrong first: nobody who expects an OSError catches a group of them."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def create_body(
     code: str, *, language: str = "", profile: str = "", session_id: str = "", max_tool_calls: int = 0
 ) -> bytes:

@@ -10,7 +10,7 @@ import msgspec
 
 from .figures import Figure, at_most, percentile, spread
 from .hostile import NEIGHBOURS
-from .load import SUM, create_body
+from .load import SUM, create_body, first
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,15 +42,18 @@ async def _neighbours(load: Load) -> AsyncIterator[None]:
     """Keep every neighbour running; enters when all of them have begun, leaves when all have ended."""
     leave = asyncio.Event()
     begun = [asyncio.Event() for _ in NEIGHBOURS]
-    async with asyncio.TaskGroup() as group:
-        for code, event in zip(NEIGHBOURS.values(), begun, strict=True):
-            group.create_task(_keep_running(load, code, event, leave))
-        for event in begun:
-            await event.wait()
-        try:
-            yield
-        finally:
-            leave.set()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for code, event in zip(NEIGHBOURS.values(), begun, strict=True):
+                group.create_task(_keep_running(load, code, event, leave))
+            for event in begun:
+                await event.wait()
+            try:
+                yield
+            finally:
+                leave.set()
+    except BaseExceptionGroup as errors:  # of the block too
+        raise first(errors) from None
 
 
 async def _keep_running(load: Load, code: str, begun: asyncio.Event, leave: asyncio.Event) -> None:
