@@ -15,10 +15,14 @@ import msgspec
 import pytest
 
 from enclave_client.bench import kernel, rivals
-from enclave_client.bench.curve import FEWER_SHARES, SHARES, CurveReport, lines, part_of, point
+from enclave_client.bench.curve import FEWER_SHARES, SHARES, CurveReport, curves, lines, part_of, point
 from enclave_client.bench.figures import Point, Series
+from enclave_client.bench.instead import instead
+from enclave_client.bench.load import Load
 from enclave_client.bench.open_loop import Answer, Outcome, closed_rate
+from enclave_client.bench.phases import Plan
 from enclave_client.bench.picture import draw, draw_beside
+from tests.client.fake_broker import FakeBroker, Stream
 from tests.support import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -125,6 +129,39 @@ def test_a_point_says_what_became_of_all_that_was_asked() -> None:
     assert lines([Series(title="x", capacity=50.0, points=[found])])[-1].endswith("103  1  2 FAILED")
 
 
+def test_a_load_at_which_everything_failed_is_told_and_not_drawn() -> None:
+    outcome = Outcome()
+    outcome.failed, outcome.seconds = 3, 1.0
+    lost = point(60.0, outcome)
+    series = Series(title="x", capacity=50.0, points=[at(10, 2, 5), lost])
+
+    assert (lost.requests, lost.failed, lost.p50_ms, lost.max_ms) == (3, 3, None, None)
+    assert lines([series])[-1].endswith("-         -         3  0  3 FAILED")
+    dots = [dot for dot in picture(series).iter(f"{SVG}circle") if dot.find(f"{SVG}title") is not None]
+    assert len(dots) == 1
+
+
+async def test_what_only_fails_is_told_without_a_load_to_ask_it_for() -> None:
+    class Failing:
+        async def ask(self) -> Answer:
+            return Answer.FAILED
+
+    async def script(_: FakeBroker, stream: Stream) -> None:
+        await stream.event(1, "final", ok=False, error={"message": "no luck", "code": "INTERNAL_ERROR"})
+
+    rival = rivals.Rival(name="x", title="x", target=Failing(), one=1, many=1)
+    async with FakeBroker(script).serving() as broker:
+        load = Load(broker.url)
+        found = await curves(load, part_of(1), [rival])
+        figures = await instead(load, Plan(rounds=1, sessions=1), [rival])
+
+    assert [(series.capacity, series.points) for series in found] == [(0, []), (0, [])]
+    assert lines(found)[-2] == "x: 0.0/s with 16 in flight"
+    assert figures[-1].value == 0
+    assert figures[-1].compared_with.endswith("and none of its own was answered")
+    assert load.failed > 0
+
+
 def test_a_short_run_has_a_short_part_of_it() -> None:
     assert (part_of(1).rounds, part_of(20).rounds) == (1, 4)
     assert part_of(1).seconds < part_of(20).seconds == part_of(60).seconds
@@ -190,5 +227,8 @@ async def test_a_short_run_measures_each_load_and_draws_it(tmp_path: Path) -> No
         assert 0 < len(series.points) <= len(shares)
         assert series.capacity > 0
         assert [each.asked for each in series.points] == sorted(each.asked for each in series.points)
-        assert all(0 < each.p50_ms <= each.p99_ms <= each.max_ms for each in series.points)
+        for each in series.points:
+            times_ms = [each.p50_ms or 0, each.p99_ms or 0, each.max_ms or 0]
+            assert times_ms == sorted(times_ms)
+            assert times_ms[0] > 0 or each.failed  # where neighbours are busy, some of the others may
     ET.fromstring(file.with_suffix(".svg").read_text(encoding="utf-8"))

@@ -88,6 +88,17 @@ async def test_a_closed_loop_asks_as_often_as_it_is_told() -> None:
     assert gate.asked == 10
 
 
+class Failing:
+    """A target that never answers well, and is quick about it."""
+
+    async def ask(self) -> Answer:
+        return Answer.FAILED
+
+
+async def test_what_fails_is_no_capacity() -> None:
+    assert await closed_rate(Failing(), 10, 4) == 0
+
+
 async def test_sessions_are_accepted_or_refused_or_failed() -> None:
     async def script(broker: FakeBroker, stream: Stream) -> None:
         number = len(broker.requests)

@@ -90,10 +90,12 @@ async def curves(load: Load, plan: CurvePlan, others: Sequence[rivals.Rival]) ->
 async def _climb(title: str, target: Target, requests: int, shares: Sequence[float], plan: CurvePlan) -> _Climb:
     count = max(rivals.AT_ONCE, round(requests * min(1.0, plan.seconds)))
     await closed_rate(target, count // 2, rivals.AT_ONCE)  # to warm up
+    capacity = await closed_rate(target, count, rivals.AT_ONCE)
+    shares = shares if capacity else ()
     return _Climb(
         title=title,
         target=target,
-        capacity=await closed_rate(target, count, rivals.AT_ONCE),
+        capacity=capacity,
         shares=shares,
         loop=OpenLoop(target, plan.seed),
         outcomes=[Outcome() for _ in shares],
@@ -102,22 +104,24 @@ async def _climb(title: str, target: Target, requests: int, shares: Sequence[flo
 
 def _series(climb: _Climb) -> Series:
     found = zip(climb.shares, climb.outcomes, strict=True)
-    points = [point(share * climb.capacity, outcome) for share, outcome in found if outcome.accepted_ms]
-    return Series(title=climb.title, capacity=climb.capacity, points=points)
+    points = [point(share * climb.capacity, outcome) for share, outcome in found]
+    # At a low load nothing may have been due in a short block.
+    return Series(title=climb.title, capacity=climb.capacity, points=[each for each in points if each.requests])
 
 
 def point(rate: float, outcome: Outcome) -> Point:
-    """Return what an outcome with accepted requests says about one load."""
+    """Return what an outcome says about one load."""
+    took_ms = outcome.accepted_ms
     return Point(
         asked=round(rate, 2),
         served=round(outcome.served_rate, 2),
-        requests=len(outcome.accepted_ms) + len(outcome.refused_ms) + outcome.failed,
+        requests=len(took_ms) + len(outcome.refused_ms) + outcome.failed,
         refused=len(outcome.refused_ms),
         failed=outcome.failed,
-        p50_ms=round(percentile(outcome.accepted_ms, 50), 3),
-        p90_ms=round(percentile(outcome.accepted_ms, 90), 3),
-        p99_ms=round(percentile(outcome.accepted_ms, 99), 3),
-        max_ms=round(max(outcome.accepted_ms), 3),
+        p50_ms=round(percentile(took_ms, 50), 3) if took_ms else None,
+        p90_ms=round(percentile(took_ms, 90), 3) if took_ms else None,
+        p99_ms=round(percentile(took_ms, 99), 3) if took_ms else None,
+        max_ms=round(max(took_ms), 3) if took_ms else None,
         late_p99_ms=round(percentile(outcome.late_ms or [0.0], 99), 3),
     )
 
@@ -133,10 +137,14 @@ def lines(series: Sequence[Series]) -> list[str]:
         for at in each.points:
             failed = f"  {at.failed} FAILED" if at.failed else ""
             found.append(
-                f"{at.asked:12.1f} {at.asked / each.capacity:6.2f} {at.served:9.1f} {at.p50_ms:9.2f} {at.p99_ms:9.2f} "
+                f"{at.asked:12.1f} {at.asked / each.capacity:6.2f} {at.served:9.1f} {_ms(at.p50_ms)} {_ms(at.p99_ms)} "
                 f"{at.requests:9}  {at.refused}{failed}"
             )
     return found
+
+
+def _ms(value: float | None) -> str:
+    return f"{'-':>9}" if value is None else f"{value:9.2f}"
 
 
 class CurveReport(msgspec.Struct, kw_only=True):

@@ -41,10 +41,11 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     refused: int
     failed: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    max_ms: float
+    p50_ms: float | None
+    """Of the accepted requests, as the next three; None if there is none."""
+    p90_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
     late_p99_ms: float
     """How late the load generator itself was woken: what the machine adds to every time."""
 
@@ -54,9 +55,9 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     capacity: float
-    """Answers in a second if each of a number of clients asks for the next one when it has one."""
+    """Good answers in a second if each of a number of clients asks for the next one when it has one."""
     points: list[Point]
-    """From the lowest load to the highest."""
+    """From the lowest load to the highest; none if there is no capacity to take shares of."""
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:

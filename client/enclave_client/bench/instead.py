@@ -66,11 +66,12 @@ def _latency(rival: Rival, took_ms: list[float], ours_ms: float) -> Figure:
 
 def _rate(rival: Rival, rates: list[float], ours: float) -> Figure:
     rate = statistics.median(rates)
+    times = f"{ours / rate:.1f} times that" if rate else "and none of its own was answered"
     return Figure(
         name=f"{rival.name}_rate",
         title=f"instead: {rival.title}, {AT_ONCE} in flight",
         value=rate,
         unit="/s",
-        compared_with=f"sessions between: {ours:.0f}/s, {ours / rate:.1f} times that",
-        detail={"sessionsPerS": round(ours, 1), "ratioOfSessions": round(ours / rate, 3)},
+        compared_with=f"sessions between: {ours:.0f}/s, {times}",
+        detail={"sessionsPerS": round(ours, 1), "ratioOfSessions": round(ours / rate, 3) if rate else None},
     )

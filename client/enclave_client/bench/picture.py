@@ -7,6 +7,7 @@ and green, and dashes and words say the same as they do.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from html import escape
 from pathlib import Path
@@ -18,7 +19,7 @@ from .rivals import AT_ONCE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from .figures import Point, Series
+    from .figures import Series
 
 WIDTH, HEIGHT = 880, 560
 LEFT, RIGHT, BOTTOM = 72, 24, 74
@@ -39,6 +40,34 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-s
 _STYLE_DARK = """text { fill: #f0f6fc } .dim { fill: #9198a1 } .paper { fill: #0d1117 }
 .grid { stroke: #30363d } .limit { stroke: #9198a1 }
 """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Dot:
+    """A point at which there is a time to draw."""
+
+    asked: float
+    served: float
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Line:
+    """What is drawn of a series."""
+
+    title: str
+    capacity: float
+    points: list[_Dot]
+
+
+def _line(series: Series) -> _Line:
+    points = [
+        _Dot(asked=each.asked, served=each.served, p50_ms=each.p50_ms, p99_ms=each.p99_ms)
+        for each in series.points
+        if each.p50_ms is not None and each.p99_ms is not None
+    ]
+    return _Line(title=series.title, capacity=series.capacity, points=points)
 
 
 class _Axis:
@@ -74,7 +103,7 @@ def draw(series: Sequence[Series], machine: str) -> str:
     Raises:
         ValueError: there is no point to draw.
     """
-    shown = [each for each in series if each.points]
+    shown = [each for each in map(_line, series) if each.points]
     points = [point for each in shown for point in each.points]
     if not points:
         raise ValueError("no point to draw")
@@ -101,7 +130,7 @@ def draw(series: Sequence[Series], machine: str) -> str:
 def draw_beside(file: str, series: Sequence[Series], machine: dict[str, Any]) -> None:
     """Write the picture beside a file of figures; nothing if there is nothing to draw, or that is no file."""
     place = Path(file)
-    if place.is_file() and any(each.points for each in series):
+    if place.is_file() and any(_line(each).points for each in series):
         place.with_suffix(".svg").write_text(draw(series, machine_line(machine)), encoding="utf-8")
 
 
@@ -115,7 +144,7 @@ def _colours(number: int, colour: str) -> str:
     return f".line{number} {{ stroke: {colour} }} .dot{number} {{ fill: {colour} }}\n"
 
 
-def _in_words(series: Sequence[Series]) -> str:
+def _in_words(series: Sequence[_Line]) -> str:
     return ". ".join(
         f"{each.title}: {_capacity(each)}; at {each.points[0].asked:.0f} in a second the median "
         f"takes {each.points[0].p50_ms:.1f} ms"
@@ -141,14 +170,14 @@ def _axes(across: _Axis, up: _Axis, top: float) -> Iterator[str]:
     )
 
 
-def _limit(ours: Series, across: _Axis, top: float) -> Iterator[str]:
+def _limit(ours: _Line, across: _Axis, top: float) -> Iterator[str]:
     """Mark what the first one can do: beyond, everything is late in the end."""
     x = across.at(ours.capacity)
     yield f'<line class="limit" x1="{x}" y1="{top}" x2="{x}" y2="{HEIGHT - BOTTOM}"/>'
     yield _text(x - 6, HEIGHT - BOTTOM - 8, _capacity(ours), "dim", "end")
 
 
-def _drawn(series: Series, number: int, across: _Axis, up: _Axis) -> Iterator[str]:
+def _drawn(series: _Line, number: int, across: _Axis, up: _Axis) -> Iterator[str]:
     yield _path(series.points, number, "p99", across, lambda point: up.at(point.p99_ms))
     yield _path(series.points, number, "p50", across, lambda point: up.at(point.p50_ms))
     for point in series.points:
@@ -160,12 +189,12 @@ def _drawn(series: Series, number: int, across: _Axis, up: _Axis) -> Iterator[st
         yield f"{dot}<title>{escape(said)}</title></circle>"
 
 
-def _path(points: Sequence[Point], number: int, kind: str, across: _Axis, height: Callable[[Point], float]) -> str:
+def _path(points: Sequence[_Dot], number: int, kind: str, across: _Axis, height: Callable[[_Dot], float]) -> str:
     steps = " L".join(f"{across.at(point.asked)} {height(point)}" for point in points)
     return f'<path class="{kind} line{number}" d="M{steps}"/>'
 
 
-def _legend(series: Sequence[Series]) -> Iterator[str]:
+def _legend(series: Sequence[_Line]) -> Iterator[str]:
     for number, each in enumerate(series):
         y = _LEGEND_Y + number * _LEGEND_STEP
         yield f'<path class="p50 line{number}" d="M{LEFT} {y - 4} h28"/>'
@@ -180,7 +209,7 @@ def _legend(series: Sequence[Series]) -> Iterator[str]:
         yield _text(x, y, said)
 
 
-def _capacity(series: Series) -> str:
+def _capacity(series: _Line) -> str:
     return f"{AT_ONCE} clients get {series.capacity:.0f}/s"
 
 
