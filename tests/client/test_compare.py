@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from enclave_client.bench.compare import Comparing
+from enclave_client.bench.compare import Comparing, to_the_end
 from enclave_client.bench.comparison import Comparison, compare, line, single
 from enclave_client.bench.trees import ROOT, TreeError, other_tree, requirements, working_tree
 from tests.support import PATIENCE_S
@@ -101,6 +104,45 @@ def test_what_only_lint_and_tests_need_is_no_reason_to_install_anything(tmp_path
     )
 
     assert requirements(project) == {"a>=1", "b"}
+
+
+async def test_who_is_cancelled_waits_for_what_a_thread_does(tmp_path: Path) -> None:
+    loop, begun, leave = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def work() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        leave.wait(PATIENCE_S)
+        (tmp_path / "written").touch()
+
+    working = asyncio.create_task(to_the_end(work))
+    await begun.wait()
+    for _ in range(2):  # the second signal is as patient as the first
+        working.cancel()
+        assert not (await asyncio.wait([working], timeout=0))[0]
+    leave.set()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+
+    assert (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+async def test_a_signal_while_a_tree_is_made_leaves_nothing(name: str, tmp_path: Path) -> None:
+    scratch, tar = tmp_path / "scratch", tmp_path / "bin" / "tar"
+    scratch.mkdir()
+    tar.parent.mkdir()
+    # What unpacks the tree tells its parent to end; the parent's thread goes on, and makes an environment beside it.
+    tar.write_text(f'#!/bin/sh\n{shutil.which("tar")} "$@"\nkill -{name} $PPID\n')
+    tar.chmod(0o755)
+    command = [sys.executable, "-P", "-m", "enclave_client.bench.compare", "HEAD", "--rounds", "1"]
+    environment = {**os.environ, "TMPDIR": str(scratch), "PATH": f"{tar.parent}:{os.environ['PATH']}"}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=environment)
+    async with asyncio.timeout(PATIENCE_S):
+        _, err = await process.communicate()
+
+    assert (process.returncode, err) == (128 + signal.SIGTERM, b"")
+    assert list(scratch.iterdir()) == []
 
 
 async def test_two_fleets_are_measured_in_turns_and_nothing_is_left(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import click
 import msgspec
@@ -47,6 +47,8 @@ BLOCK_IN_FLIGHT = 160
 IN_FLIGHT = 16
 THINK_S = 0.02
 _BODY = create_body(SUM)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Comparing(msgspec.Struct, kw_only=True):
@@ -222,12 +224,14 @@ def _part(cpu_ms: dict[str, float], part: str) -> list[float]:
 
 async def run(base_ref: str, new_ref: str, rounds: int, say: Callable[[str], None]) -> Comparing:
     """Compare two commits; an empty `new_ref` is our own tree, as it is. Raises FleetError and TreeError."""
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _this_task().cancel)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            asyncio.get_running_loop().add_signal_handler(number, _this_task().cancel)
     machine = describe_machine()
     say(machine_line(machine))
     with tempfile.TemporaryDirectory(prefix="enclave-compare-") as directory:
         trees = [
-            await asyncio.to_thread(other_tree, ref, Path(directory, name)) if ref else working_tree()
+            await to_the_end(other_tree, ref, Path(directory, name)) if ref else working_tree()
             for name, ref in (("base", base_ref), ("new", new_ref))
         ]
         async with Side(trees[0]) as base, Side(trees[1]) as new:
@@ -252,6 +256,24 @@ async def run(base_ref: str, new_ref: str, rounds: int, say: Callable[[str], Non
     for failure in comparing.failures:
         say(f"  {failure}")
     return comparing
+
+
+async def to_the_end(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Do some work in a thread. Who is cancelled meanwhile is so when it is done: nothing can stop a thread.
+
+    It writes below a directory that its caller removes, which must not happen under its hands.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    cancelled: asyncio.CancelledError | None = None
+    while not working.done():
+        try:
+            await asyncio.wait([working])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        working.exception()  # nobody wants to know any more
+        raise cancelled
+    return working.result()
 
 
 def _this_task() -> asyncio.Task[Any]:
@@ -279,7 +301,7 @@ def command(base: str, new: str, rounds: int, file: BinaryIO | None) -> None:
     except TreeError as error:
         click.echo(f"enclave: {error}", err=True)
         sys.exit(1)
-    except asyncio.CancelledError:  # by SIGTERM; everything is stopped and removed
+    except asyncio.CancelledError:  # by SIGTERM or SIGHUP; everything is stopped and removed
         sys.exit(128 + signal.SIGTERM)
     if file is not None:
         file.write(msgspec.json.format(msgspec.json.encode(comparing), indent=2) + b"\n")
