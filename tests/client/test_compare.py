@@ -106,6 +106,24 @@ def test_what_only_lint_and_tests_need_is_no_reason_to_install_anything(tmp_path
     assert requirements(project) == {"a>=1", "b"}
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "has no pyproject.toml"),
+        ("[tool.ruff]\n", "does not say what its programs depend on: no 'project'"),
+        ("[project]\nname = 'x'\n", "does not say what its programs depend on: no 'dependencies'"),
+        ("[project\n", "cannot be read"),
+    ],
+)
+def test_a_commit_that_does_not_say_what_it_depends_on_is_told(text: str | None, said: str, tmp_path: Path) -> None:
+    project = tmp_path / "pyproject.toml"
+    if text is not None:
+        project.write_text(text)
+
+    with pytest.raises(TreeError, match=said):
+        requirements(project)
+
+
 async def test_who_is_cancelled_waits_for_what_a_thread_does(tmp_path: Path) -> None:
     loop, begun, leave = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 

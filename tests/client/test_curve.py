@@ -192,6 +192,76 @@ async def test_what_is_not_installed_or_fails_here_is_left_out_and_told(
     ]
 
 
+async def test_a_program_that_cannot_be_started_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bwrap").write_bytes(b"\0 no program")
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(kernel, "installed", lambda: False)
+    left_out: list[str] = []
+
+    async with rivals.running(left_out) as found:
+        assert [rival.name for rival in found] == ["bare"]
+
+    assert left_out[-1] == "bwrap: it is installed, and fails here"
+
+
+@pytest.mark.skipif(not kernel.installed(), reason="the extra `bench` is not installed")
+@pytest.mark.parametrize("kind", ["none", "not started"])
+async def test_a_kernel_that_is_none_or_does_not_start_is_left_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jupyter_client.kernelspec import NoSuchKernel  # noqa: PLC0415 - not everybody has it
+    from jupyter_client.manager import AsyncKernelManager  # noqa: PLC0415 - the same
+
+    async def start(*_: object, **__: object) -> None:
+        raise NoSuchKernel("python3") if kind == "none" else PermissionError(13, "no")
+
+    monkeypatch.setattr(AsyncKernelManager, "start_kernel", start)
+    left_out: list[str] = []
+
+    async with rivals.running(left_out) as found:
+        assert "ipykernel" not in [rival.name for rival in found]
+
+    assert left_out[0].startswith("warm ipykernel: it does not start here: ")
+
+
+class Mumbling:
+    """The client of a kernel that says something without sense when it has been asked for twice, and then nothing."""
+
+    def __init__(self) -> None:
+        self.session = self.shell_channel = self.socket = self
+        self._asked = 0
+        self._twice = asyncio.Event()
+
+    def msg(self, *_: object) -> dict[str, dict[str, str]]:
+        return {"header": {"msg_id": str(self._asked)}}
+
+    def serialize(self, message: object) -> object:
+        return message
+
+    async def send_multipart(self, _: object) -> None:
+        self._asked += 1
+        if self._asked == 2:
+            self._twice.set()
+
+    async def get_shell_msg(self) -> dict[str, object]:
+        await self._twice.wait()
+        return {}
+
+    async def get_iopub_msg(self) -> dict[str, object]:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody waits for ever")
+
+
+async def test_whoever_asks_a_kernel_to_which_nobody_listens_fails_at_once() -> None:
+    warm = kernel.Kernel(Mumbling())  # type: ignore[arg-type]
+    listening = asyncio.create_task(warm.listen())
+
+    async with asyncio.timeout(kernel.ANSWER_TIMEOUT_S / 2):
+        assert set(await asyncio.gather(warm.ask(), warm.ask())) == {Answer.FAILED}
+        with pytest.raises(ExceptionGroup):
+            await listening
+        assert await warm.ask() is Answer.FAILED
+
+
 @pytest.mark.skipif(not kernel.installed(), reason="the extra `bench` is not installed")
 async def test_a_warm_kernel_answers_many_at_once_and_is_gone_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

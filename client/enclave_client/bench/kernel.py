@@ -49,9 +49,13 @@ class Kernel:
         self._missing: dict[str, set[str]] = {}
         """By a request's id, what has not come yet."""
         self._done: dict[str, asyncio.Future[Answer]] = {}
+        self._deaf = False
+        """Whether nobody listens any more, so that no answer will come."""
 
     async def ask(self) -> Answer:
         """Have it execute `CODE`."""
+        if self._deaf:
+            return Answer.FAILED
         session = self._client.session
         message = session.msg("execute_request", _CONTENT)
         request = message["header"]["msg_id"]
@@ -69,10 +73,16 @@ class Kernel:
             del self._missing[request], self._done[request]
 
     async def listen(self) -> None:
-        """Take what the kernel says on both channels, for ever."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen(self._client.get_shell_msg))
-            group.create_task(self._listen(self._client.get_iopub_msg))
+        """Take what the kernel says on both channels, for ever; if that ends, all that is asked fails at once."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen(self._client.get_shell_msg))
+                group.create_task(self._listen(self._client.get_iopub_msg))
+        finally:
+            self._deaf = True
+            for done in self._done.values():
+                if not done.done():
+                    done.set_result(Answer.FAILED)
 
     async def _listen(self, receive: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         while True:
@@ -98,8 +108,13 @@ class Kernel:
 
 @contextlib.asynccontextmanager
 async def running_kernel() -> AsyncIterator[Kernel]:
-    """Run a kernel for the length of a `with` block, its files in a directory of their own. Raises RuntimeError."""
-    from jupyter_client.kernelspec import KernelSpecManager  # noqa: PLC0415 - not everybody has it
+    """Run a kernel for the length of a `with` block, its files in a directory of their own.
+
+    Raises:
+        RuntimeError: there is none of our environment, or it is not ready in time.
+        OSError: it could not be started.
+    """
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel  # noqa: PLC0415 - not everybody has it
     from jupyter_client.manager import AsyncKernelManager  # noqa: PLC0415 - the same
 
     with tempfile.TemporaryDirectory(prefix="enclave-kernel-") as directory:
@@ -111,6 +126,8 @@ async def running_kernel() -> AsyncIterator[Kernel]:
         null = os.open(os.devnull, os.O_WRONLY)
         try:
             await manager.start_kernel(env=environment, stdout=null, stderr=null)
+        except NoSuchKernel as error:
+            raise RuntimeError(str(error)) from error
         finally:
             os.close(null)
         try:

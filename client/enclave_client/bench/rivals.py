@@ -78,7 +78,7 @@ class Program:
         """Run it once; what it writes is thrown away."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._threads, _run_ms, self._command)
-        except RivalError:
+        except (RivalError, OSError):  # it failed, or is nothing that can be started
             return Answer.FAILED
         return Answer.ACCEPTED
 
@@ -113,7 +113,7 @@ async def running(left_out: list[str]) -> AsyncIterator[list[Rival]]:
             try:
                 target = await stack.enter_async_context(kernel.running_kernel())
                 found.append(Rival(name="ipykernel", title="warm ipykernel", target=target, one=20, many=160))
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 left_out.append(f"warm ipykernel: it does not start here: {error}")
         for name, title, command, one, many in (
             ("bwrap", "bwrap", bwrap_command(), 10, 48),

@@ -60,7 +60,7 @@ def other_tree(ref: str, directory: Path) -> Tree:
         directory: to be made, for the tree and its environment.
 
     Raises:
-        TreeError: there is no such commit, or what it depends on could not be installed.
+        TreeError: there is no such commit, it does not say what it depends on, or that could not be installed.
     """
     commit = git("rev-parse", "--verify", "--short=12", "--end-of-options", f"{ref}^{{commit}}").decode().strip()
     tree, environment = directory / "tree", directory / "venv"
@@ -85,10 +85,18 @@ def other_tree(ref: str, directory: Path) -> Tree:
 
 
 def requirements(project: Path) -> set[str]:
-    """Return what a tree's programs depend on, as its `pyproject.toml` says it."""
-    table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    """Return what a tree's programs depend on, as its `pyproject.toml` says it; raises TreeError if it does not."""
+    try:
+        table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+        needed = table["dependencies"]
+    except FileNotFoundError:
+        raise TreeError("that commit has no pyproject.toml, so nobody knows what its programs depend on") from None
+    except KeyError as error:
+        raise TreeError(f"that commit's pyproject.toml does not say what its programs depend on: no {error}") from None
+    except ValueError as error:  # no TOML, or no text
+        raise TreeError(f"that commit's pyproject.toml cannot be read: {error}") from error
     extras = table.get("optional-dependencies", {})
-    return {*table["dependencies"], *(each for name in _EXTRAS for each in extras.get(name, []))}
+    return {*needed, *(each for name in _EXTRAS for each in extras.get(name, []))}
 
 
 def git(*arguments: str) -> bytes:
