@@ -6,6 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --root-user-action=ignore
 
+# What is typed reaches programs as it is: recipes have the shell look it up, so that neither make nor the shell takes a
+# part of a branch's or file's name for a command.
+VALUES := BASE NEW JSON ROUNDS SESSIONS SEED SEEDS
+$(foreach name,$(VALUES),$(eval override $(name) := $$(value $(name))))
+export $(VALUES)
+
 .PHONY: help demo test lint bench bench-compare overload soak simulate chaos clean
 .DEFAULT_GOAL := help
 
@@ -33,23 +39,23 @@ lint: $(VENV)/.test $(VENV)/.lint
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench
-	@$(BIN)/python -m enclave_client.bench --sessions $(or $(SESSIONS),2000) $(if $(JSON),--json $(JSON))
+	@$(BIN)/python -m enclave_client.bench --sessions "$${SESSIONS:-2000}" $${JSON:+--json="$$JSON"}
 
 bench-compare: $(VENV)/.installed
-	@$(if $(BASE),,echo "which commit is it to be compared with? make bench-compare BASE=main" >&2; exit 2)
-	@$(BIN)/python -m enclave_client.bench.compare $(BASE) $(if $(NEW),--new $(NEW)) --rounds $(or $(ROUNDS),20) $(if $(JSON),--json $(JSON))
+	@test -n "$$BASE" || { echo "which commit is it to be compared with? make bench-compare BASE=main" >&2; exit 2; }
+	@$(BIN)/python -m enclave_client.bench.compare $${NEW:+--new="$$NEW"} --rounds "$${ROUNDS:-20}" $${JSON:+--json="$$JSON"} -- "$$BASE"
 
 overload: $(VENV)/.installed
-	@$(BIN)/python -m enclave_client.bench.overload $(if $(JSON),--json $(JSON))
+	@$(BIN)/python -m enclave_client.bench.overload $${JSON:+--json="$$JSON"}
 
 soak: $(VENV)/.installed
-	@$(BIN)/python -m enclave_client.bench.soak --sessions $(or $(SESSIONS),50000)
+	@$(BIN)/python -m enclave_client.bench.soak --sessions "$${SESSIONS:-50000}"
 
 simulate: $(VENV)/.test
-	@$(BIN)/python -m tests.fleet.simulation.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),5000))
+	@$(BIN)/python -m tests.fleet.simulation.run --seeds "$${SEEDS:-5000}" $${SEED:+--seed="$$SEED"}
 
 chaos: $(VENV)/.test
-	@$(BIN)/python -m tests.fleet.chaos --sessions $(or $(SESSIONS),2000) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.fleet.chaos --sessions "$${SESSIONS:-2000}" $${SEED:+--seed="$$SEED"}
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
@@ -66,9 +72,12 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@$(PIP) --editable '.[all]'
 	@touch $@
 
-# Without a network there is no ipykernel to compare with, and the report says so.
+# Without a network there is no ipykernel to compare with, and the report says so. Tried once, since each try waits for
+# the network.
 $(VENV)/.bench: pyproject.toml | $(VENV)/.installed
-	@$(PIP) --editable '.[all,bench]' && touch $@ || echo "measuring without ipykernel, which could not be installed" >&2
+	@$(PIP) --editable '.[all,bench]' || \
+		echo "measuring without ipykernel, which could not be installed; rm $@ to have it tried again" >&2
+	@touch $@
 
 # Older pips do not know dependency groups.
 $(VENV)/.pip: | $(BIN)/python
