@@ -47,7 +47,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float | None
     max_ms: float | None
     late_p99_ms: float
-    """How late the load generator itself was woken: what the machine adds to every time."""
+    """How late the load generator itself asked, of all requests: what the machine adds to every time."""
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):

@@ -183,7 +183,7 @@ def _p99(name: str, title: str, outcome: Outcome, said: list[str]) -> Figure:
 def _lateness(late_ms: Sequence[float]) -> str:
     if not late_ms:
         return ""
-    return f"; the load generator was woken late by p99 {percentile(late_ms, 99):.2f}, {max(late_ms):.2f} ms at most"
+    return f"; the load generator asked late by p99 {percentile(late_ms, 99):.2f}, {max(late_ms):.2f} ms at most"
 
 
 class _Session(msgspec.Struct):
