@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from enclave_broker.sessions import BrokerSession
     from enclave_broker.store.batch import Batch
     from enclave_broker.store.sqlite import SqliteStore
 
@@ -45,6 +46,16 @@ async def until_writable(store: SqliteStore) -> None:
 
 def path_in(directory: Path) -> str:
     return str(directory / "broker.sqlite")
+
+
+async def opened_with_one_placed(directory: Path) -> tuple[SqliteStore, BrokerSession]:
+    """A new file in which all of one live session, `s_1`, is stored."""
+    store, _ = opened(path_in(directory))
+    session = made(store)
+    directory_of(store).add(session)
+    placed(store, session)
+    await store.settle()
+    return store, session
 
 
 def is_marked(directory: Path) -> bool:
@@ -104,11 +115,7 @@ async def test_on_a_full_disk_sessions_go_on_and_when_there_is_room_again_nothin
 
 
 async def test_a_broker_that_dies_while_the_disk_is_full_leaves_word_of_it(tmp_path: Path) -> None:
-    store, _ = opened(path_in(tmp_path))
-    session = made(store)
-    directory_of(store).add(session)
-    placed(store, session)
-    await store.settle()
+    store, session = await opened_with_one_placed(tmp_path)
     with full_disk():
         take_in(session, event("s_1", 2))
         await store.settle()
@@ -132,11 +139,7 @@ async def test_a_broker_that_dies_while_the_disk_is_full_leaves_word_of_it(tmp_p
 
 
 async def test_what_clients_were_told_while_the_file_failed_is_marked_until_all_of_it_is_stored(tmp_path: Path) -> None:
-    store, _ = opened(path_in(tmp_path))
-    session = made(store)
-    directory_of(store).add(session)
-    placed(store, session)
-    await store.settle()
+    store, session = await opened_with_one_placed(tmp_path)
     gate = Gate(store)
     take_in(session, event("s_1", 2))
     await gate.begun()
@@ -181,11 +184,7 @@ async def test_a_lock_that_somebody_holds_is_waited_out(
 async def test_a_broker_that_stops_during_another_attempt_leaves_no_hole(
     tmp_path: Path, *, attempt_ends_well: bool
 ) -> None:
-    store, _ = opened(path_in(tmp_path))
-    session = made(store)
-    directory_of(store).add(session)
-    placed(store, session)
-    await store.settle()
+    store, session = await opened_with_one_placed(tmp_path)
     gate = Gate(store)
     sent = [event("s_1", seq) for seq in (2, 3, 4)]
     take_in(session, sent[0])
