@@ -223,8 +223,9 @@ class Zygote:
             _signal.set_wakeup_fd(-1)
             _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
             # Nobody else's signal to its group reaches us, nor ours them. A session would do that too, and brings a
-            # group of the scheduler's (autogroup), which takes longer to make than most of what follows; control groups
-            # share out the processor. Without namespaces a guest could speak for all of a session: there it has one.
+            # group of the scheduler's (autogroup), in which the fork waits for a turn anew: on a busy machine longer
+            # than all that follows takes. Control groups share out the processor. Without namespaces a guest could
+            # speak for all of a session: there it has one.
             os.setsid() if self._scratch else os.setpgid(0, 0)
             # The zygote's descriptors 0 to 3 are taken, so none of these three is among the targets.
             os.dup2(out, 1)
