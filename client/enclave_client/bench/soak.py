@@ -5,7 +5,8 @@ session has to end with exactly one `final`, the last of a numbered stream, and 
 a warm-up of the same mixture, and then several times until the end, the fleet is left alone until the broker has
 forgotten the sessions and the counts stand still; then what it holds is looked at. A count that differs in the end is a
 leak. Memory moves a little for many reasons: a straight line is fitted through all looks, and it is the line that may
-not rise. The programs run with an allocator that gives back what is free: how much it would keep of the largest moment
+not rise. After few sessions a program is still reaching its size, so there the line is shown and not judged. The
+programs run with an allocator that gives back what is free: how much it would keep of the largest moment
 so far is chance, and says nothing of a leak.
 """
 
@@ -30,7 +31,7 @@ from enclave_client.fleet import FleetError, FleetSpec, running_fleet
 
 from . import footprint
 from .hostile import KINDS, Kind
-from .http import Connection
+from .http import ANSWER_TIMEOUT_S, Connection
 from .phases import pids
 from .report import describe_machine, machine_line
 from .run import settled
@@ -42,12 +43,15 @@ if TYPE_CHECKING:
 
 MAX_GROWTH = 0.05
 """Of a program's resident memory, from the warm-up to the end, by the line through all looks."""
+MIN_JUDGED = 1000
+"""Sessions from the first look to the last. After fewer a twentieth is two megabytes that Python took once, no leak."""
 SPARE_SLOTS = 4
 """Of the worker: a session that was left, and waits to be given up, has a slot, and nobody runs it."""
 DISCONNECT_GRACE_S = 0.2
 RETAIN_S = 5.0
-_AWAY_S = 0.6
-"""How long after its client hung up a session is looked at: the broker has given it up, and not forgotten it."""
+_LEFT_POLL_S = 0.1
+"""How often a session whose client hung up is looked at. Its stream is read once it has ended: a reader who came
+sooner would take it over."""
 _FORGOTTEN_S = RETAIN_S + 2.0
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """glibc's own first thresholds. Said, they stay; unsaid, they grow with the largest block that was ever freed."""
@@ -162,8 +166,9 @@ class Soak:
                 async with Connection(self._url) as other:
                     await other.post(f"/sessions/{session_id}/cancel", b"{}")
                 return await connection.rest()
-        await asyncio.sleep(_AWAY_S)
-        async with Connection(self._url) as connection:
+        async with Connection(self._url) as connection, asyncio.timeout(ANSWER_TIMEOUT_S):
+            while b'"outcome"' not in await connection.get(f"/sessions/{session_id}"):  # noqa: ASYNC110 - the broker's
+                await asyncio.sleep(_LEFT_POLL_S)
             return await connection.get(f"/sessions/{session_id}/stream")
 
 
@@ -222,13 +227,22 @@ def growth(looks: list[Look], name: str) -> float:
 
 
 def differences(looks: list[Look]) -> list[str]:
-    """Return what is not as it was, in words: any count in the end, and memory that grew by `MAX_GROWTH` or more."""
+    """Return what is not as it was, in words: any count in the end, and memory that grew by `MAX_GROWTH` or more.
+
+    Memory only if `MIN_JUDGED` sessions lie between the first look and the last.
+    """
     was, now = msgspec.to_builtins(looks[0].held), msgspec.to_builtins(looks[-1].held)
     found = [f"{name}: {was[name]} before, {now[name]} after" for name in was if was[name] != now[name]]
+    if not _memory_is_judged(looks):
+        return found
     grown = {name: growth(looks, name) for name in _MEMORY}
     return found + [
         f"{name}: grew by {share:.1%}, at most {MAX_GROWTH:.0%}" for name, share in grown.items() if share >= MAX_GROWTH
     ]
+
+
+def _memory_is_judged(looks: list[Look]) -> bool:
+    return looks[-1].sessions - looks[0].sessions >= MIN_JUDGED
 
 
 def table(tally: Tally, looks: list[Look]) -> str:
@@ -240,9 +254,10 @@ def table(tally: Tally, looks: list[Look]) -> str:
     lines += ["", f"{'held after sessions':25} " + " ".join(f"{each.sessions:8}" for each in looks)]
     held = [msgspec.to_builtins(each.held) for each in looks]
     lines += [f"{name:25} " + " ".join(f"{each[name]:8}" for each in held) for name in held[0]]
+    judged = "" if _memory_is_judged(looks) else f", not judged: fewer than {MIN_JUDGED} sessions"
     for name in _MEMORY:
         values = " ".join(f"{getattr(each, name):8.1f}" for each in looks)
-        lines.append(f"{name:25} {values}  {growth(looks, name):+.1%} by the line through all")
+        lines.append(f"{name:25} {values}  {growth(looks, name):+.1%} by the line through all{judged}")
     return "\n".join(lines)
 
 
