@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from enclave_protocol import SandboxError
+from enclave_worker import sessions, zygote_process
 from enclave_worker.cgroups import GroupLimits
 from enclave_worker.pool import Pool
 from enclave_worker.sandbox.levels import LEVELS
 from enclave_worker.sandbox.plan import make_plan
 from enclave_worker.sandbox.spec import bare, interpreter, python_spec
+from enclave_worker.sandbox_process import Sandbox
 from enclave_worker.slots import Slots
 from enclave_worker.zygote.kernel import acts_as_root, can_set_clocks, landlock_abi
 from tests.support import PATIENCE_S, Client, client_of, made_since, own_children_of, parent_of, running
@@ -23,7 +26,6 @@ from tests.support import PATIENCE_S, Client, client_of, made_since, own_childre
 if TYPE_CHECKING:
     from enclave_worker.runtime import RuntimeWorker
     from enclave_worker.sandbox.plan import Plan, Step
-    from enclave_worker.sandbox_process import Sandbox
 
 FAILING: Step = ["a step that fails", "chdir", "/no/such/directory"]
 
@@ -203,18 +205,50 @@ async def test_a_sandbox_copies_no_more_of_its_zygote_the_more_there_are_beside_
 
 
 @pytest.mark.usefixtures("no_leaks")
-async def test_a_zygote_that_somebody_stopped_holds_up_neither_a_final_nor_the_worker() -> None:
+async def test_a_zygote_that_somebody_stopped_holds_up_neither_a_final_nor_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It says nothing, however long it is waited for.
+    monkeypatch.setattr(sessions, "_DEATH_GRACE_S", 0.01)
+    monkeypatch.setattr(zygote_process, "_LEAVE_S", 0.01)
     others = frozenset(own_children_of(os.getpid()))  # whoever stopped those, too, would be waited for by all
     async with running() as worker:
         launchers = frozenset(own_children_of(os.getpid())) - others
-        zygotes = set(made_since(others)) - launchers
         async with client_of(worker.url) as client:
-            session_id = await client.start("while True: pass", deadlineMs=200)
-            await client.until(session_id, "session_init")
-            for zygote in zygotes:
-                os.kill(zygote, signal.SIGSTOP)
+            session_id = await client.start("print('up', flush=True)\nwhile True: pass")
+            await client.until_written(session_id, "up")
+            for zygote in set(made_since(others)) - launchers:
+                with contextlib.suppress(ProcessLookupError):  # one that proved a zygote, and goes
+                    os.kill(zygote, signal.SIGSTOP)
+            await client.send({"type": "cancel", "sessionId": session_id})
             run = await client.finish(session_id)
-    assert run.code == "DEADLINE_EXCEEDED"
+    assert run.code == "SESSION_CANCELLED"
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_what_a_guest_died_of_is_told_even_if_word_of_it_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = asyncio.Event()
+    is_dying = Sandbox.is_dying
+
+    def look(sandbox: Sandbox) -> bool:
+        looked.set()
+        return is_dying(sandbox)
+
+    monkeypatch.setattr(Sandbox, "is_dying", look)
+    monkeypatch.setattr(sessions, "_DEATH_GRACE_S", PATIENCE_S)
+    async with running(pool_size=1) as worker, client_of(worker.url) as client, asyncio.timeout(PATIENCE_S):
+        session_id = await client.start("import ctypes\nawait call_tool('wait')\nctypes.string_at(0)")
+        call = await client.until(session_id, "tool_call")
+        (run,) = worker.sessions._runs.values()
+        assert run._sandbox is not None
+        zygote = parent_of(run._sandbox.pid)
+        os.kill(zygote, signal.SIGSTOP)
+        await client.answer(session_id, call["callId"], None)
+        await looked.wait()
+        os.kill(zygote, signal.SIGCONT)
+        ended = await client.finish(session_id)
+
+    assert (ended.code, "SIGSEGV" in ended.final["error"]["message"]) == ("GUEST_CRASHED", True), ended.final
 
 
 @pytest.mark.usefixtures("no_leaks")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .usage import Exit, Usage, first_process_usage, read_small, tree_memory_bytes
+from .usage import Exit, Usage, first_process_usage, is_exiting, read_small, tree_memory_bytes
 from .zygote import frames
 
 if TYPE_CHECKING:
@@ -153,6 +153,11 @@ class Sandbox:
     def held_bytes(self) -> int:
         """Return what memory its processes hold. For hosts without control groups: files in tmpfs are not seen."""
         return tree_memory_bytes(self.pid, self._inherited_bytes) if self.pid else 0
+
+    def is_dying(self) -> bool:
+        """Whether its first process has begun to end, of which word is on its way."""
+        pid = _pid_of(self._pidfd)  # anew: once it is reaped, its number may be another's
+        return not pid or is_exiting(pid)
 
     def limit_memory(self, memory_bytes: int) -> None:
         """Lower the memory limit. Without control groups nothing happens here: the session watches."""

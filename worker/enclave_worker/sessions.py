@@ -67,7 +67,7 @@ _DEATH_GRACE_S = 2.0
 """How long the `final` of a killed sandbox waits for the word of its death. Giving back much memory can take long, and
 a zygote may be stopped by somebody; neither may hold up an ending."""
 _HANGUP_GRACE_S = 0.2
-"""How long the word of a death may come after the end of the guest's socket, which dies a little earlier."""
+"""How long after the end of the guest's socket we look whether it is dying. Mostly its death is known by then."""
 
 
 class Totals(msgspec.Struct):
@@ -404,7 +404,7 @@ class _Run:
 
     def on_hangup(self, sandbox: Sandbox) -> None:
         """The guest closed its socket: dead in a moment, or else unable to ever return a result."""
-        self._alarms.set("hangup", _HANGUP_GRACE_S, self.on_broken, sandbox, "it was closed")
+        self._alarms.set("hangup", _HANGUP_GRACE_S, self._on_closed, sandbox)
 
     def on_output(self, sandbox: Sandbox, stream: Stream, data: bytes) -> bool:
         """The guest wrote something."""
@@ -493,6 +493,11 @@ class _Run:
         if self._sandbox is not None:
             held_bytes = self._sandbox.held_bytes() if self._offer.allowance.watched else 0
             self._perform(self.session.used(self._sandbox.usage(), held_bytes))
+
+    def _on_closed(self, sandbox: Sandbox) -> None:
+        # One that is dying is not killed: the kernel shall say what it died of.
+        grace_s = _DEATH_GRACE_S if sandbox.is_dying() else 0.0
+        self._alarms.set("hangup", grace_s, self.on_broken, sandbox, "it was closed")
 
     def _on_tool_timeout(self, call_id: str) -> None:
         self._perform(self.session.tool_timeout(call_id))

@@ -9,6 +9,7 @@ import time
 import msgspec
 
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+_PF_EXITING = 0x4  # include/linux/sched.h: "Getting shut down"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -79,6 +80,14 @@ def tree_memory_bytes(root: int, inherited_bytes: int = 0) -> int:
             for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - called often
                 todo += map(int, read_small(f"/proc/{pid}/task/{task}/children").split())
     return total
+
+
+def is_exiting(pid: int) -> bool:
+    """Return whether a process has begun to end, or is gone. A dying one can take long: it gives its memory back."""
+    try:
+        return bool(int(read_small(f"/proc/{pid}/stat").rpartition(b")")[2].split()[6]) & _PF_EXITING)
+    except OSError:
+        return True
 
 
 def read_small(path: str) -> bytes:

@@ -43,7 +43,9 @@ _BOOT = (
     "del sys.path[0]; main(int(sys.argv[2]))"
 )
 _LEAVE_S = 5.0
-"""How long a zygote may take to leave before it is killed."""
+"""How long a zygote may take to leave before its launcher ends it,"""
+_END_S = 5.0
+"""and that to do so before it is killed itself."""
 _LOOK_S = 0.05
 _MAX_PACKET = 1 << 16
 _DESCRIPTORS = 4
@@ -160,9 +162,9 @@ class ZygoteProcess:
         self.readiness.close()
         # Its parent, the launcher, leaves only when the zygote's namespace is empty. Told to, it kills a zygote that
         # somebody stopped; should it be stopped itself, its own death is the zygote's.
-        for hurry in (self._process.terminate, self._process.kill):
+        for within_s, hurry in ((_LEAVE_S, self._process.terminate), (_END_S, self._process.kill)):
             try:
-                async with asyncio.timeout(_LEAVE_S):
+                async with asyncio.timeout(within_s):
                     await self._wait_left()
             except TimeoutError:
                 hurry()
