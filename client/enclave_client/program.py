@@ -29,8 +29,6 @@ LISTENING = re.compile(r"^enclave-(?:runtime|broker) listening on (\S+)(?: at le
 KEPT_LINES = 200
 MAX_LOG_LINE_BYTES = 16 * 1024
 DRAIN_S = 2.0
-SECOND_SIGNAL_S = 0.2
-"""Between two signals."""
 
 
 class ProgramDiedError(Exception):
@@ -173,8 +171,8 @@ class Program:
     async def stop(self, grace_s: float, *, patience_s: float = 0.0, hurry: asyncio.Event | None = None) -> None:
         """End the process. Returns when it is gone.
 
-        SIGTERM asks it to; a second one, after `patience_s` or when `hurry` is set, asks it not to wait for anybody any
-        more; SIGKILL follows after another `grace_s`.
+        SIGTERM asks it to; SIGINT, after `patience_s` or when `hurry` is set, asks it not to wait for anybody any more;
+        SIGKILL follows after another `grace_s`.
         """
         if self._process is None:
             return
@@ -186,9 +184,7 @@ class Program:
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
-            with contextlib.suppress(TimeoutError):  # two signals at once are one
-                await asyncio.wait_for(self._process.wait(), SECOND_SIGNAL_S)
-            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGINT)  # another number: of two alike, one that busy programs have yet to take is lost
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), grace_s)
         self._signal(signal.SIGKILL)
