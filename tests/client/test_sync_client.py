@@ -183,7 +183,7 @@ async def test_closing_ends_who_waits_in_another_thread() -> None:
     def use(client: Client, _: FakeSocketBroker) -> Any:
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(client.run, "")
-            assert started.wait(20)
+            assert started.wait(60)
             client.close()
             return waiting.result().error
 
@@ -214,13 +214,13 @@ def test_what_is_wrong_is_told_as_by_the_async_client(client: Client) -> None:
 
 
 def test_a_closed_client_says_so_and_leaves_no_thread() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     client = Client("http://127.0.0.1:1")
     with pytest.raises(BrokerUnavailable):
         client.run("")
     client.close()
     client.close()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # others' may end meanwhile
     with pytest.raises(RuntimeError, match="closed"):
         client.run("")
 
@@ -235,7 +235,7 @@ def test_a_client_that_nobody_has_any_more_lets_its_thread_go() -> None:
     del client
     gc.collect()
     assert gone() is None
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import children_of, ordinary_user, watched
+from tests.support import children_of, ordinary_user, own_children_of, watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -78,6 +78,12 @@ class Up:
         self.process = process
         self.banner = banner
         self.url = found(r"(http://127\.0\.0\.1:\d+)", banner)
+
+    def pid_of(self, module: str) -> int:
+        """Return the process of a program that it started. What is below one, the kernel may show by its name too."""
+        pids = own_children_of(self.process.pid)
+        [found] = [pid for pid in pids if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return found
 
     async def wait_said(self, words: str) -> str:
         assert self.process.stderr is not None
@@ -144,22 +150,16 @@ async def test_a_killed_fleet_leaves_no_process_behind() -> None:
 
 async def test_a_worker_that_dies_is_started_again_and_works() -> None:
     async with up("--workers", "1") as fleet:
-        [worker] = [pid for pid in children_of(fleet.process.pid) if b"enclave_worker.cli" in cmdline(pid)]
-        os.kill(worker, signal.SIGKILL)
+        os.kill(fleet.pid_of("enclave_worker.cli"), signal.SIGKILL)
 
         assert "killed by SIGKILL" in await fleet.wait_said("died")
         await fleet.wait_said("is back at")
         assert await run("--broker", fleet.url, code="return 1") == (0, "1\n", "")
 
 
-def cmdline(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
 async def test_a_fleet_without_its_broker_ends_and_says_so() -> None:
     async with up("--workers", "1") as fleet:
-        [broker] = [pid for pid in children_of(fleet.process.pid) if b"enclave_broker.cli" in cmdline(pid)]
-        os.kill(broker, signal.SIGKILL)
+        os.kill(fleet.pid_of("enclave_broker.cli"), signal.SIGKILL)
         _, err = await fleet.process.communicate()
 
     assert fleet.process.returncode == 1
@@ -176,8 +176,7 @@ async def test_a_broker_that_keeps_its_sessions_is_started_again_and_has_them(tm
     async with up("--workers", "1", "--store", f"sqlite:{tmp_path / 'sessions.sqlite'}") as fleet:
         code, _, _ = await run("--broker", fleet.url, code="return 1")
         assert code == 0
-        [broker] = [pid for pid in children_of(fleet.process.pid) if b"enclave_broker.cli" in cmdline(pid)]
-        os.kill(broker, signal.SIGKILL)
+        os.kill(fleet.pid_of("enclave_broker.cli"), signal.SIGKILL)
         assert "killed by SIGKILL" in await fleet.wait_said("died")
         assert fleet.url in await fleet.wait_said("is back at")
         [session] = sessions_of(fleet.url)

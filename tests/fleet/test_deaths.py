@@ -14,6 +14,7 @@ import pytest
 from enclave_broker import Broker, create_broker
 from enclave_protocol import Final
 from enclave_protocol.events import Stdout
+from tests.fleet.chaos.fleet import free_ports
 from tests.fleet.chaos.proxy import Proxy
 from tests.support import worker_process
 
@@ -67,12 +68,10 @@ def text_of(events: list[AnyEvent]) -> str:
 async def proxy_to(url: str) -> AsyncIterator[tuple[Proxy, str]]:
     parts = urlsplit(url)
     assert parts.port is not None
-    with contextlib.closing(await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)) as free:
-        port = free.sockets[0].getsockname()[1]
-    proxy = Proxy(port, parts.port)
+    proxy = Proxy(next(free_ports()), parts.port)
     await proxy.up()
     try:
-        yield proxy, f"ws://127.0.0.1:{port}{parts.path}"
+        yield proxy, f"ws://127.0.0.1:{proxy.port}{parts.path}"
     finally:
         await proxy.close()
 
