@@ -81,6 +81,20 @@ async def test_a_signal_ends_it_cleanly_with_its_whole_family(number: signal.Sig
     assert run.code == "WORKER_LOST"
 
 
+async def test_a_second_signal_waits_neither_for_sessions_nor_for_brokers_that_are_gone() -> None:
+    with worker_process("--grace-s", "3600", "--lease-s", "3600") as (process, url):
+        async with client_of(url) as gone:
+            await gone.send({"type": "welcome", "revision": 2, "brokerId": "b_1"})
+            await gone.run("return 1")  # whose events are never acknowledged
+        async with client_of(url) as client:
+            session = await client.start("print('up', flush=True)\nwhile True: pass")
+            await client.until_written(session, "up")
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)  # not SIGTERM again: two of one kind at once are one
+            assert (await client.finish(session)).code == "WORKER_LOST"
+            assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
+
+
 async def test_sigterm_tells_brokers_at_once_and_ends_with_0_when_the_last_session_is_acknowledged() -> None:
     with worker_process("--grace-s", str(PATIENCE_S)) as (process, url):
         async with client_of(url) as client:

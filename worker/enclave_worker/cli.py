@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import logging
@@ -219,10 +220,11 @@ async def _run(worker: RuntimeWorker, grace_s: float) -> None:
     where = f"listening on {worker.url}" if config.listen else f"dialling {','.join(config.dial)}"
     _say(f"enclave-runtime {where} at level {worker.level}")
     await _wait_any(stop.wait(), worker.wait_drained())
-    async with asyncio.TaskGroup() as group:
-        impatient = group.create_task(_end_sessions(worker, hurry))
-        await worker.stop(grace_s=grace_s)
-        impatient.cancel()
+    worker.drain("the worker stops")
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(grace_s):
+            await _wait_any(hurry.wait(), worker.wait_drained())
+    await worker.stop()
 
 
 def _say(line: str) -> None:
@@ -246,11 +248,6 @@ async def _wait_any(*waits: Coroutine[object, object, object]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-
-
-async def _end_sessions(worker: RuntimeWorker, hurry: asyncio.Event) -> None:
-    await hurry.wait()
-    await worker.sessions.end_all("the worker was told twice to stop")
 
 
 def _exit(message: str) -> None:
