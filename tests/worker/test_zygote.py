@@ -266,6 +266,23 @@ async def test_a_zygote_that_dies_without_a_sandbox_is_let_go_of() -> None:
 
 
 @pytest.mark.usefixtures("no_leaks")
+async def test_a_zygote_that_is_leaving_when_the_pool_stops_is_gone_when_it_has() -> None:
+    pool = pool_of(real_plan(), size=1)
+    await pool.start()
+    zygotes, (sandbox,) = pool._zygotes, pool._warm
+    zygotes._succeed(await zygotes._start())
+    sandbox.kill()
+    async with asyncio.timeout(PATIENCE_S):
+        while zygotes._past:  # noqa: ASYNC110 - being let go of sets no event
+            await asyncio.sleep(0)
+
+    await pool.stop()
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(sandbox.process.pid, 0)
+
+
+@pytest.mark.usefixtures("no_leaks")
 async def test_a_zygote_without_descriptors_makes_no_sandbox_and_ends_none() -> None:
     async with running(pool_size=1) as worker, client_of(worker.url) as client:
         session_id = await client.start("return await call_tool('wait')")

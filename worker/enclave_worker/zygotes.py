@@ -48,6 +48,7 @@ class Zygotes:
         self._current: ZygoteProcess | None = None
         self._past: set[ZygoteProcess] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
         self._starting = False
         self._rotate_at = forks
         self._stopping = False
@@ -79,21 +80,22 @@ class Zygotes:
         zygotes = [*self._past, *([self._current] if self._current is not None else [])]
         self._current = None
         self._past.clear()
-        await asyncio.gather(*(zygote.stop() for zygote in zygotes))
+        # Those that are leaving already are nobody else's to wait for, or to kill should somebody have stopped them.
+        await asyncio.gather(*self._leaving, *(zygote.stop() for zygote in zygotes))
 
     def spawn(self, number: int, slot: Slot, home: Home) -> Sandbox:
         """Ask the current zygote for a sandbox; start another zygote if this one has forked enough."""
         assert self._current is not None, "asked only when can_spawn"
         sandbox = self._current.spawn(number, slot, home)
         if self._current.forked >= self._rotate_at and not self._starting:
-            self._own(self._rotate())
+            _keep(self._tasks, self._rotate())
         return sandbox
 
     def released(self, zygote: ZygoteProcess) -> None:
         """A sandbox of this zygote is gone. A past one is let go with its last."""
         if zygote in self._past and not zygote.sandboxes:
             self._past.discard(zygote)
-            self._own(zygote.stop())
+            _keep(self._leaving, zygote.stop())
 
     async def _start(self) -> ZygoteProcess:
         self.started += 1
@@ -126,7 +128,7 @@ class Zygotes:
         if zygote is self._current:
             log.error("the zygote ended: %s; starting another", reason)
             self._current = None
-            self._own(self._replace())
+            _keep(self._tasks, self._replace())
         self.released(zygote)  # if it had no sandbox, there is none whose end would let go of it
 
     async def _replace(self) -> None:
@@ -142,7 +144,9 @@ class Zygotes:
                 self._succeed(successor)
                 return
 
-    def _own(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
+    """Start a task that is held in `tasks` until it is done."""
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
