@@ -58,6 +58,16 @@ async def test_a_body_that_does_not_say_how_long_it_is_may_not_be_too_large_eith
         assert (await told(running.http, DOOR, content=RUN))[0] == 200
 
 
+@pytest.mark.parametrize(("length", "status"), [(len(RUN), b"200"), (MAX_BODY_BYTES + 1, b"413")])
+async def test_a_length_with_thousands_of_zeros_in_front_is_a_length(length: int, status: bytes) -> None:
+    async with fleet(FakeWorker(answers_at_once)) as running:
+        reader, writer = await asyncio.open_connection(running.broker.host, running.broker.port)
+        zeros = b"0" * 5000
+        writer.write(b"POST /sessions HTTP/1.1\r\nContent-Length: %s%d\r\n\r\n%s" % (zeros, length, RUN))
+        assert (await reader.readline()).split()[1] == status
+        writer.close()
+
+
 async def test_both_run_a_session_and_know_a_request_that_was_made_before() -> None:
     async with fleet(FakeWorker(answers_at_once)) as running:
         status, events, headers = await told(running.http, DOOR, content=RUN)
