@@ -14,6 +14,8 @@ from .http import Connection
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from .exchange import Exchange
+
 MAX_FAILURES_KEPT = 5
 SUM = "return 1 + 1"
 """The session that every figure of latency and throughput is about."""
@@ -51,7 +53,11 @@ class Load:
         """Return a new connection to the broker, not open yet."""
         return Connection(self.url)
 
-    async def run(self, connection: Connection, body: bytes) -> float:
+    def exchange(self) -> Exchange:
+        """Return what `in_flight` asks on, not open yet."""
+        return self.connection()
+
+    async def run(self, connection: Exchange, body: bytes) -> float:
         """Run one session that returns 2; return its time in ms from the request to the last byte. Raises OSError."""
         self.sessions += 1
         started = time.perf_counter()
@@ -107,7 +113,7 @@ class Load:
         return elapsed_ms
 
     async def _run_all(self, bodies: Iterator[bytes], took_ms: list[float]) -> None:
-        connection = self.connection()
+        connection = self.exchange()
         for body in bodies:  # shared by all: each takes the next
             try:
                 if not connection.is_open:
@@ -116,7 +122,7 @@ class Load:
             except OSError as error:  # a timeout is one
                 self.fail(f"{type(error).__name__} {error}")
                 connection.close()
-                connection = self.connection()
+                connection = self.exchange()
         connection.close()
 
     def check(self, answer: bytes) -> None:
