@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import click
 import msgspec
-import uvloop
 
 from enclave_client.fleet import READY, READY_POLL_S, START_TIMEOUT_S, STOP_GRACE_S, FleetError, ask_ready
 from enclave_client.program import Program, ProgramDiedError
 
 from . import footprint
+from .command import measured, write_json
 from .comparison import Comparison, compare, heading, line, single
 from .figures import percentile
 from .load import SUM, Load, create_body
@@ -294,17 +294,14 @@ def command(base: str, new: str, rounds: int, file: BinaryIO | None) -> None:
     with 0 unless a session failed: what is slower is only shown.
     """
     try:
-        comparing = uvloop.run(run(base, new, rounds, click.echo))
-    except FleetError as error:
-        click.echo(f"{error.detail}\nenclave: {error}".lstrip(), err=True)
-        sys.exit(1)
+        comparing = measured(run(base, new, rounds, click.echo))
     except TreeError as error:
         click.echo(f"enclave: {error}", err=True)
         sys.exit(1)
     except asyncio.CancelledError:  # by SIGTERM or SIGHUP; everything is stopped and removed
         sys.exit(128 + signal.SIGTERM)
     if file is not None:
-        file.write(msgspec.json.format(msgspec.json.encode(comparing), indent=2) + b"\n")
+        write_json(file, comparing)
     sys.exit(1 if comparing.failed else 0)
 
 

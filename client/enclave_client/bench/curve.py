@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 import click
 import msgspec
-import uvloop
 
-from enclave_client.fleet import FleetError, FleetSpec, running_fleet
+from enclave_client.fleet import FleetSpec, running_fleet
 
 from . import rivals
+from .command import measured, write_json
 from .figures import Point, Series, percentile
 from .load import SUM, Load
 from .open_loop import OpenLoop, Outcome, Sessions, Target, closed_rate
@@ -191,13 +191,9 @@ def command(workers: int, file: BinaryIO | None, **options: float) -> None:
 
     Exits with 0 unless a session failed.
     """
-    try:
-        report = uvloop.run(run(msgspec.convert(options, CurvePlan), workers, click.echo))
-    except FleetError as error:
-        click.echo(f"{error.detail}\nenclave: {error}".lstrip(), err=True)
-        sys.exit(1)
+    report = measured(run(msgspec.convert(options, CurvePlan), workers, click.echo))
     if file is not None:
-        file.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        write_json(file, report)
         draw_beside(file.name, report.curves, report.machine)
     sys.exit(1 if report.failed else 0)
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import click
 import msgspec
-import uvloop
 
-from enclave_client.fleet import FleetError, FleetSpec, running_fleet
+from enclave_client.fleet import FleetSpec, running_fleet
 
 from . import footprint
+from .command import measured, write_json
 from .figures import Figure, at_least, at_most, percentile, spread
 from .load import MAX_FAILURES_KEPT, Load
 from .open_loop import OpenLoop, Outcome, Sessions
@@ -242,13 +242,9 @@ def command(file: BinaryIO | None, **options: float) -> None:
     Exits with 0 unless a session failed: one that was neither refused nor ended well. A target that was missed is only
     shown.
     """
-    try:
-        report = uvloop.run(overload(msgspec.convert(options, OverloadPlan), click.echo))
-    except FleetError as error:
-        click.echo(f"{error.detail}\nenclave: {error}".lstrip(), err=True)
-        sys.exit(1)
+    report = measured(overload(msgspec.convert(options, OverloadPlan), click.echo))
     if file is not None:
-        file.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        write_json(file, report)
     sys.exit(0 if report.ok else 1)
 
 

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-import uvloop
 
-from enclave_client.fleet import FleetError, FleetSpec, running_fleet
+from enclave_client.fleet import FleetSpec, running_fleet
 
 from . import footprint
+from .command import measured
 from .hostile import KINDS, Kind
 from .http import ANSWER_TIMEOUT_S, Connection
 from .phases import pids
@@ -305,11 +305,7 @@ def command(**options: Any) -> None:
     Exits with 0 if every session had its one final, and nothing was left of any.
     """
     os.environ.update(_GIVE_BACK)  # the programs inherit it
-    try:
-        well = uvloop.run(soak(SoakPlan(**options), click.echo))
-    except FleetError as error:
-        click.echo(f"{error.detail}\nenclave: {error}".lstrip(), err=True)
-        sys.exit(1)
+    well = measured(soak(SoakPlan(**options), click.echo))
     sys.exit(0 if well else 1)
 
 

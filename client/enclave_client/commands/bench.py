@@ -6,10 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
-import uvloop
 
-from enclave_client.fleet import MAX_WORKERS, FleetError
+from enclave_client.fleet import MAX_WORKERS
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -53,16 +51,14 @@ def command(sessions: int, rounds: int, workers: int, file: BinaryIO | None) -> 
     Starts a broker and a worker, and prints each figure beside what it is compared with in the same run. Exits with 0
     unless a session failed or something leaked: a target that was missed is only shown.
     """
-    from enclave_client.bench.phases import Plan  # noqa: PLC0415 - only this command pays for it
-    from enclave_client.bench.picture import draw_beside  # noqa: PLC0415 - so that other commands start fast
-    from enclave_client.bench.run import run  # noqa: PLC0415 - the same
+    # Here, so that no other command pays for it.
+    from enclave_client.bench.command import measured, write_json  # noqa: PLC0415
+    from enclave_client.bench.phases import Plan  # noqa: PLC0415
+    from enclave_client.bench.picture import draw_beside  # noqa: PLC0415
+    from enclave_client.bench.run import run  # noqa: PLC0415
 
-    try:
-        report = uvloop.run(run(Plan(rounds=rounds, sessions=sessions), workers, click.echo))
-    except FleetError as error:
-        click.echo(f"{error.detail}\nenclave: {error}".lstrip(), err=True)
-        sys.exit(1)
+    report = measured(run(Plan(rounds=rounds, sessions=sessions), workers, click.echo))
     if file is not None:
-        file.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        write_json(file, report)
         draw_beside(file.name, report.curves, report.machine)
     sys.exit(0 if report.ok else 1)
