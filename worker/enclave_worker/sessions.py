@@ -24,41 +24,32 @@ from enclave_protocol import (
     CatalogNotice,
     Code,
     Execute,
-    Limits,
     RemoteProtocolError,
     SessionId,
     ToolResult,
     new_session_id,
-    parse_env,
-    parse_files,
-    parse_limits,
 )
 from enclave_protocol.events import iso_time
-from enclave_protocol.languages import MAX_SCRIPT_BYTES
 from enclave_protocol.logs import about
-from enclave_protocol.trace_context import parse_trace
 
 from .alarms import Alarms
 from .brokers import Brokers
 from .holdings import Holding, Holdings
 from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
 from .listeners import Listeners
-from .profiles import DEFAULT_PROFILE, MIN_MEMORY_BYTES, Profile
+from .request import read_request
 from .session import Session
 from .usage import Exit, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from enclave_protocol.languages import Language
-    from enclave_protocol.trace_context import TraceContext
-
     from .config import RuntimeConfig
     from .holdings import Sink
     from .metrics import WorkerMetrics
-    from .offers import Offer
     from .output import Stream
     from .pools import Pools
+    from .request import Request
     from .sandbox_process import Sandbox
 
 log = logging.getLogger("enclave.worker")
@@ -126,21 +117,18 @@ class Sessions:
         if session_id in self.holdings:
             raise _bad(session_id, "sessionId", "one that ended and is not acknowledged has this id", "another id")
         try:
-            offer, language = self._offer(message)
-            limits = self._limits(message, offer, language)
-            given = {"language": language, **_given(message, offer.profile)}
+            request = read_request(message, self.pools.offers, self.config.max_code_bytes)
         except RemoteProtocolError as error:
             error.session_id = session_id
             raise
         first_seq = 1 if message.first_seq is UNSET else message.first_seq
-        queue_ms = 0.0 if message.queue_ms is UNSET else message.queue_ms
         session = Session(
             session_id,
-            limits,
+            request.limits,
             now_s=time.monotonic(),
             first_seq=first_seq,
-            queue_ms=queue_ms,
-            allowance=offer.allowance,
+            queue_ms=0.0 if message.queue_ms is UNSET else message.queue_ms,
+            allowance=request.offer.allowance,
         )
         why = self._full(outlives=outlives)
         if why:
@@ -152,9 +140,7 @@ class Sessions:
         # The slot is taken in the step that found it free.
         if outlives:
             sink = self.holdings.hold(session_id, sink, first_seq)
-        run = _Run(self, session, message.code, sink, offer=offer, given=given)
-        if message.traceparent is not UNSET:
-            run.trace = parse_trace(message.traceparent)
+        run = _Run(self, session, request, sink)
         self._runs[session_id] = run
         self._idle.clear()
         run.start(announce=message.first_seq is UNSET)
@@ -256,72 +242,22 @@ class Sessions:
     def _lease_over(self, session_id: SessionId, reason: str) -> None:
         self._runs[session_id].cancel(reason)
 
-    def _offer(self, message: Execute) -> tuple[Offer, Language]:
-        offers = self.pools.offers
-        name = DEFAULT_PROFILE if message.profile is UNSET else message.profile
-        if name not in offers:
-            raise RemoteProtocolError(f"{name!r} is not offered here", field="profile", allowed=", ".join(offers))
-        languages = offers[name].languages
-        if message.language is UNSET:
-            return offers[name], languages[0]
-        for language in languages:
-            if message.language == language:
-                return offers[name], language
-        reason = f"{message.language!r} is not offered here with the profile {name!r}"
-        raise RemoteProtocolError(reason, field="language", allowed=", ".join(languages))
-
-    def _limits(self, message: Execute, offer: Offer, language: Language) -> Limits:
-        size, most = len(message.code.encode("utf-8", "surrogatepass")), self.config.max_code_bytes
-        most = min(most, MAX_SCRIPT_BYTES) if language == "shell" else most
-        if size > most:
-            allowed = f"at most {most} bytes of UTF-8"
-            raise RemoteProtocolError(f"{size} bytes", field="code", allowed=allowed)
-        limits = offer.limits
-        if message.limits is not UNSET:
-            limits = parse_limits(message.limits, defaults=limits)
-        memory, most = limits.memory_limit_bytes, offer.allowance.memory_bytes
-        if memory is not UNSET and not MIN_MEMORY_BYTES <= memory <= most:
-            allowed = f"{MIN_MEMORY_BYTES} to {most} bytes on this worker"
-            raise RemoteProtocolError(f"{memory} bytes", field="limits.memoryLimitBytes", allowed=allowed)
-        cpu_time, most = limits.cpu_time_ms, offer.allowance.cpu_time_ms
-        if cpu_time is not UNSET and cpu_time > most:
-            allowed = f"up to {most} ms on this worker"
-            raise RemoteProtocolError(f"{cpu_time} ms", field="limits.cpuTimeMs", allowed=allowed)
-        return limits
-
-
-def _given(message: Execute, profile: Profile) -> dict[str, Any]:
-    """Return what the guest's driver is told besides the code."""
-    given: dict[str, Any] = {}
-    if message.env is not UNSET:
-        given["env"] = env = parse_env(message.env)
-        refused = next((name for name in env if not profile.allows_env(name)), None)
-        if refused is not None:
-            reason = f"the profile {profile.name!r} does not let a session set it"
-            allowed = ", ".join(profile.allow_env) or "none"
-            raise RemoteProtocolError(reason, field=f"env.{refused}", allowed=allowed)
-    if message.files is not UNSET:
-        given["files"] = parse_files(message.files)
-    return given
-
 
 class _Run:
     """One session with its sandbox, timers and sink. The owner of its sandbox."""
 
-    def __init__(
-        self, sessions: Sessions, session: Session, code: str, sink: Sink, *, offer: Offer, given: dict[str, Any]
-    ) -> None:
+    def __init__(self, sessions: Sessions, session: Session, request: Request, sink: Sink) -> None:
         self.session = session
-        self._offer = offer
-        self._given = given
         self.sink = sink
         self._sessions = sessions
-        self._code = code
+        self._offer = request.offer
+        self._language = request.language
+        self._trace = request.trace
+        self._code = request.code
+        self._given = request.given
         self._loop = sessions.loop
         self._started_s = time.monotonic()
         self._sandbox: Sandbox | None = None
-        self.trace: TraceContext | None = None
-        """Where in a distributed trace it belongs."""
         self._waited = False
         """Whether there was no warm sandbox."""
         self._alarms = Alarms(sessions.loop)
@@ -334,7 +270,7 @@ class _Run:
     @property
     def about(self) -> dict[str, Any]:
         """What a log record about the session is about."""
-        return about(session_id=self.session.session_id, trace_id="" if self.trace is None else self.trace.trace_id)
+        return about(session_id=self.session.session_id, trace_id="" if self._trace is None else self._trace.trace_id)
 
     def start(self, *, announce: bool) -> None:
         """Take a sandbox, and start the clocks."""
@@ -349,7 +285,7 @@ class _Run:
         if limits.heartbeat_interval_ms:
             self._arm_heartbeat()
         self._alarms.set("deadline", self.session.budget_ms / 1000, self._on_deadline)
-        self._sessions.pools.take(self, self._offer.profile.name, self._given["language"], self._code)
+        self._sessions.pools.take(self, self._offer.profile.name, self._language, self._code)
         self._waited = self._sandbox is None
 
     def cancel(self, reason: str) -> None:
