@@ -30,8 +30,9 @@ from enclave_client.fleet import FleetSpec, running_fleet
 
 from . import footprint
 from .command import measured
+from .exchange import ANSWER_TIMEOUT_S
 from .hostile import KINDS, Kind
-from .http import ANSWER_TIMEOUT_S, Connection
+from .http import Connection
 from .phases import pids
 from .report import describe_machine, machine_line
 from .run import settled
