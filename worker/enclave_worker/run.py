@@ -20,6 +20,7 @@ from enclave_protocol.logs import about
 from .alarms import Alarms
 from .holdings import Holding
 from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
+from .session import WATCH_INTERVAL_MS
 from .usage import Exit, Usage
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ _DEATH_GRACE_S = 2.0
 a zygote may be stopped by somebody; neither may hold up an ending."""
 _HANGUP_GRACE_S = 0.2
 """How long after the end of the guest's socket we look whether it is dying. Mostly its death is known by then."""
+_MAX_BLIND_LOOKS = 10
+"""How often in a row, `WATCH_INTERVAL_MS` apart, what a session uses may be unknown."""
 
 
 class Run:
@@ -58,6 +61,7 @@ class Run:
         self._sandbox: Sandbox | None = None
         self._waited = False
         """Whether there was no warm sandbox."""
+        self._blind_looks = 0  # in a row, at what it uses
         self._alarms = Alarms(sessions.loop)
         if isinstance(sink, Holding):
             sink.on_room = self.resume
@@ -229,9 +233,27 @@ class Run:
         self._perform(self.session.deadline(time.monotonic()))
 
     def _on_check(self) -> None:
-        if self._sandbox is not None:
-            held_bytes = self._sandbox.held_bytes() if self._offer.allowance.watched else 0
-            self._perform(self.session.used(self._sandbox.usage(), held_bytes))
+        sandbox = self._sandbox
+        if sandbox is None:
+            return
+        try:
+            held_bytes = sandbox.held_bytes() if self._offer.allowance.watched else 0
+            usage = sandbox.usage()
+        except OSError as error:  # no descriptor to spare, say
+            self._look_again(error)
+            return
+        self._blind_looks = 0
+        self._perform(self.session.used(usage, held_bytes))
+
+    def _look_again(self, error: OSError) -> None:
+        """Limits that we enforce must outlast a look that failed, and nobody may go on for long without."""
+        self._blind_looks += 1
+        if self._blind_looks > _MAX_BLIND_LOOKS:
+            self.fail(Code.INTERNAL_ERROR, f"nobody can tell what it uses: {error}")
+            return
+        if self._blind_looks == 1:
+            log.warning("what a session uses can't be told at the moment: %s", error, extra=self.about)
+        self._alarms.set("usage", WATCH_INTERVAL_MS / 1000, self._on_check)
 
     def _on_closed(self, sandbox: Sandbox) -> None:
         # One that is dying is not killed: the kernel shall say what it died of.

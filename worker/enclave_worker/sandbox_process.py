@@ -14,12 +14,12 @@ import contextlib
 import logging
 import os
 import signal
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .usage import Exit, Usage, first_process_usage, is_exiting, read_small, tree_memory_bytes
+from .usage import Exit, Usage, first_process_usage, is_exiting, is_shortage, read_small, tree_memory_bytes
 from .zygote import frames
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Sandbox:
         self._control = -1
         self._pipes: dict[Stream, int] = {}
         self._pidfd = -1
+        self._pid = 0  # 0 as long as nobody has asked
         self._inherited_bytes = 0  # of the zygote's memory; counted only where there are no control groups
         self._inbox = bytearray()
         self._outbox = bytearray()
@@ -80,12 +81,13 @@ class Sandbox:
     def opened(self, control: int, out: int, err: int, pidfd: int) -> None:
         """Take over the descriptors that the zygote sent."""
         self._pidfd = pidfd
-        if self.slot.group is None:
-            self._inherited_bytes = self.held_bytes()
         self._control = control
         self._pipes = {"stdout": out, "stderr": err}
         for fd in (control, out, err):
             os.set_blocking(fd, False)
+        if self.slot.group is None:
+            with contextlib.suppress(OSError):  # unknown, none is taken off: rather too much is counted than too little
+                self._inherited_bytes = self.held_bytes()
         self._watch_all()
 
     def send(self, message: dict[str, Any]) -> None:
@@ -124,10 +126,16 @@ class Sandbox:
         """Whether the zygote has forked it."""
         return self._pidfd >= 0
 
-    @cached_property
+    @property
     def pid(self) -> int:
-        """The number of its first process as we see it; the zygote sees another one. 0 if nobody can tell."""
-        return _pid_of(self._pidfd)
+        """The number of its first process as we see it; the zygote sees another one. 0 if it has ended.
+
+        Raises:
+            OSError: there is no descriptor to ask with.
+        """
+        if not self._pid and not self._closed:
+            self._pid = _pid_of(self._pidfd)
+        return self._pid
 
     def watch_end(self, on_end: Callable[[Sandbox], None]) -> None:
         """Call `on_end` when every process of it is gone. For one whose zygote is: nobody else will say so."""
@@ -135,7 +143,7 @@ class Sandbox:
         self._loop.add_reader(self._pidfd, on_end, self)
 
     def usage(self) -> Usage:
-        """Ask the kernel what the sandbox has used so far."""
+        """Ask the kernel what the sandbox has used so far. Raises OSError if it can't be asked."""
         group = self.slot.group
         return group.usage() if group is not None else self._usage_of_first()
 
@@ -146,17 +154,26 @@ class Sandbox:
                 raise ProcessLookupError
             usage = first_process_usage(self.pid)
             signal.pidfd_send_signal(self._pidfd, 0)  # fails if the number has become somebody else's meanwhile
-        except OSError:
+        except OSError as error:
+            if is_shortage(error):
+                raise
             return Usage()  # it just died; nobody knows any more
         return usage
 
     def held_bytes(self) -> int:
-        """Return what memory its processes hold. For hosts without control groups: files in tmpfs are not seen."""
+        """Return what memory its processes hold. For hosts without control groups: files in tmpfs are not seen.
+
+        Raises:
+            OSError: there is no descriptor to look with.
+        """
         return tree_memory_bytes(self.pid, self._inherited_bytes) if self.pid else 0
 
     def is_dying(self) -> bool:
-        """Whether its first process has begun to end, of which word is on its way."""
-        pid = _pid_of(self._pidfd)  # anew: once it is reaped, its number may be another's
+        """Whether its first process has begun to end, of which word is on its way. Or nobody can tell."""
+        try:
+            pid = _pid_of(self._pidfd)  # anew: once it is reaped, its number may be another's
+        except OSError:
+            return True
         return not pid or is_exiting(pid)
 
     def limit_memory(self, memory_bytes: int) -> None:
@@ -361,8 +378,5 @@ class Sandbox:
 
 
 def _pid_of(pidfd: int) -> int:
-    """Return the number of a pidfd's process in our own namespace. 0 if it has ended, or there is no room to ask."""
-    try:
-        return max(0, int(read_small(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0]))
-    except OSError:  # no descriptor left to ask with
-        return 0
+    """Return the number of a pidfd's process in our own namespace. 0 if it has ended; raises OSError."""
+    return max(0, int(read_small(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0]))

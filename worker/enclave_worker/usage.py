@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 
@@ -49,6 +50,11 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     """How much more than its memory a process may map."""
     watched: bool = False
     """Whether nobody but us enforces memory: there are no control groups."""
+
+
+def is_shortage(error: OSError) -> bool:
+    """Whether a process could not be looked at for want of a descriptor or memory: that says nothing about it."""
+    return error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def first_process_usage(pid: int) -> Usage:
