@@ -84,8 +84,20 @@ def tree_memory_bytes(root: int, inherited_bytes: int = 0) -> int:
             _, resident, shared, *_ = read_small(f"/proc/{pid}/statm").split()
             total += max(0, (int(resident) - int(shared)) * _PAGE_BYTES - inherited_bytes)
             for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - called often
-                todo += map(int, read_small(f"/proc/{pid}/task/{task}/children").split())
+                todo += _children(f"/proc/{pid}/task/{task}/children")
     return total
+
+
+def _children(path: str) -> list[int]:
+    # All of it: the numbers of a few hundred are more than a page.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        numbers = b""
+        while more := os.read(fd, 4096):
+            numbers += more
+    finally:
+        os.close(fd)
+    return [int(pid) for pid in numbers.split()]
 
 
 def is_exiting(pid: int) -> bool:
