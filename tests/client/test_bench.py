@@ -92,8 +92,11 @@ async def test_a_tiny_run_measures_everything_and_finds_no_failure_and_no_leak(t
     assert len(told["curves"]) == 1 + len(compared)
     assert file.with_suffix(".svg").read_text(encoding="utf-8").startswith("<svg ")
     assert all(figure["unit"] for figure in told["figures"])
-    # Memory may well not grow, and what grew in one test may be used in the next.
-    unmeasured = [figure["name"] for figure in told["figures"] if figure["value"] <= 0]
+    # Memory may well not grow, and what grew in one test may be used in the next. A client that a busy machine put
+    # aside was cut off, and had no rate.
+    unmeasured = [
+        f["name"] for f in told["figures"] if f["value"] <= 0 and "were cut off" not in f.get("compared_with", "")
+    ]
     assert [name for name in unmeasured if not name.endswith(("_growth", "_memory"))] == []
     assert (told["failed"], told["failures"], told["leaks"]) == (0, [], {})
     assert told["settings"] == {"rounds": 1, "sessions": 20, "workers": 1}

@@ -293,12 +293,13 @@ async def test_a_short_run_measures_each_load_and_draws_it(tmp_path: Path) -> No
     assert (told.failed, told.failures) == (0, [])
     assert len(told.curves) + len(told.left_out) == 5
     for series, shares in zip(told.curves, [SHARES, *[FEWER_SHARES] * 4], strict=False):
-        # At a low load nothing may have been due in so short a block.
-        assert 0 < len(series.points) <= len(shares)
+        # At a low load nothing may have been due in so short a block, nor at any of what is slow.
+        assert len(series.points) <= len(shares)
         assert series.capacity > 0
         assert [each.asked for each in series.points] == sorted(each.asked for each in series.points)
         for each in series.points:
             times_ms = [each.p50_ms or 0, each.p99_ms or 0, each.max_ms or 0]
             assert times_ms == sorted(times_ms)
-            assert times_ms[0] > 0 or each.failed  # where neighbours are busy, some of the others may
+            assert times_ms[0] > 0 or each.failed or each.refused  # where neighbours are busy, some may
+    assert told.curves[0].points
     ET.fromstring(file.with_suffix(".svg").read_text(encoding="utf-8"))

@@ -36,7 +36,7 @@ SETTLE_S = 10.0
 """How long the fleet may take to let go of what the last sessions held."""
 _SETTLE_POLL_S = 0.1
 _SETTLED_POLLS = 10
-"""A fleet whose counts stay the same for so many polls has let go of all it will let go of."""
+"""A fleet whose counts stay the same for so many polls is at rest, if nobody knows what it holds at rest."""
 
 
 async def run(plan: Plan, workers: int, say: Callable[[str], None]) -> Report:
@@ -112,11 +112,11 @@ async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str]
 
 
 async def settled(fleet: Fleet, before: footprint.Held | None) -> footprint.Held:
-    """Return what the fleet holds once that is the same as before, or has not changed for a while."""
+    """Return what the fleet holds once that is the same as before; without a before, once it does not change."""
     broker, workers = phases.pids(fleet)
     deadline = time.monotonic() + SETTLE_S
     last, unchanged = footprint.held(broker, workers), 0
-    while time.monotonic() < deadline and unchanged < _SETTLED_POLLS and last != before:
+    while time.monotonic() < deadline and last != before and (before is not None or unchanged < _SETTLED_POLLS):
         await asyncio.sleep(_SETTLE_POLL_S)
         now = footprint.held(broker, workers)
         last, unchanged = now, unchanged + 1 if now == last else 0

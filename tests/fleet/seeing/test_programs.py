@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,10 +93,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 def until_ready(broker: Program) -> None:
-    for _ in range(2000):
-        if broker.answers("/readyz"):
-            return
-    raise AssertionError("the broker found no worker")
+    deadline = time.monotonic() + PATIENCE_S
+    while not broker.answers("/readyz"):
+        assert time.monotonic() < deadline, "the broker found no worker"
+        time.sleep(0.01)
 
 
 # What happens, and which sample of the broker's and of the worker's it moves, by how much.

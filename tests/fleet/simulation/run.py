@@ -1,10 +1,9 @@
-"""Run schedules from the command line: many seeds, as many as fit into some time, or one of them again."""
+"""Run schedules from the command line: many seeds, or one of them again."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import itertools
 import multiprocessing
 import os
 import sys
@@ -88,32 +87,18 @@ def smaller_plans(plan: Plan) -> Iterator[Plan]:
             yield dataclasses.replace(plan, sessions=[*plan.sessions[:i], changed, *plan.sessions[i + 1 :]])
 
 
-def batches(first: int, seeds: int | None, seconds: float, jobs: int) -> Iterator[Batch]:
-    """Run that many seeds, or as many as `seconds` allow, in so many processes."""
-    give_up = time.monotonic() + seconds
-    todo = itertools.count(first, BATCH) if seeds is None else range(first, first + seeds, BATCH)
-    end = float("inf") if seeds is None else first + seeds
-    starts = iter(todo)
+def batches(first: int, seeds: int, jobs: int) -> Iterator[Batch]:
+    """Run that many seeds in so many processes."""
+    end = first + seeds
+    parts = [list(range(start, min(start + BATCH, end))) for start in range(first, end, BATCH)]
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("forkserver")) as pool:
-        running: set[concurrent.futures.Future[Batch]] = set()
-        while True:
-            while len(running) < 2 * jobs and (seeds is not None or time.monotonic() < give_up):
-                start = next(starts, None)
-                if start is None:
-                    break
-                running.add(pool.submit(run_seeds, [seed for seed in range(start, start + BATCH) if seed < end]))
-            if not running:
-                return
-            done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-            for each in done:
-                yield each.result()
+        yield from pool.map(run_seeds, parts)
 
 
 @click.command()
 @click.option("--seed", type=int, help="Run this one only.")
 @click.option("--first", default=0, show_default=True, help="The first of many.")
-@click.option("--seeds", type=int, help="Run so many.")
-@click.option("--seconds", default=20.0, show_default=True, help="Without --seeds: as many as fit into so long.")
+@click.option("--seeds", default=1000, show_default=True, help="How many.")
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
 @click.option("--shrink", is_flag=True, help="With --seed: leave out whatever it fails without.")
 @click.option("--trace", is_flag=True, help="With --seed: tell of every message.")
@@ -122,8 +107,7 @@ def main(
     *,
     seed: int | None,
     first: int,
-    seeds: int | None,
-    seconds: float,
+    seeds: int,
     jobs: int,
     shrink: bool,
     trace: bool,
@@ -137,8 +121,7 @@ def main(
         click.echo(story(report))
         sys.exit(bool(report.violations))
     total, begin = Batch(), time.monotonic()
-    found = batches(first, seeds, seconds, jobs)
-    for batch in found:
+    for batch in batches(first, seeds, jobs):
         total.seeds += batch.seeds
         total.steps += batch.steps
         total.virtual_s += batch.virtual_s

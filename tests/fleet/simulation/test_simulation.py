@@ -1,4 +1,4 @@
-"""The fleet keeps its guarantees under random schedules of faults, as many as the suite has time for."""
+"""The fleet keeps its guarantees under random schedules of faults, always the same ones here."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
-SECONDS = 12
-"""What the suite has for it, in two processes. `make simulate SEEDS=100000` has more."""
+SEEDS = 500
+"""What a quiet machine does in some seconds, in two processes. `make simulate SEEDS=100000` has more."""
 
 
 def test_every_guarantee_holds_in_random_schedules(capfd: pytest.CaptureFixture[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fleet.simulation.run", "--seconds", str(SECONDS)],
+        [sys.executable, "-m", "tests.fleet.simulation.run", "--seeds", str(SEEDS)],
         check=False,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
     )
     with capfd.disabled():
         sys.stdout.write(f"\nsimulation: {done.stdout.splitlines()[-1] if done.stdout else done.stderr}\n")
