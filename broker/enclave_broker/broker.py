@@ -303,6 +303,7 @@ class Broker:
                 await self._stop.wait()
                 self.dispatcher.end_all()
                 await self.dispatcher.wait_tools_ended()
+                await self.dispatcher.wait_read()  # the server closes WebSockets at once, whatever they are still sent
                 server.should_exit = True
                 await serving
                 for task in background:

@@ -10,6 +10,7 @@ and go out as lines in a log (read by cursors) and messages in a link's buffer. 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -120,6 +121,9 @@ class Dispatcher:
         self.tool_calls = ToolCalls(config, metrics, self.fleet.outgoing.answer, secrets=secrets, approve=approve)
         self._client_calls = ClientCalls(self._give_up_call)
         self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
+        self._readers = 0
+        self._all_read = asyncio.Event()
+        self._all_read.set()
         self._early_calls: list[tuple[BrokerSession, ToolCalled]] | None = None  # None: every source was looked at
         self._closing = False
         self.draining = False
@@ -282,10 +286,18 @@ class Dispatcher:
 
     def reader_came(self, session: BrokerSession) -> None:
         """Note that somebody reads the session: it need not be given up."""
+        self._readers += 1
+        self._all_read.clear()
         _cancel_timer(self._unread, session.session_id)
 
     def reader_left(self, session: BrokerSession) -> None:
-        """Note that a reader is gone. If it was the last, the session is given a while and then cancelled."""
+        """Note that a reader is gone, or has all. A live session without any is given a while, and then cancelled."""
+        self._readers -= 1
+        if not self._readers:
+            self._all_read.set()
+        self._await_reader(session)
+
+    def _await_reader(self, session: BrokerSession) -> None:
         if session.live and not (session.log.readers or self._closing or session.session_id in self._unread):
             self._unread[session.session_id] = asyncio.get_running_loop().call_later(
                 self.config.disconnect_grace_s, self._give_up, session
@@ -295,7 +307,7 @@ class Dispatcher:
         """Take in a live session of an earlier broker, which nobody reads yet."""
         self.gate.ledger.account(session.tenant).take_over()
         self.fleet.routes[session.session_id] = session
-        self.reader_left(session)
+        self._await_reader(session)
 
     # Tools
 
@@ -351,6 +363,12 @@ class Dispatcher:
     async def wait_tools_ended(self) -> None:
         """Wait for cancelled tools, but not for longer than `stop_grace_s`."""
         await self.tool_calls.stop(self.config.stop_grace_s)
+
+    async def wait_read(self) -> None:
+        """Wait until whoever reads a session was sent its end, but not for longer than `stop_grace_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.stop_grace_s):
+                await self._all_read.wait()
 
     def validate(self) -> None:
         """Assert what is always true between two calls."""

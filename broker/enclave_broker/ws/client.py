@@ -276,13 +276,14 @@ class SocketClient:
     async def _write_session(self, session_id: str) -> None:
         """Write one batch of a session's; with more to come it goes to the back of the line."""
         del self._ready[session_id]
-        _, cursor = self._cursors[session_id]
+        session, cursor = self._cursors[session_id]
         for line in cursor.take():
             await self._send(line)
         if cursor.finished:
             cursor.close()
             del self._cursors[session_id]
             self._ready.pop(session_id, None)
+            self._dispatcher.reader_left(session)
         elif cursor.behind:
             self._ready[session_id] = None
 

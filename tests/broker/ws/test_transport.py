@@ -276,3 +276,26 @@ async def test_the_broker_says_goodbye_when_it_stops_and_what_became_of_the_sess
         while b'"final"' not in (await client.next(TEXT))[1]:
             pass
         assert await client.closed() == (1012, BROKER_STOPS)
+
+
+async def test_a_client_that_reads_slowly_is_sent_all_of_its_sessions_before_the_goodbye() -> None:
+    async def talks(session: FakeSession) -> None:
+        for _ in range(140):
+            await session.stdout("x" * 50_000)
+        await waits_for_cancel(session)
+
+    async with fleet(FakeWorker(talks), stop_grace_s=60) as running, raw_client(running) as client:
+        own = protocol()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.send(frame(TEXT, b'{"type":"execute","sessionId":"s_1","code":"1"}'))
+        await running.wait_until(lambda: not own.writable.is_set())
+        session = running.broker.dispatcher.directory.get("s_1")
+        assert session is not None
+        await running.wait_until(lambda: session.log.next_seq == 143)
+        stopping = asyncio.create_task(running.broker.stop())
+        await running.wait_until(lambda: not session.live)
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        told = [json.loads((await client.next(TEXT))[1]) for _ in range(144)]
+        assert (told[0]["type"], told[-1]["type"]) == ("hello", "final")
+        assert await client.closed() == (1012, BROKER_STOPS)
+        await stopping
