@@ -13,9 +13,6 @@ gone: whoever reads `SESSION_CANCELLED` knows that nothing of the session still 
 
 from __future__ import annotations
 
-import os
-import re
-import signal
 from typing import Any
 
 import msgspec
@@ -25,7 +22,6 @@ from enclave_protocol import (
     Code,
     Event,
     Final,
-    FinalError,
     FinalPayload,
     Limits,
     RemoteProtocolError,
@@ -36,7 +32,6 @@ from enclave_protocol import (
     ToolResult,
     Trigger,
     encode,
-    is_retryable,
     new_call_id,
     transition,
 )
@@ -47,35 +42,15 @@ from .guest_frames import GuestError, GuestFrame, GuestLog, GuestToolCall, guest
 from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
 from .output import Output, Stream
 from .usage import Allowance, Exit, Usage
+from .verdict import Verdict
 
 MAX_FRAME_OVERHEAD_BYTES = 65536
 MAX_WAITING_CALLS = 1000
 """Tool calls of one session that may wait at once, whatever `maxToolCalls` says: each costs a timer."""
 _MAX_REASON_CHARS = 500
-_ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_GUEST_CODES = frozenset(
-    {
-        Code.SYNTAX_ERROR,
-        Code.EXECUTION_ERROR,
-        Code.RESULT_NOT_SERIALIZABLE,
-        Code.RESULT_TOO_LARGE,
-        Code.MEMORY_LIMIT_EXCEEDED,
-        Code.DISK_LIMIT_EXCEEDED,
-    }
-)
-"""The codes a guest may claim without having been sent them by a tool."""
-_RAISED = frozenset({Code.EXECUTION_ERROR, Code.MEMORY_LIMIT_EXCEEDED, Code.DISK_LIMIT_EXCEEDED})
-"""Those that stand for an exception, whose name belongs in the message."""
 WATCH_INTERVAL_MS = 100.0
 """How often a sandbox's memory is looked at where the kernel does not limit it."""
 LEAST_INTERVAL_MS = 10.0
-
-
-class _Verdict(msgspec.Struct, frozen=True):
-    trigger: Trigger
-    by_guest: bool = False
-    result: Any | UnsetType = UNSET
-    error: FinalError | UnsetType = UNSET
 
 
 class Session:
@@ -111,7 +86,7 @@ class Session:
         self._answered: set[str] = set()
         self._tool_codes: set[str] = set()  # what failed tools told the guest: codes it may end with
         self._tool_call_count = 0
-        self._verdict: _Verdict | None = None
+        self._verdict: Verdict | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.session_id} {self.state} next_seq={self.next_seq} waiting={len(self._calls)}>"
@@ -163,7 +138,7 @@ class Session:
 
     def out_of_memory(self) -> list[Instruction]:
         """The sandbox has used up its memory."""
-        return [] if self.decided else self._fail(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message())
+        return [] if self.decided else self._decide(Verdict.out_of_memory(self.memory_bytes), Kill())
 
     def frame(self, body: bytes) -> list[Instruction]:
         """Handle one frame of the guest's. Everything in it is a claim."""
@@ -179,7 +154,7 @@ class Session:
 
     def _message(self, message: GuestFrame, size_bytes: int) -> list[Instruction]:
         if isinstance(message, GuestError):
-            return self._guest_error(message)
+            return self._decide(Verdict.raised(message, self._tool_codes), Conclude())
         if isinstance(message, GuestToolCall):
             return self._refusal(message) or self._tool_call(message, read_value(message.args))
         if isinstance(message, GuestLog):
@@ -266,8 +241,7 @@ class Session:
         """Somebody wants the session to end."""
         if self.decided:
             return []
-        error = _final_error(Code.SESSION_CANCELLED, reason)
-        return self._decide(_Verdict(Trigger.CANCEL, error=error), Kill())
+        return self._decide(Verdict.cancelled(reason), Kill())
 
     def fail(self, code: Code, message: str) -> list[Instruction]:
         """End the session for a reason that lies outside the guest."""
@@ -281,13 +255,19 @@ class Session:
         except MemoryError:
             # For a large result, say. A session ends all the same, and there is room for a few words.
             self.next_seq = seq
-            self._verdict = _failure(Code.INTERNAL_ERROR, "the worker had no memory left for the session's last events")
+            self._verdict = Verdict.failed(
+                Code.INTERNAL_ERROR, "the worker had no memory left for the session's last events"
+            )
             return self._ended(exit_, now_s)
 
     def _ended(self, exit_: Exit | None, now_s: float) -> list[Instruction]:
         usage = Usage() if exit_ is None else exit_.usage
-        told: list[Instruction] = [] if self.decided else self._settle(self._death(exit_, usage))
-        verdict = self._final_verdict(usage)
+        reached = self._verdict
+        told: list[Instruction] = []
+        if reached is None:
+            reached = Verdict.died(exit_, self.memory_bytes)
+            told = self._settle(reached)
+        verdict = reached.revised(usage, self.memory_bytes)
         rests = [(output.event, output.flush()) for output in self._outputs.values()]
         told += [self._emit(event, ev.ChunkPayload(chunk=rest)) for event, rest in rests if rest]
         if usage.refused_processes:
@@ -296,35 +276,10 @@ class Session:
         payload = FinalPayload(ok=ok, result=verdict.result, error=verdict.error, stats=self._stats(usage, now_s))
         told.append(self._emit(Final, payload))
         self.state = transition(self.state, verdict.trigger)
-        code = verdict.error.code if verdict.error is not UNSET else "OK"
-        told.append(Ended("OK" if code is UNSET else code))
+        told.append(Ended(verdict.code))
         return told
 
     # How it is done.
-
-    def _death(self, exit_: Exit | None, usage: Usage) -> _Verdict:
-        """Return what it means that the sandbox ended before anything was decided."""
-        if exit_ is not None and exit_.lost:
-            return _failure(Code.INTERNAL_ERROR, f"the sandbox was lost: {exit_.lost}")
-        if usage.oom_kills:
-            return _failure(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message())
-        return _failure(Code.GUEST_CRASHED, _describe_exit(exit_))
-
-    def _final_verdict(self, usage: Usage) -> _Verdict:
-        """Return how the session ends, now that it is known what the kernel has to say."""
-        verdict = self._verdict
-        assert verdict is not None, "settled by the caller"
-        if usage.oom_kills and verdict.by_guest:
-            # Whatever the guest made of the loss of a process: the limit has struck.
-            return _failure(Code.MEMORY_LIMIT_EXCEEDED, self._memory_message())
-        error = verdict.error
-        if usage.refused_processes and verdict.by_guest and error is not UNSET and _is_failed_fork(error):
-            error = msgspec.structs.replace(error, code=Code.PROCESS_LIMIT_EXCEEDED.value)
-            return msgspec.structs.replace(verdict, error=error)
-        return verdict
-
-    def _memory_message(self) -> str:
-        return f"the sandbox used up its memory: memoryLimitBytes={self.memory_bytes}"
 
     def _refused_processes(self, usage: Usage) -> ev.LogPayload:
         most = self._allowance.processes
@@ -417,39 +372,20 @@ class Session:
         return self._log_bytes > self.limits.max_stdout_bytes
 
     def _result(self, value: bytes | UnsetType) -> list[Instruction]:
-        if value is UNSET:
-            return self._decide(_Verdict(Trigger.COMPLETE, by_guest=True), Conclude())
-        if len(value) > self.limits.max_result_bytes:
+        if value is not UNSET and len(value) > self.limits.max_result_bytes:
             message = (
                 f"the result is {len(value)} bytes as JSON, more than maxResultBytes={self.limits.max_result_bytes}"
             )
             return self._fail(Code.RESULT_TOO_LARGE, message)
-        return self._decide(_Verdict(Trigger.COMPLETE, by_guest=True, result=msgspec.Raw(value)), Conclude())
-
-    def _guest_error(self, error: GuestError) -> list[Instruction]:
-        code = error.code
-        if code not in _GUEST_CODES and not (code in self._tool_codes and _ERROR_CODE.fullmatch(code)):
-            code = Code.EXECUTION_ERROR
-        raised = code in _RAISED or code not in _GUEST_CODES
-        said = [error.name, error.message] if raised else [error.message]
-        message = ": ".join(part for part in said if part)
-        final = FinalError(
-            message=message,
-            code=str(code),
-            stack=UNSET if error.stack is None else error.stack,
-            name=UNSET if error.name is None else error.name,
-            line=UNSET if error.line is None else error.line,
-            retryable=is_retryable(code),
-        )
-        return self._decide(_Verdict(Trigger.FAIL, by_guest=True, error=final), Conclude())
+        return self._decide(Verdict.returned(value), Conclude())
 
     def _fail(self, code: Code, message: str) -> list[Instruction]:
-        return self._decide(_failure(code, message), Kill())
+        return self._decide(Verdict.failed(code, message), Kill())
 
-    def _decide(self, verdict: _Verdict, how: Kill | Conclude) -> list[Instruction]:
+    def _decide(self, verdict: Verdict, how: Kill | Conclude) -> list[Instruction]:
         return [*self._settle(verdict), how]
 
-    def _settle(self, verdict: _Verdict) -> list[Instruction]:
+    def _settle(self, verdict: Verdict) -> list[Instruction]:
         """Fix how the session ends. Nothing waits for a tool any more."""
         assert self._verdict is None, "a verdict is final"
         self._verdict = verdict
@@ -478,29 +414,5 @@ class Session:
         )
 
 
-def _final_error(code: Code, message: str) -> FinalError:
-    return FinalError(message=message, code=str(code), retryable=code.retryable)
-
-
-def _failure(code: Code, message: str) -> _Verdict:
-    return _Verdict(Trigger.FAIL, error=_final_error(code, message))
-
-
 def _lower(asked: int | UnsetType, allowed: int) -> int:
     return allowed if asked is UNSET else min(asked, allowed)
-
-
-def _is_failed_fork(error: FinalError) -> bool:
-    """Whether this can be how a guest sees that it got no process: fork's EAGAIN, or what `threading` makes of it."""
-    return error.code == Code.EXECUTION_ERROR and error.name in {"BlockingIOError", "RuntimeError", "OSError"}
-
-
-def _describe_exit(exit_: Exit | None) -> str:
-    if exit_ is None:
-        return "the sandbox never came up"
-    if exit_.status is None:
-        return "the guest ended before it returned a result"
-    if os.WIFSIGNALED(exit_.status):
-        number = os.WTERMSIG(exit_.status)
-        return f"the guest died of {signal.Signals(number).name if number in set(signal.Signals) else number}"
-    return f"the guest exited with status {os.waitstatus_to_exitcode(exit_.status)} before it returned a result"
