@@ -25,7 +25,8 @@ from enclave_worker.instructions import (
     StopToolTimer,
     ToGuest,
 )
-from enclave_worker.session import LEAST_INTERVAL_MS, MAX_WAITING_CALLS, WATCH_INTERVAL_MS, Session
+from enclave_worker.session import LEAST_INTERVAL_MS, WATCH_INTERVAL_MS, Session
+from enclave_worker.tool_calls import MAX_WAITING_CALLS
 from enclave_worker.usage import Allowance, Exit, Usage
 from tests.real_client import check_line, check_stream
 
@@ -828,7 +829,7 @@ def test_an_end_that_there_is_no_memory_for_is_told_in_few_words_with_the_number
     session = running()
     before = events(frame(session, type="log", level="info", message="before"))
     frame(session, type="result", value="x" * 10_000)
-    monkeypatch.setattr("enclave_worker.session.encode", encode_small)
+    monkeypatch.setattr("enclave_worker.numbered.encode", encode_small)
 
     told = events(session.ended(DIED, 101.0))
 

@@ -20,33 +20,27 @@ from msgspec import UNSET, UnsetType
 
 from enclave_protocol import (
     Code,
-    Event,
     Final,
     FinalPayload,
     Limits,
-    RemoteProtocolError,
     SessionId,
     State,
     Stats,
-    ToolError,
     ToolResult,
     Trigger,
-    encode,
-    new_call_id,
     transition,
 )
 from enclave_protocol import events as ev
-from enclave_protocol.limits import MAX_VALUE_BYTES
 
 from .guest_frames import GuestError, GuestFrame, GuestLog, GuestToolCall, guest_frames, read_value
-from .instructions import CheckUsage, Conclude, Emit, Ended, Instruction, Kill, StartToolTimer, StopToolTimer, ToGuest
+from .instructions import CheckUsage, Conclude, Ended, Instruction, Kill, ToGuest
+from .numbered import NumberedEvents
 from .output import Output, Stream
+from .tool_calls import ToolCalls
 from .usage import Allowance, Exit, Usage
 from .verdict import Verdict
 
 MAX_FRAME_OVERHEAD_BYTES = 65536
-MAX_WAITING_CALLS = 1000
-"""Tool calls of one session that may wait at once, whatever `maxToolCalls` says: each costs a timer."""
 _MAX_REASON_CHARS = 500
 WATCH_INTERVAL_MS = 100.0
 """How often a sandbox's memory is looked at where the kernel does not limit it."""
@@ -72,7 +66,8 @@ class Session:
         self.cpu_time_ms = _lower(limits.cpu_time_ms, allowance.cpu_time_ms)
         self._allowance = allowance
         self.state = State.STARTING
-        self.next_seq = first_seq
+        self._events = NumberedEvents(session_id, first_seq)
+        self._emit = self._events.emit
         self.max_frame_bytes = max(limits.max_result_bytes, 1 << 20) + MAX_FRAME_OVERHEAD_BYTES
         self.budget_ms = max(1.0, min(limits.wall_ms, limits.session_ttl_ms - queue_ms))
         """Until the wall deadline. A broker's queue takes from the session's time to live, not from its deadline."""
@@ -81,15 +76,16 @@ class Session:
         self._start_ms = 0.0
         self._outputs = {"stdout": self._output("stdout"), "stderr": self._output("stderr")}
         self._log_bytes = 0
-        self._calls: dict[str, int] = {}  # callId -> the guest's number, while the call waits
-        self._numbers: set[int] = set()  # the same numbers, to look up
-        self._answered: set[str] = set()
-        self._tool_codes: set[str] = set()  # what failed tools told the guest: codes it may end with
-        self._tool_call_count = 0
+        self._calls = ToolCalls(limits, self._events)
         self._verdict: Verdict | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.session_id} {self.state} next_seq={self.next_seq} waiting={len(self._calls)}>"
+
+    @property
+    def next_seq(self) -> int:
+        """The number of its next event."""
+        return self._events.next_seq
 
     @property
     def decided(self) -> bool:
@@ -154,9 +150,11 @@ class Session:
 
     def _message(self, message: GuestFrame, size_bytes: int) -> list[Instruction]:
         if isinstance(message, GuestError):
-            return self._decide(Verdict.raised(message, self._tool_codes), Conclude())
+            return self._decide(Verdict.raised(message, self._calls.codes), Conclude())
         if isinstance(message, GuestToolCall):
-            return self._refusal(message) or self._tool_call(message, read_value(message.args))
+            if self._calls.is_waiting(message.id):
+                return self.broken(f"tool call {message.id} was made twice")
+            return self._waited(self._calls.made(message))
         if isinstance(message, GuestLog):
             return self._log(message, size_bytes)
         return self._result(UNSET if message.value is UNSET else read_value(message.value))
@@ -193,29 +191,11 @@ class Session:
         Raises:
             RemoteProtocolError: the call is unknown, has its result already, or no longer waits.
         """
-        if result.call_id in self._answered:
-            raise self._refuse("this call has its result already", "one result per call")
-        if result.call_id not in self._calls or self.decided:
-            raise self._refuse("no such call waits", "the callId of a tool_call without a result")
-        value = b"null" if result.value is UNSET else bytes(result.value)
-        if len(value) > self.limits.max_tool_result_bytes:
-            reason = f"the tool's result is {len(value)} bytes, more than {self.limits.max_tool_result_bytes}"
-            error = ToolError(message=f"{reason} (maxToolResultBytes)", code=Code.RESULT_TOO_LARGE)
-            return self._answer_error(result.call_id, error)
-        if result.error is not UNSET:
-            return self._answer_error(result.call_id, result.error)
-        try:
-            value = read_value(value)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise self._refuse(f"not JSON: {error}", "any JSON value", field="value") from error
-        return self._answer(result.call_id, {"ok": True, "value": msgspec.Raw(value)})
+        return self._waited(self._calls.result(result))
 
     def tool_timeout(self, call_id: str) -> list[Instruction]:
         """No result came in time: the guest gets an error instead."""
-        if call_id not in self._calls or self.decided:
-            return []
-        message = f"the tool gave no result within {self.limits.tool_wait_ms} ms"
-        return self._answer_error(call_id, ToolError(message=message, code=Code.TOOL_TIMEOUT))
+        return self._waited(self._calls.timeout(call_id))
 
     def heartbeat(self, ts: str) -> list[Instruction]:
         """Say that the session is alive."""
@@ -254,7 +234,7 @@ class Session:
             return self._ended(exit_, now_s)
         except MemoryError:
             # For a large result, say. A session ends all the same, and there is room for a few words.
-            self.next_seq = seq
+            self._events.next_seq = seq
             self._verdict = Verdict.failed(
                 Code.INTERNAL_ERROR, "the worker had no memory left for the session's last events"
             )
@@ -296,64 +276,12 @@ class Session:
     def _output(self, stream: Stream) -> Output:
         return Output(stream, self.limits.max_stdout_bytes)
 
-    def _emit(self, kind: Any, payload: ev.Payload) -> Emit:
-        event: Event = kind(session_id=self.session_id, seq=self.next_seq, payload=payload)
-        line = encode(event)
-        self.next_seq += 1  # not before: one that there is no memory for leaves no gap
-        return Emit(line)
-
-    def _refuse(self, reason: str, allowed: str, *, field: str = "callId") -> RemoteProtocolError:
-        return RemoteProtocolError(reason, field=field, allowed=allowed, session_id=self.session_id)
-
-    def _refusal(self, call: GuestToolCall) -> list[Instruction]:
-        """Count a call, and return what is to be done instead of it; nothing if it may be made."""
-        if call.id in self._numbers:
-            return self.broken(f"tool call {call.id} was made twice")
-        self._tool_call_count += 1
-        if self._tool_call_count > self.limits.max_tool_calls:
-            message = f"more than maxToolCalls={self.limits.max_tool_calls} tool calls in one session"
-            return self._refuse_call(call, Code.MAX_TOOL_CALLS_EXCEEDED, message)
-        if len(self._calls) >= MAX_WAITING_CALLS:
-            message = f"more than {MAX_WAITING_CALLS} tool calls wait at once: await some before you make more"
-            return self._refuse_call(call, Code.MAX_TOOL_CALLS_EXCEEDED, message)
-        return []
-
-    def _tool_call(self, call: GuestToolCall, args: bytes) -> list[Instruction]:
-        if len(args) > MAX_VALUE_BYTES:
-            # As encoded by us: a guest can write a number in three bytes that takes us thirty.
-            message = f"the arguments of {call.name!r} are {len(args)} bytes as JSON, more than {MAX_VALUE_BYTES}"
-            return self._refuse_call(call, Code.VALIDATION_ERROR, message)
-        if not self._calls:
-            self.state = transition(self.state, Trigger.TOOL_CALL)
-        call_id = new_call_id()
-        self._calls[call_id] = call.id
-        self._numbers.add(call.id)
-        payload = ev.ToolCallPayload(call_id=call_id, tool_name=call.name, args=msgspec.Raw(args))
-        event = self._emit(ev.ToolCall, payload)
-        return [event, StartToolTimer(call_id, self.limits.tool_wait_ms)]
-
-    def _refuse_call(self, call: GuestToolCall, code: Code, message: str) -> list[Instruction]:
-        self._tool_codes.add(code)
-        return [ToGuest({"type": "tool_result", "id": call.id, "ok": False, "message": message, "code": code})]
-
-    def _answer_error(self, call_id: str, error: ToolError) -> list[Instruction]:
-        code = Code.EXECUTION_ERROR if error.code is UNSET else error.code
-        self._tool_codes.add(code)
-        told = self._answer(call_id, {"ok": False, "message": error.message, "code": code})
-        if self.limits.cancel_on_first_error:
-            others = ToolError(message=f"given up because another call failed: {error.message}", code=code)
-            for other in list(self._calls):
-                told += self._answer(other, {"ok": False, "message": others.message, "code": code})
+    def _waited(self, told: list[Instruction]) -> list[Instruction]:
+        """Be in the state that fits the calls which wait now."""
+        waits = bool(self._calls)
+        if waits is not (self.state is State.WAITING_FOR_TOOL):
+            self.state = transition(self.state, Trigger.TOOL_CALL if waits else Trigger.TOOL_RESULT)
         return told
-
-    def _answer(self, call_id: str, outcome: dict[str, Any]) -> list[Instruction]:
-        number = self._calls.pop(call_id)
-        self._numbers.discard(number)
-        self._answered.add(call_id)
-        if not self._calls:
-            self.state = transition(self.state, Trigger.TOOL_RESULT)
-        applied = self._emit(ev.ToolResultApplied, ev.ToolResultAppliedPayload(call_id=call_id))
-        return [StopToolTimer(call_id), ToGuest({"type": "tool_result", "id": number, **outcome}), applied]
 
     def _log(self, log: GuestLog, size_bytes: int) -> list[Instruction]:
         """Pass on what the code logs, up to a cap like that of each stream, and mark the place where it is cut."""
@@ -389,19 +317,14 @@ class Session:
         """Fix how the session ends. Nothing waits for a tool any more."""
         assert self._verdict is None, "a verdict is final"
         self._verdict = verdict
-        stop: list[Instruction] = [StopToolTimer(call_id) for call_id in self._calls]
-        if self._calls:
-            # Calls the guest never waited for end with it: back to running, from where every end is legal.
-            self._calls.clear()
-            self._numbers.clear()
-            self.state = transition(self.state, Trigger.TOOL_RESULT)
-        return stop
+        # Calls the guest never waited for end with it: back to running, from where every end is legal.
+        return self._waited(self._calls.give_up())
 
     def _stats(self, usage: Usage, now_s: float) -> Stats:
         out, err = self._outputs["stdout"], self._outputs["stderr"]
         return Stats(
             duration_ms=round((now_s - self._accepted_s) * 1000, 3),
-            tool_call_count=self._tool_call_count,
+            tool_call_count=self._calls.count,
             stdout_bytes=out.total_bytes,
             stderr_bytes=err.total_bytes,
             cpu_ms=round(usage.cpu_ms, 3),
