@@ -12,20 +12,34 @@ Stream = Literal["stdout", "stderr"]
 _Decoder = codecs.getincrementaldecoder("utf-8")
 
 
-class Output:
-    """One stream's bytes on their way to becoming events: decoded, counted, cut."""
+class Capped:
+    """What comes one way from the guest: counted, and cut where there is too much."""
 
-    def __init__(self, stream: Stream, cap_bytes: int) -> None:
-        self.event = ev.Stdout if stream == "stdout" else ev.Stderr
-        self.stream = stream
+    def __init__(self, way: Stream | Literal["log"], cap_bytes: int) -> None:
+        self.way = way
         self.cap_bytes = cap_bytes
         self.total_bytes = 0
-        self._decoder: codecs.IncrementalDecoder | None = None  # most guests print nothing
 
     @property
     def cut(self) -> bool:
-        """Whether more was written than is passed on."""
+        """Whether more came than is passed on."""
         return self.total_bytes > self.cap_bytes
+
+    def mark(self) -> ev.LogPayload:
+        """Return what marks the place where it is cut."""
+        what, done = ("log messages are", "sent") if self.way == "log" else (f"{self.way} is", "written")
+        message = f"{what} cut: more than maxStdoutBytes={self.cap_bytes} were {done}"
+        evidence = {"limit": "maxStdoutBytes", "stream": self.way, "maxStdoutBytes": self.cap_bytes}
+        return ev.LogPayload(level="warn", message=message, data=evidence)
+
+
+class Output(Capped):
+    """One stream's bytes on their way to becoming events: decoded as well."""
+
+    def __init__(self, stream: Stream, cap_bytes: int) -> None:
+        super().__init__(stream, cap_bytes)
+        self.event = ev.Stdout if stream == "stdout" else ev.Stderr
+        self._decoder: codecs.IncrementalDecoder | None = None  # most guests print nothing
 
     def feed(self, data: bytes) -> str:
         """Count what was written; return as much of it, as text, as is to be passed on now."""

@@ -35,7 +35,7 @@ from enclave_protocol import events as ev
 from .guest_frames import GuestError, GuestFrame, GuestLog, GuestToolCall, guest_frames, read_value
 from .instructions import CheckUsage, Conclude, Ended, Instruction, Kill, ToGuest
 from .numbered import NumberedEvents
-from .output import Output, Stream
+from .output import Capped, Output, Stream
 from .tool_calls import ToolCalls
 from .usage import Allowance, Exit, Usage
 from .verdict import Verdict
@@ -74,8 +74,9 @@ class Session:
         self._accepted_s = now_s
         self._queue_ms = queue_ms
         self._start_ms = 0.0
-        self._outputs = {"stdout": self._output("stdout"), "stderr": self._output("stderr")}
-        self._log_bytes = 0
+        cap_bytes = limits.max_stdout_bytes
+        self._outputs = {"stdout": Output("stdout", cap_bytes), "stderr": Output("stderr", cap_bytes)}
+        self._logs = Capped("log", cap_bytes)
         self._calls = ToolCalls(limits, self._events)
         self._verdict: Verdict | None = None
 
@@ -95,7 +96,7 @@ class Session:
     @property
     def truncated(self) -> bool:
         """Whether some of its output was cut."""
-        return self._outputs["stdout"].cut or self._outputs["stderr"].cut or self._logs_are_cut
+        return self._outputs["stdout"].cut or self._outputs["stderr"].cut or self._logs.cut
 
     # What can happen, in the order it usually does.
 
@@ -172,9 +173,7 @@ class Session:
         chunk = output.feed(data)
         told: list[Instruction] = [self._emit(output.event, ev.ChunkPayload(chunk=chunk))] if chunk else []
         if output.cut and not was_cut:
-            message = f"{stream} is cut: more than maxStdoutBytes={output.cap_bytes} were written"
-            evidence = {"limit": "maxStdoutBytes", "stream": stream, "maxStdoutBytes": output.cap_bytes}
-            told.append(self._emit(ev.Log, ev.LogPayload(level="warn", message=message, data=evidence)))
+            told.append(self._emit(ev.Log, output.mark()))
         return told
 
     def is_cut(self, stream: Stream) -> bool:
@@ -273,9 +272,6 @@ class Session:
             return [CheckUsage(min(WATCH_INTERVAL_MS, max(by_cpu_ms, LEAST_INTERVAL_MS)))]
         return [CheckUsage(max(by_cpu_ms, LEAST_INTERVAL_MS))] if by_cpu_ms < self.budget_ms else []
 
-    def _output(self, stream: Stream) -> Output:
-        return Output(stream, self.limits.max_stdout_bytes)
-
     def _waited(self, told: list[Instruction]) -> list[Instruction]:
         """Be in the state that fits the calls which wait now."""
         waits = bool(self._calls)
@@ -285,19 +281,13 @@ class Session:
 
     def _log(self, log: GuestLog, size_bytes: int) -> list[Instruction]:
         """Pass on what the code logs, up to a cap like that of each stream, and mark the place where it is cut."""
-        was_cut, cap_bytes = self._logs_are_cut, self.limits.max_stdout_bytes
-        self._log_bytes += size_bytes
+        was_cut = self._logs.cut
+        self._logs.total_bytes += size_bytes
         if was_cut:
             return []
-        if not self._logs_are_cut:
-            return [self._emit(ev.Log, ev.LogPayload(level=log.level, message=log.message))]
-        message = f"log messages are cut: more than maxStdoutBytes={cap_bytes} were sent"
-        evidence = {"limit": "maxStdoutBytes", "stream": "log", "maxStdoutBytes": cap_bytes}
-        return [self._emit(ev.Log, ev.LogPayload(level="warn", message=message, data=evidence))]
-
-    @property
-    def _logs_are_cut(self) -> bool:
-        return self._log_bytes > self.limits.max_stdout_bytes
+        if self._logs.cut:
+            return [self._emit(ev.Log, self._logs.mark())]
+        return [self._emit(ev.Log, ev.LogPayload(level=log.level, message=log.message))]
 
     def _result(self, value: bytes | UnsetType) -> list[Instruction]:
         if value is not UNSET and len(value) > self.limits.max_result_bytes:
