@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from enclave_protocol import SandboxError
-from enclave_worker import sessions, zygote_process
+from enclave_worker import zygote_process
 from enclave_worker.cgroups import GroupLimits
 from enclave_worker.pool import Pool
 from enclave_worker.sandbox.levels import LEVELS
@@ -209,7 +209,7 @@ async def test_a_zygote_that_somebody_stopped_holds_up_neither_a_final_nor_the_w
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # It says nothing, however long it is waited for.
-    monkeypatch.setattr(sessions, "_DEATH_GRACE_S", 0.01)
+    monkeypatch.setattr("enclave_worker.run._DEATH_GRACE_S", 0.01)
     monkeypatch.setattr(zygote_process, "_LEAVE_S", 0.01)
     others = frozenset(own_children_of(os.getpid()))  # whoever stopped those, too, would be waited for by all
     async with running() as worker:
@@ -235,7 +235,7 @@ async def test_what_a_guest_died_of_is_told_even_if_word_of_it_comes_late(monkey
         return is_dying(sandbox)
 
     monkeypatch.setattr(Sandbox, "is_dying", look)
-    monkeypatch.setattr(sessions, "_DEATH_GRACE_S", PATIENCE_S)
+    monkeypatch.setattr("enclave_worker.run._DEATH_GRACE_S", PATIENCE_S)
     async with running(pool_size=1) as worker, client_of(worker.url) as client, asyncio.timeout(PATIENCE_S):
         session_id = await client.start("import ctypes\nawait call_tool('wait')\nctypes.string_at(0)")
         call = await client.until(session_id, "tool_call")
