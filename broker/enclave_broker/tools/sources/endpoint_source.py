@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from enclave_broker.tools.tool import Tool
 
     from .credentials import Credentials
-    from .operations import Operation
+    from .operation import Operation
     from .policies import Policies
 
 SERVICE = "http"

@@ -11,7 +11,8 @@ import re
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from .operations import Operation, Parameter, safe_name
+from .naming import safe_name
+from .operation import Operation, Parameter
 
 _PLACE = re.compile(r"{([^{}]*)}")
 _ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -17,8 +17,8 @@ import httpx
 from enclave_broker.tools.tool import ToolFailure
 from enclave_protocol import Code, __version__
 
+from .addresses import origin
 from .answers import HttpAnswer
-from .operations import origin
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .credentials import Credentials
     from .http_caller import HttpCaller
-    from .operations import Operation
+    from .operation import Operation
 
 
 class HttpTool(Tool):

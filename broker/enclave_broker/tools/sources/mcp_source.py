@@ -29,7 +29,8 @@ from enclave_protocol import __version__
 from .health import backoff_s
 from .mcp_results import read_result
 from .mcp_transports import StderrTail, http_transport, process_transport, watched
-from .operations import is_chosen, safe_name
+from .naming import safe_name
+from .selection import is_chosen
 from .watched import WatchedSource
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from .document import MAX_DOCUMENT_BYTES, DocumentError, parse_document
 from .health import backoff_s
 from .http_caller import HttpCaller
 from .http_tool import HttpTool
-from .operations import RESERVED_HEADERS, Operation, Selection, find_operations
+from .operations import find_operations
 from .requests import HttpRequest
+from .selection import RESERVED_HEADERS, Selection
 from .watched import WatchedSource
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from enclave_broker.tools.registry import ToolRegistry
 
     from .credentials import Credentials
+    from .operation import Operation
     from .policies import Policies
 
 log = logging.getLogger("enclave.broker.tools")

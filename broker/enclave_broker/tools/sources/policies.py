@@ -11,7 +11,7 @@ from enclave_broker.tools.tool import ToolPolicy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .operations import Operation
+    from .operation import Operation
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 

@@ -17,7 +17,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .operations import Body, Operation, Parameter
+    from .operation import Body, Operation, Parameter
 
 _DELIMITERS = {"form": ",", "spaceDelimited": " ", "pipeDelimited": "|", "simple": ","}
 _NEEDS_A_PLACE = ("", ".", "..")

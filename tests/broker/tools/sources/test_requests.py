@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclave_broker.tools.sources.operations import Body, Operation, Parameter
+from enclave_broker.tools.sources.operation import Body, Operation, Parameter
 from enclave_broker.tools.sources.requests import BadArgument, HttpRequest, Part, build_request
 
 
