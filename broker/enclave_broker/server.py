@@ -77,6 +77,7 @@ def server_config(app: ASGIApp, config: BrokerConfig) -> uvicorn.Config:
         ssl_certfile=config.tls_cert or None,
         ssl_keyfile=config.tls_key or None,
         access_log=False,
+        proxy_headers=False,  # nothing here depends on who a proxy says the client is
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(config.stop_grace_s)),

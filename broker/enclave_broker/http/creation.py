@@ -18,10 +18,12 @@ from .refusals import MAX_BODY_BYTES, as_api_error, refuse, too_large
 from .views import header
 
 if TYPE_CHECKING:
-    from litestar.types import ASGIApp, HTTPScope, Message, Receive, Send
+    from litestar.types import ASGIApp, HTTPScope, Receive, Send
     from litestar.types import Scope as AsgiScope
 
     from enclave_broker.dispatcher import Dispatcher
+
+    from .streams import EventStream
 
 PATH = "/sessions"
 
@@ -48,22 +50,17 @@ class CreateDoor:
         if not creates(scope):
             await self._app(scope, receive, send)
             return
-        started = False
-
-        async def tell(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        stream: EventStream | None = None
         try:
             caller = self._dispatcher.gate.caller(scope)
             caller.require(Scope.CREATE)
             body = await _body(scope, receive)
             if body is None:
                 return  # its client is gone
-            await create_stream(self._dispatcher, scope, caller, body)(scope, receive, tell)
+            stream = create_stream(self._dispatcher, scope, caller, body)
+            await stream(scope, receive, send)
         except Exception as error:
-            if started:
+            if stream is not None and stream.started:
                 raise
             await refuse(as_api_error(error), self._dispatcher.metrics, send)
 

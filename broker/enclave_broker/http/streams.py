@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("enclave.broker.http")
 
 SERVER_HELLO = "X-Enclave-Server-Hello"
+WATCH_AFTER_S = 0.2
+"""How long a stream lasts before anybody looks whether its reader is gone. Most have ended by then, and to look takes a
+task of its own: a tenth of all that such a session costs the broker."""
 FILTER_SLICE_S = 0.005
 """How long one stream may filter at a time (but always one event); then everybody else has as long."""
 
@@ -57,18 +60,20 @@ class EventStream:
         self, session: BrokerSession, dispatcher: Dispatcher, from_seq: int, view: View = ALL, *, replayed: bool = False
     ) -> None:
         self.view = view
+        self.started = False
+        """Whether its answer has begun, so that it is too late for another one."""
         self._session = session
         self._dispatcher = dispatcher
         self._replayed = replayed
         self._more = asyncio.Event()
         self._gone = False
+        self._watching: asyncio.Task[None] | None = None
         self._cursor: Cursor = session.log.subscribe(from_seq, self._more.set)
         dispatcher.reader_came(session)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the final, or until the reader is gone."""
-        watching = asyncio.ensure_future(wait_disconnected(receive))
-        watching.add_done_callback(self._reader_gone)
+        watch_later = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch, receive)
         try:
             await self._dispatcher.store.settle()  # the first bytes say that there is such a session
             await self._start(send)
@@ -76,9 +81,11 @@ class EventStream:
         finally:
             self._cursor.close()
             self._dispatcher.reader_left(self._session)
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            watch_later.cancel()
+            if self._watching is not None:
+                self._watching.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._watching
 
     async def _start(self, send: Send) -> None:
         headers = stream_headers(self.view.media_type)
@@ -87,6 +94,7 @@ class EventStream:
             headers.append((SERVER_HELLO.lower().encode(), self._session.channel.header.encode()))
         if self._replayed:
             headers.append((b"x-enclave-replayed", b"true"))
+        self.started = True
         await send({"type": "http.response.start", "status": HTTP_200_OK, "headers": headers})
         if head := self.view.head:
             await self._write(send, head, finished=False)
@@ -136,6 +144,10 @@ class EventStream:
     async def _write(self, send: Send, chunk: bytes, *, finished: bool) -> None:
         sending = send({"type": "http.response.body", "body": chunk, "more_body": not finished})
         await within(self._dispatcher.config.write_timeout_s, sending)
+
+    def _watch(self, receive: Receive) -> None:
+        self._watching = asyncio.ensure_future(wait_disconnected(receive))
+        self._watching.add_done_callback(self._reader_gone)
 
     def _reader_gone(self, watching: asyncio.Future[Any]) -> None:
         if not watching.cancelled() and watching.exception() is None:
