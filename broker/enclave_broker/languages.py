@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import UNSET
 
 from enclave_protocol import RemoteProtocolError
@@ -24,8 +24,7 @@ def _unknown(_: str) -> Language | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Unsaid:
+class Unsaid(msgspec.Struct, frozen=True):
     """What decides the language of a request that does not say it."""
 
     header: str | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from enclave_protocol import MAX_CODE_BYTES, EnclaveError, Limits, RemoteProtocolError
 
@@ -35,21 +36,20 @@ class CodeTooLarge(RemoteProtocolError):  # noqa: N818 - a fact about the reques
         super().__init__(reason, field="code", allowed=f"at most {MAX_CODE_BYTES} bytes", session_id=session_id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewSession:
+class NewSession(msgspec.Struct, frozen=True, kw_only=True):
     """A checked request for a session."""
 
     code: str
     session_id: str | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = msgspec.field(default_factory=Limits)
     language: Language | None = None
     """None leaves it to the profile."""
     profile: str = DEFAULT_PROFILE
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = msgspec.field(default_factory=dict)
     """Environment variables, checked."""
-    files: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Any] = msgspec.field(default_factory=dict)
     """Files by path, checked."""
-    client_tools: ClientTools | None = field(default_factory=dict)
+    client_tools: ClientTools | None = msgspec.field(default_factory=dict)
     """The tools that its client answers for, by name; None: every one that the broker does not have."""
     channel: Channel | None = None
     """What seals its events. It is made for one session id, so that must be given too."""

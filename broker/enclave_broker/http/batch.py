@@ -152,7 +152,7 @@ def decode_batch(data: bytes, default_limits: Callable[[str], Limits], unsaid: U
             raise
         chosen.append(
             _Given(
-                dataclasses.replace(
+                msgspec.structs.replace(
                     new,
                     env=env if item.env is UNSET else new.env,
                     files=files if item.files is UNSET else new.files,
@@ -274,7 +274,7 @@ class _Input:
     def __call__(self) -> NewSession:
         with REFUSALS:
             code = with_item(self.like.code, self.value, self.like.language or "")
-            return dataclasses.replace(self.like, code=code)
+            return msgspec.structs.replace(self.like, code=code)
 
 
 def _item_line(index: int, session_id: str, log: EventLog) -> ItemLine:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from litestar.openapi import ResponseSpec
 
 from enclave_broker.access import Denied, QuotaExceeded
@@ -87,7 +87,7 @@ def submit(dispatcher: Dispatcher, new: NewSession, scope: Scope, caller: Caller
     """Make a session; raises ApiError."""
     trace = trace_of(scope)
     if trace is not None:
-        new = replace(new, trace=trace)
+        new = msgspec.structs.replace(new, trace=trace)
     try:
         with REFUSALS:
             return dispatcher.submit(new, caller)

@@ -7,8 +7,9 @@ moves that place on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from enclave_broker.api import invalid
 from enclave_protocol import peek
@@ -30,8 +31,7 @@ _SSE_HEAD = b"retry: %d\n\n" % RETRY_MS
 Numbered = tuple[int, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(msgspec.Struct, frozen=True):
     """How one reader sees a session."""
 
     sse: bool = False
