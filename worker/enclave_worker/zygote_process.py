@@ -42,6 +42,9 @@ _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); from enclave_worker.zygote.main import main; "
     "del sys.path[0]; main(int(sys.argv[2]))"
 )
+_ENVIRONMENT = {"LD_BIND_NOW": "1"}
+"""Have the loader find all functions of all libraries at once: what it finds when it is first called, each fork of a
+zygote would look for again. The zygote forgets it before it has any guest."""
 _LEAVE_S = 5.0
 """How long a zygote may take to leave before its launcher ends it,"""
 _END_S = 5.0
@@ -110,10 +113,10 @@ class ZygoteProcess:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(ours.close)
             with theirs:
-                # An empty environment and one descriptor: what a zygote never had, no guest can find.
+                # Nothing of our environment, and one descriptor: what a zygote never had, no guest can find.
                 process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own interpreter; vfork, not blocking
                     [interpreter, "-I", "-S", "-X", "utf8", "-c", _BOOT, str(_package_root()), str(theirs.fileno())],
-                    env={},
+                    env=_ENVIRONMENT,
                     stdin=subprocess.DEVNULL,
                     stdout=_stderr(),
                     pass_fds=[theirs.fileno()],

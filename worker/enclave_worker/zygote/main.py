@@ -4,11 +4,11 @@ Theory of operation. Five roles, each the parent of the next:
 
     worker ──exec──▶ launcher ──fork──▶ keeper ──fork──▶ zygote ──fork──▶ sandbox, sandbox, …
 
-The worker execs the launcher with an empty environment and one descriptor, a SEQPACKET socket, over which the first
-message is the plan. The launcher enters a new pid namespace (and, for an ordinary user, a user namespace) by forking
-the keeper into it as pid 1, and then only waits for it. The keeper forks the zygote and only reaps. The zygote imports
-what guests need, builds and enters the root they will see, and from then on serves two requests: `spawn` and `kill`. It
-has one thread and holds no secret.
+The worker execs the launcher with nothing of its own environment and one descriptor, a SEQPACKET socket, over which
+the first message is the plan. The launcher enters a new pid namespace (and, for an ordinary user, a user namespace) by
+forking the keeper into it as pid 1, and then only waits for it. The keeper forks the zygote and only reaps. The zygote
+imports what guests need, builds and enters the root they will see, and from then on serves two requests: `spawn` and
+`kill`. It has one thread and holds no secret.
 
 Each sandbox is pid 1 of a pid namespace of its own, below the keeper's. So the kernel ends a sandbox's whole tree with
 its first process, and every sandbox with the keeper: nothing depends on a list of processes, and a guest can't opt

@@ -1,5 +1,5 @@
 # attempts: find the worker's environment: variables, the block on the stack, the command line, auxiliary values
-# layer: a zygote with an empty environment
+# layer: a zygote with nothing of the worker's environment
 # category: information
 # outcomes: OK
 # evidence: variables, block, stack, command line, libc
