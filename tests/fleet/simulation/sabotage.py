@@ -18,6 +18,7 @@ from enclave_worker import session as worker_session
 from enclave_worker.holdings import Holdings
 from enclave_worker.instructions import Emit, ToGuest
 from enclave_worker.session import Session
+from enclave_worker.tool_calls import ToolCalls
 
 from .guests import FakeSandbox
 from .hosts import BROKER
@@ -154,13 +155,13 @@ def sandbox_stays(world: World, patch: Patch) -> None:
 def answered_twice(world: World, patch: Patch) -> None:
     """Tell guests every result twice."""
     del world
-    answer = Session._answer
+    answer = ToolCalls._answer
 
-    def twice(self: Session, *args: Any) -> list[Any]:
+    def twice(self: ToolCalls, *args: Any) -> list[Any]:
         told = answer(self, *args)
         return [*told, *(each for each in told if isinstance(each, ToGuest))]
 
-    patch.setattr(Session, "_answer", twice)
+    patch.setattr(ToolCalls, "_answer", twice)
 
 
 def run_twice(world: World, patch: Patch) -> None:
