@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 60.0
 """How long anything may take before a test fails instead of hanging."""
+DEADLINES_MS = (500, 5000, 50_000)
+"""For what a deadline ends, once it has come so far: the next one, where the machine is too busy for that."""
 USER = 1234
 """An ordinary user's id, for tests that are started as root."""
 
@@ -117,6 +119,14 @@ class Client:
 
     async def run(self, code: str, **limits: Any) -> Run:
         return await self.finish(await self.start(code, **limits))
+
+    async def run_to_deadline(self, code: str, said: str, **limits: Any) -> Run:
+        """Run what only its deadline ends, with time enough for it to have written `said` to stdout."""
+        for deadline_ms in DEADLINES_MS:
+            run = await self.run(code, deadlineMs=deadline_ms, **limits)
+            if said in run.text("stdout"):
+                break
+        return run
 
     async def rejection(self, message: Message | str | bytes) -> Message:
         """Send something that must be refused; return the refusal."""

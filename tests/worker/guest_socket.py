@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
@@ -160,7 +161,6 @@ class GuestHost:
         settings = RuntimeConfig(**config)
         self.offers = {"python": _offer(settings.default_limits)}
         self.sessions = Sessions(settings, cast("Pools", self), WorkerMetrics())
-        self._pidfd = _pidfd_of_the_dead()
         self._numbers = 0
 
     async def __aenter__(self) -> Self:
@@ -169,7 +169,6 @@ class GuestHost:
     async def __aexit__(self, *_: object) -> None:
         for sandbox in tuple(self.sandboxes.values()):
             self.sandboxes.pop(sandbox.number).exited(_DIED)
-        os.close(self._pidfd)
         self.readiness.close()
         assert self.raised == []
         assert self.sessions.active == 0
@@ -184,7 +183,7 @@ class GuestHost:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         pipes = os.pipe2(os.O_NONBLOCK), os.pipe2(os.O_NONBLOCK)
-        sandbox.opened(ours.detach(), pipes[0][0], pipes[1][0], os.dup(self._pidfd))
+        sandbox.opened(ours.detach(), pipes[0][0], pipes[1][0], os.dup(_pidfd_of_the_dead()))
         self.made.append((sandbox, theirs, {"stdout": pipes[0][1], "stderr": pipes[1][1]}))
         taker.on_sandbox(sandbox)
 
@@ -229,7 +228,9 @@ class GuestHost:
 _DIED = Exit(status=9)
 
 
+@functools.cache
 def _pidfd_of_the_dead() -> int:
+    """Return a descriptor of a process that is gone. It is kept: the next test wants one, too."""
     pid = os.posix_spawn("/bin/true", ["true"], {})
     descriptor = os.pidfd_open(pid)
     os.waitpid(pid, 0)
@@ -239,6 +240,7 @@ def _pidfd_of_the_dead() -> int:
 @contextlib.contextmanager
 def same_descriptors() -> Iterator[None]:
     """Fail if the body leaves a descriptor more or less than before."""
+    _pidfd_of_the_dead()
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names are enough
     yield
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

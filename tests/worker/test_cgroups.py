@@ -283,12 +283,14 @@ def run_in(groups: ControlGroups, number: int, code: str) -> int:
 
 def test_processor_time_and_peak_memory_of_all_processes_are_counted(real: ControlGroups) -> None:
     group = real.group(0, LIMITS)
-    work = "import os, time\nx = bytearray(20 << 20)\nwhile time.process_time() < 0.2: pass\n"
+    # What it used before it joined is nobody's.
+    work = "import os, time\nx = bytearray(20 << 20)\nend_s = time.process_time() + 0.2\n"
+    work += "while time.process_time() < end_s: pass\n"
 
     assert run_in(real, 0, f"{work}if os.fork() == 0: os._exit(0)\nos.wait()") == 0
 
     usage = group.usage()
-    assert usage.cpu_ms > 190
+    assert usage.cpu_ms >= 200
     assert 20 * MIB < usage.peak_memory_bytes < 64 * MIB
     if not group.reusable:
         real.discard(0)
@@ -357,6 +359,6 @@ def test_workers_that_start_at_once_do_not_sweep_each_other_away(real: ControlGr
     assert real.slot_parents
     start = "from enclave_worker.cgroups import *; groups = ControlGroups.open(); "
     use = "groups.group(0, GroupLimits(memory_bytes=1 << 26, processes=8, cpus=1)); groups.close()"
-    for _ in range(5):
+    for _ in range(3):
         pids = [os.posix_spawn(sys.executable, [sys.executable, "-c", start + use], os.environ) for _ in range(6)]
         assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 6

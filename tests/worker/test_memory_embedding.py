@@ -21,6 +21,7 @@ from enclave_worker.api import (
     create_memory_channel_pair,
     create_runtime_worker,
 )
+from tests.support import PATIENCE_S
 from tests.worker.leaks import nothing_leaks
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ async def test_cancelling_the_serving_closes_the_channel(worker: RuntimeWorker) 
 
 
 async def test_stopping_the_worker_sends_the_last_events_and_then_ends_the_channel(
-    worker: RuntimeWorker, client: MemoryChannel
+    worker: RuntimeWorker, client: MemoryChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("enclave_worker.connection._FLUSH_S", PATIENCE_S)
     await say(client, type="execute", sessionId="s_1", code=ENDLESS)
     await read_until(client, "stdout")
     await worker.stop()
@@ -127,7 +129,10 @@ async def test_stopping_the_worker_sends_the_last_events_and_then_ends_the_chann
         await client.recv()
 
 
-async def test_stopping_waits_for_a_client_that_still_reads(worker: RuntimeWorker, client: MemoryChannel) -> None:
+async def test_stopping_waits_for_a_client_that_still_reads(
+    worker: RuntimeWorker, client: MemoryChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enclave_worker.connection._FLUSH_S", PATIENCE_S)
     await say(client, type="execute", sessionId="s_1", code=LOUD, limits={"maxStdoutBytes": 100_000_000})
     for _ in range(20):  # meanwhile the channel fills up
         await worker.execute(None, "return 1")

@@ -19,6 +19,7 @@ from websockets.asyncio.client import connect
 
 from enclave_protocol import Limits, LocalProtocolError, RemoteProtocolError
 from enclave_worker.api import RuntimeConfig, RuntimeState, RuntimeWorker, create_runtime_worker
+from tests.support import PATIENCE_S
 from tests.worker.leaks import nothing_leaks
 
 if TYPE_CHECKING:
@@ -116,7 +117,10 @@ class TestLife:
         assert result.error is not None
         assert result.error.code == "WORKER_LOST"
 
-    async def test_stopping_waits_for_a_websocket_client_that_still_reads(self) -> None:
+    async def test_stopping_waits_for_a_websocket_client_that_still_reads(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("enclave_worker.connection._FLUSH_S", PATIENCE_S)
         worker = create_runtime_worker(RuntimeConfig(port=0, pool_size=2))
         await worker.start()
         loud = "import os\nwhile True: os.write(1, b'x' * 50_000)"

@@ -22,7 +22,7 @@ def run() -> Iterator[Callable[..., ExecutionResult]]:
     with create_runtime_worker(RuntimeConfig(pool_size=1, level="BEST")) as worker:
 
         def run(script: str, **options: Any) -> ExecutionResult:
-            limits = {"deadlineMs": 20_000, **options.pop("limits", {})}
+            limits = {"deadlineMs": 50_000, **options.pop("limits", {})}
             return worker.execute_sync(None, script, limits, language="shell", **options)
 
         yield run

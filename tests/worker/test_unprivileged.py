@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tests.support import NAME_PROCESS, Client, client_of, new_name, processes_named, worker_process
+from tests.support import (
+    NAME_PROCESS,
+    Client,
+    client_of,
+    new_name,
+    processes_named,
+    wait_none_named,
+    worker_process,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -85,15 +93,15 @@ async def test_nested_namespaces_are_refused(user_client: Client) -> None:
 async def test_the_deadline_and_cancel_end_whatever_the_guest_does(user_client: Client) -> None:
     name = new_name()
     code = NAME_PROCESS.format(name=name) + "import os\nos.fork()\nprint('up', flush=True)\n" + SPIN
-    timed = await user_client.run(code, deadlineMs=300)
+    timed = await user_client.run_to_deadline(code, "up")
     assert timed.code == "DEADLINE_EXCEEDED"
-    assert processes_named(name) == []
+    wait_none_named(name)  # a final waits for the end of its processes, but not for ever
 
     session = await user_client.start(code)
     await user_client.until_written(session, "up")
     await user_client.send({"type": "cancel", "sessionId": session})
     assert (await user_client.finish(session)).code == "SESSION_CANCELLED"
-    assert processes_named(name) == []
+    wait_none_named(name)
 
 
 async def test_sandboxes_of_one_user_cannot_reach_each_other(url: str, user_client: Client) -> None:

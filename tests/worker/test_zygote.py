@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import signal
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -200,8 +201,9 @@ async def test_a_sandbox_copies_no_more_of_its_zygote_the_more_there_are_beside_
             call = await client.until(await client.start(COPIED_KIB), "tool_call")
             copied_kib.append(call["args"]["copied"])
 
-    # The steps of a slot alone are some 6 KiB; a page more or less is chance.
-    assert copied_kib[-1] - copied_kib[8] < 100
+    # The steps of a slot alone are some 6 KiB. A page more or less of one sandbox is chance, so many are looked at.
+    early, late = (statistics.median(some) for some in (copied_kib[8:24], copied_kib[-16:]))
+    assert late - early < 100
 
 
 @pytest.mark.usefixtures("no_leaks")
