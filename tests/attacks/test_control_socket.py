@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -92,10 +93,10 @@ def test_a_flood_of_calls_is_answered_within_bounds(attack: Attack) -> None:
     ],
 )
 def test_closing_the_socket_ends_the_session_long_before_its_deadline(attack: Attack, how: str) -> None:
-    outcome = attack(FRAME + f"{how}\nprint('closed')\nhold()", deadlineMs=60_000)
+    outcome = attack(FRAME + f"print('closing')\n{how}\nhold()")
 
     assert outcome.code == "GUEST_CRASHED"
-    assert outcome.stdout == "closed\n"
+    assert outcome.stdout == "closing\n"
 
 
 def test_a_guest_that_closed_its_socket_and_returns_has_crashed(attack: Attack) -> None:
@@ -103,8 +104,7 @@ def test_a_guest_that_closed_its_socket_and_returns_has_crashed(attack: Attack) 
 
 
 def test_descriptors_sent_along_never_reach_the_worker(attack: Attack, target: Target) -> None:
-    attack("return 1")
-    before = target.metric("process_open_fds")
+    before = target.at_rest()
     outcome = attack(
         FRAME
         + """
@@ -124,9 +124,7 @@ return [20, None]
     sent, stopped = outcome.result
     assert sent >= 1
     assert stopped in {None, "ETOOMANYREFS"}
-    assert target.metric("process_open_fds") < before + 4 * 8, (
-        "four belong to each sandbox in the making; 200 were sent"
-    )
+    assert target.at_rest() == before
 
 
 def test_two_processes_that_write_the_socket_confuse_only_their_session(attack: Attack) -> None:
@@ -149,13 +147,12 @@ return 1
 
 
 def test_a_call_nested_as_deep_as_can_be_read_holds_no_slot_past_its_deadline(attack: Attack, target: Target) -> None:
-    for depth in range(850, 1000, 3):
-        outcome = attack(
-            FRAME
-            + f'os.write(3, frame(b\'{{"type":"tool_call","id":1,"name":"x","args":\' + b\'[\' * {depth}'
-            + f" + b']' * {depth} + b'}}'))\nhold()",
-            deadlineMs=100,
-        )
-        assert outcome.code in {"DEADLINE_EXCEEDED", "RESULT_NOT_SERIALIZABLE"}
+    def call_nested(depth: int) -> str:
+        call = f'b\'{{"type":"tool_call","id":1,"name":"x","args":\' + b\'[\' * {depth} + b\']\' * {depth} + b\'}}\''
+        return attack(FRAME + f"os.write(3, frame({call}))\nhold()", deadlineMs=500).code
 
+    with ThreadPoolExecutor(10) as threads:
+        codes = set(threads.map(call_nested, range(850, 1000, 3)))
+
+    assert codes <= {"DEADLINE_EXCEEDED", "RESULT_NOT_SERIALIZABLE"}
     assert target.metric("enclave_executions_active") == 0

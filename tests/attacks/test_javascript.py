@@ -17,6 +17,8 @@ from websockets.sync.client import connect
 from tests.real_client import check_stream
 from tests.support import PATIENCE_S, own_children_of
 
+from .conftest import DEADLINE_MS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -49,7 +51,7 @@ class Attacker:
     def __call__(self, code: str, **limits: Any) -> Outcome:
         with connect(self._url, max_size=None, compression=None, close_timeout=1) as connection:
             assert msgspec.json.decode(connection.recv(PATIENCE_S))["type"] == "hello"
-            limits = {"deadlineMs": 20_000, **limits}
+            limits = {"deadlineMs": DEADLINE_MS, **limits}
             request = {"type": "execute", "code": code, "language": "javascript", "limits": limits}
             connection.send(msgspec.json.encode(request).decode())
             lines: list[bytes] = []
@@ -76,8 +78,7 @@ def attack(target: Target) -> Iterator[Attacker]:
 
 def test_sandboxes_of_every_kind_are_under_the_same_locks(target: Target) -> None:
     names = ("Seccomp", "NoNewPrivs", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "Seccomp_filters", "Groups")
-    while target.metric('enclave_pool_sandboxes{state="warm"}') < 6:
-        pass  # one that is still being made is not closed yet
+    target.at_rest()  # one that is still being made is not closed yet
     locks: dict[int, set[tuple[str, ...]]] = {}
     keepers = [keeper for launcher in own_children_of(target.pid) for keeper in own_children_of(launcher)]
     zygotes = [zygote for keeper in keepers for zygote in own_children_of(keeper)]
