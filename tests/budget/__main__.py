@@ -11,6 +11,8 @@ from . import service, table
 
 _CANNOT_MEASURE = 3
 _TIMES = 3
+_TRIES = 6
+"""One time of three, a zygote has 200 KiB more than the others: nothing is held against what is less once."""
 
 
 @click.command(name="budget")
@@ -40,12 +42,15 @@ def command(*, write: bool, as_json: bool, in_order: bool) -> None:
 
 def _now(*, write: bool) -> table.Measured:
     now = _measure()
-    for _ in range(_TIMES - 1):
-        if write:
+    if write:
+        for _ in range(_TIMES - 1):
             now = table.pick(max, now, _measure())
-        elif table.complaints(now):
-            # What costs more now does so each time; what chance has put together does not.
-            now = table.pick(min, now, _measure())
+        return now
+    for _ in range(_TRIES - 1):
+        if not table.complaints(now):
+            break
+        # What costs more now does so each time; what chance has put together does not.
+        now = table.pick(min, now, _measure())
     return now
 
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _POOL = 2
 _SESSIONS = 9
+_FEWER = 5
+"""Of kinds of which only the sandbox is counted, and of those whose least counts."""
 _IDLE_LOOKS = 6
 _WARM_UP = 5
 _TOOL_CALLS = 8
@@ -186,13 +188,13 @@ async def _sessions(meter: _Meter) -> Found:
     found: Found = {}
     meter.learn_ticks()
     for kind, body in _KINDS.items():
-        samples = await meter.samples(body, _SESSIONS)
+        samples = await meter.samples(body, _SESSIONS if kind == "bare" else _FEWER)
         found[f"{kind}_sandbox_calls"] = typical(samples, "sandbox life")
         found[f"{kind}_sandbox_faults"] = typical(samples, "sandbox faults")
         if kind == "bare":
             for what in ("zygote calls", "zygote faults", *_PROGRAMS):
                 found[what.replace(" ", "_")] = typical(samples, what)
-    one, more = [await meter.samples(create_body(_TOOLS.format(n)), _SESSIONS) for n in (1, 1 + _TOOL_CALLS)]
+    one, more = [await meter.samples(create_body(_TOOLS.format(n)), _FEWER) for n in (1, 1 + _TOOL_CALLS)]
     for what in _PROGRAMS:
         # The least: the longer they take, the more often the broker acknowledges events.
         found[f"tool_{what.replace(' ', '_')}"] = typical(more, what, min) - typical(one, what, min)

@@ -13,6 +13,7 @@ from . import footprint
 from .load import first
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from .http import Connection
@@ -27,8 +28,8 @@ HOLD_AND_IMPORT = f"import json\n{HOLD}"
 """The same from a zygote that has loaded what code imports."""
 _RELEASE = 'return await call_tool("bench_release", {})'
 _LIFE_MS = 600_000
-_GONE_S = 30.0
-"""How long the sandboxes may take to end."""
+_SETTLE_S = 30.0
+"""How long the sandboxes may take to end, and what replaces warm ones to be there."""
 _POLL_S = 0.05
 _SPARE_DESCRIPTORS = 500
 
@@ -104,15 +105,24 @@ class Alive:
             raise first(errors) from None
         return time.perf_counter() - started
 
+    async def wait_replaced(self) -> None:
+        """Wait until there are as many warm sandboxes beside these sessions as there were before."""
+        wanted = self._processes_before + len(self)
+        await self._wait(lambda processes: processes >= wanted)
+
     async def _release(self) -> None:
         async with self._load.connection() as connection:
             await self._load.run(connection, self._body(_RELEASE))
         for connection in self._connections:
             self._load.check(await connection.rest())
         # The next measurement is not to pay for the end of these.
-        deadline = time.monotonic() + _GONE_S
-        while (  # noqa: ASYNC110 - nothing tells a client when the processes of its session are gone
-            len(footprint.descendants(self._worker)) > self._processes_before and time.monotonic() < deadline
+        await self._wait(lambda processes: processes <= self._processes_before)
+
+    async def _wait(self, holds: Callable[[int], bool]) -> None:
+        """Wait for a number of processes below the worker, but not for ever: it may have its reasons."""
+        deadline = time.monotonic() + _SETTLE_S
+        while (  # noqa: ASYNC110 - nothing tells a client when a worker has made or ended a process
+            not holds(len(footprint.descendants(self._worker))) and time.monotonic() < deadline
         ):
             await asyncio.sleep(_POLL_S)
 

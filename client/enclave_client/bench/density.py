@@ -113,9 +113,11 @@ async def _measure(load: Load, other: Load, fleet: Fleet, count: int, found: _Fo
         for _ in range(BLOCKS):
             found.beside_ms += await load.one_by_one(body, BLOCK_SESSIONS)
             found.elsewhere_ms += await other.one_by_one(body, BLOCK_SESSIONS)
-        before = Look.at(fleet)
+        await sessions.wait_replaced()  # else what those to come take from a pool would count as nothing
+        looks.append(Look.at(fleet))
         await sessions.make(count // IMPORTING, alive.HOLD_AND_IMPORT)
-        looks += [before, Look.at(fleet)]
+        await sessions.wait_replaced()
+        looks.append(Look.at(fleet))
     found.looks = found.looks or looks
 
 
