@@ -311,6 +311,27 @@ async def test_a_dead_zygote_is_replaced_and_its_sessions_go_on(client: Client, 
     assert worker.sessions.active == 0
 
 
+@pytest.mark.parametrize("victim", ["keeper", "launcher"])
+async def test_what_ends_with_a_process_of_ours_is_not_said_to_have_crashed(
+    client: Client, worker: RuntimeWorker, victim: str
+) -> None:
+    session = await client.start("await call_tool('wait')")
+    await client.until(session, "tool_call")
+    (run,) = worker.sessions._runs.values()
+    assert run._sandbox is not None
+    keeper = parent_of(parent_of(run._sandbox.pid))
+    os.kill(keeper if victim == "keeper" else parent_of(keeper), signal.SIGKILL)
+
+    assert (await client.finish(session)).final["error"]["code"] == "INTERNAL_ERROR"
+    # Nor is whoever is given a sandbox that waited, of whose end nobody has heard yet.
+    while (after := await client.run("return 1")).code != "OK":
+        assert after.final["error"] == {
+            "code": "INTERNAL_ERROR",
+            "message": "the sandbox was lost: the process above its zygote ended",
+            "retryable": True,
+        }
+
+
 async def test_the_sessions_of_a_dead_zygote_end_with_the_worker() -> None:
     name = new_name()
     with worker_process() as (process, url):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import signal
 import statistics
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from enclave_protocol import SandboxError
@@ -25,6 +27,9 @@ from enclave_worker.zygote.kernel import acts_as_root, can_set_clocks, landlock_
 from tests.support import PATIENCE_S, Client, client_of, made_since, own_children_of, parent_of, running
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from enclave_worker.readiness import Readiness
     from enclave_worker.runtime import RuntimeWorker
     from enclave_worker.sandbox.plan import Plan, Step
 
@@ -59,6 +64,41 @@ async def test_a_step_that_fails_is_named_with_its_errno_and_the_worker_does_not
 
     assert caught.value.step == "a step that fails"
     assert "No such file" in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_plan_that_no_socket_takes_keeps_the_worker_from_starting_and_it_says_why() -> None:
+    plan = msgspec.structs.replace(real_plan(), env={"LARGE": "x" * (16 << 20)})
+
+    with pytest.raises(SandboxError, match="it can't be asked: Message too long"):
+        await pool_of(plan).start()
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_zygote_that_is_never_prepared_keeps_the_worker_from_starting_and_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(zygote_process, "_PREPARE_S", 0.1)
+    monkeypatch.setattr(zygote_process, "_LEAVE_S", 0.1)
+    os.mkfifo(tmp_path / "nobody reads it")
+    plan = real_plan()
+    plan.launch.insert(0, ["a step that never ends", "write", str(tmp_path / "nobody reads it"), "x"])
+
+    with pytest.raises(SandboxError, match=r"not prepared after 0\.1 s"):
+        await pool_of(plan).start()
+
+
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_zygote_that_there_are_no_descriptors_to_watch_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_epoll(_: asyncio.AbstractEventLoop) -> Readiness:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(zygote_process, "Readiness", no_epoll)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        await pool_of(real_plan()).start()
 
 
 @pytest.mark.usefixtures("no_leaks")

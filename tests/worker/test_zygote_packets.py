@@ -83,7 +83,7 @@ class FakeZygote:
         guest, host = socket.socketpair()
         reader, writer = os.pipe()
         pidfd = os.pidfd_open(self.process.pid)
-        ends = [host.fileno(), reader, reader, pidfd, reader, reader][:descriptors] if descriptors != 1 else [pidfd]
+        ends = [host.fileno(), reader, reader, pidfd, reader, reader][:descriptors] if descriptors != 2 else [pidfd] * 2
         with contextlib.suppress(OSError):  # the worker has let go of it
             socket.send_fds(self.socket, [packet], ends)
         guest.close()
@@ -158,7 +158,7 @@ def test_no_packet_of_a_zygote_raises_in_the_worker_or_leaves_it_a_descriptor(sa
         (packet(type="exited", id=3), 0),
         (packet(type="exited", id="1"), 0),
         (packet(type="unspawned", id=-1), 0),
-        (packet(type="prepared"), 2),
+        (packet(type="prepared"), 1),
         (packet(type="else"), 0),
     ],
     ids=repr,
@@ -168,7 +168,7 @@ async def test_a_zygote_that_talks_nonsense_is_killed_and_its_sandboxes_are_repo
 ) -> None:
     with same_descriptors():
         async with fake_zygote() as zygote:
-            await zygote.say(packet(type="prepared"), 1)
+            await zygote.say(packet(type="prepared"), 2)
             await zygote.say(packet(type="spawned", id=1), 4)
             assert zygote.deaths == []
 

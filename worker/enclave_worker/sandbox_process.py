@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .usage import Exit, Usage, first_process_usage, is_exiting, is_shortage, read_small, tree_memory_bytes
+from .usage import Exit, Usage, first_process_usage, is_dying, is_shortage, pid_of, tree_memory_bytes
 from .zygote import frames
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Sandbox:
             OSError: there is no descriptor to ask with.
         """
         if not self._pid and not self._closed:
-            self._pid = _pid_of(self._pidfd)
+            self._pid = pid_of(self._pidfd)
         return self._pid
 
     def watch_end(self, on_end: Callable[[Sandbox], None]) -> None:
@@ -171,10 +171,9 @@ class Sandbox:
     def is_dying(self) -> bool:
         """Whether its first process has begun to end, of which word is on its way. Or nobody can tell."""
         try:
-            pid = _pid_of(self._pidfd)  # anew: once it is reaped, its number may be another's
+            return is_dying(self._pidfd)
         except OSError:
             return True
-        return not pid or is_exiting(pid)
 
     def limit_memory(self, memory_bytes: int) -> None:
         """Lower the memory limit. Without control groups nothing happens here: the session watches."""
@@ -375,8 +374,3 @@ class Sandbox:
                 self._loop.add_writer(self._control, self._flush)
             else:
                 self._loop.remove_writer(self._control)
-
-
-def _pid_of(pidfd: int) -> int:
-    """Return the number of a pidfd's process in our own namespace. 0 if it has ended; raises OSError."""
-    return max(0, int(read_small(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0]))

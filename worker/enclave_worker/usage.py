@@ -100,11 +100,26 @@ def _children(path: str) -> list[int]:
     return [int(pid) for pid in numbers.split()]
 
 
+def pid_of(pidfd: int) -> int:
+    """Return the number of a pidfd's process in our own namespace. 0 if it has ended; raises OSError."""
+    return max(0, int(read_small(f"/proc/self/fdinfo/{pidfd}").partition(b"Pid:")[2].split(None, 1)[0]))
+
+
+def is_dying(pidfd: int) -> bool:
+    """Whether a pidfd's process has begun to end, or has. Raises OSError if nobody can tell."""
+    pid = pid_of(pidfd)  # anew each time: once it is reaped, its number may be another's
+    return not pid or is_exiting(pid)
+
+
 def is_exiting(pid: int) -> bool:
-    """Return whether a process has begun to end, or is gone. A dying one can take long: it gives its memory back."""
+    """Return whether a process has begun to end, or is gone. A dying one can take long: it gives its memory back.
+
+    Raises:
+        OSError: nobody can tell.
+    """
     try:
         return bool(int(read_small(f"/proc/{pid}/stat").rpartition(b")")[2].split()[6]) & _PF_EXITING)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

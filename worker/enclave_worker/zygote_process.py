@@ -26,7 +26,7 @@ from enclave_protocol import SandboxError
 
 from .readiness import Readiness
 from .sandbox_process import Sandbox
-from .usage import Exit, Usage
+from .usage import Exit, Usage, is_dying
 from .zygote import requests
 
 if TYPE_CHECKING:
@@ -45,12 +45,16 @@ _BOOT = (
 _ENVIRONMENT = {"LD_BIND_NOW": "1"}
 """Have the loader find all functions of all libraries at once: what it finds when it is first called, each fork of a
 zygote would look for again. The zygote forgets it before it has any guest."""
+_PREPARE_S = 120.0
+"""How long a zygote may take to be prepared: what a profile preloads may be large, and the disk slow."""
 _LEAVE_S = 5.0
 """How long a zygote may take to leave before its launcher ends it,"""
 _END_S = 5.0
 """and that to do so before it is killed itself."""
 _LOOK_S = 0.05
 _MAX_PACKET = 1 << 16
+_PIDFDS = 2
+"""What comes with word that a zygote is prepared: its own, and that of the process with which all sandboxes end."""
 _DESCRIPTORS = 4
 """What comes with a new sandbox: control socket, stdout, stderr, pidfd."""
 _INT_BYTES = struct.calcsize("i")
@@ -99,6 +103,7 @@ class ZygoteProcess:
         self._writing = False  # whether the loop watches for room in the socket
         self._stopping = False  # or dead: nothing is asked of it any more
         self._pidfd = -1
+        self._last_pidfd = -1  # of the process with which all its sandboxes end
         control.setblocking(False)
         self.readiness.watch(control.fileno(), self._on_packet)
 
@@ -121,11 +126,17 @@ class ZygoteProcess:
                     stdout=_stderr(),
                     pass_fds=[theirs.fileno()],
                 )
+                on_failure.callback(process.wait)
+                on_failure.callback(process.kill)  # it waits for its plan, and has made nothing yet
             self = cls(process, ours, on_death)
             on_failure.pop_all()
         self._request(msgspec.json.encode(plan))
         try:
-            await self._prepared
+            async with asyncio.timeout(_PREPARE_S):
+                await self._prepared
+        except TimeoutError:
+            await self.stop()
+            raise SandboxError("start the zygote", 0, f"it is not prepared after {_PREPARE_S:g} s") from None
         except BaseException:
             await self.stop()
             raise
@@ -163,6 +174,9 @@ class ZygoteProcess:
             self._process.terminate()  # orphans: with the zygote gone, nothing else ends them
             self._lose(list(self.sandboxes.values()))
         self.readiness.close()
+        if self._last_pidfd >= 0:
+            os.close(self._last_pidfd)
+            self._last_pidfd = -1
         # Its parent, the launcher, leaves only when the zygote's namespace is empty. Told to, it kills a zygote that
         # somebody stopped; should it be stopped itself, its own death is the zygote's.
         for within_s, hurry in ((_LEAVE_S, self._process.terminate), (_END_S, self._process.kill)):
@@ -210,8 +224,13 @@ class ZygoteProcess:
                     self._writing = True
                     self.loop.add_writer(self._control.fileno(), self._send_requests)
                 return
-            except OSError:
+            except ConnectionError:
                 self._requests.clear()  # it died; the reader is about to learn it
+                break
+            except OSError as error:  # a plan larger than this host's sockets take, say
+                self._requests.clear()
+                # Soon: whoever asks is in the middle of it.
+                self.loop.call_soon(self.unresponsive, f"it can't be asked: {error.strerror or error}")
                 break
             self._requests.popleft()
         if self._writing:
@@ -243,8 +262,8 @@ class ZygoteProcess:
         if packet.type == "spawned" and sandbox is not None and not sandbox.is_open:
             self._spawned(sandbox, descriptors)
             return
-        if packet.type == "prepared" and len(descriptors) == 1 and not self._prepared.done():
-            (self._pidfd,) = descriptors
+        if packet.type == "prepared" and len(descriptors) == _PIDFDS and not self._prepared.done():
+            self._pidfd, self._last_pidfd = descriptors
             self._prepared.set_result(None)
             return
         for descriptor in descriptors:
@@ -289,7 +308,14 @@ class ZygoteProcess:
 
     def _orphan_ended(self, sandbox: Sandbox) -> None:
         del self.sandboxes[sandbox.number]
-        sandbox.exited(Exit(status=None))
+        sandbox.exited(Exit(status=None, lost="the process above its zygote ended" if self._is_lost() else ""))
+
+    def _is_lost(self) -> bool:
+        """Whether sandboxes end because what they all depend on does, and not each by itself."""
+        try:
+            return is_dying(self._last_pidfd)
+        except OSError:  # no descriptor to look with
+            return False
 
     def _lose(self, sandboxes: list[Sandbox]) -> None:
         for sandbox in sandboxes:

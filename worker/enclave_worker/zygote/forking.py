@@ -57,8 +57,6 @@ class Zygote:
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._procs = [self._proc] if scratch else _procs(self._proc)
-        self.pidfd = os.pidfd_open(os.getpid())
-        """To be given to the worker."""
         self._outside = {} if scratch else namespaces()
         if plan["own_clocks"]:  # shared with the sandboxes: what they must differ from is the host's
             self._outside["time"] = host_clocks

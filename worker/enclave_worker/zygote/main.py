@@ -20,8 +20,9 @@ On a host without namespaces, where the plan names a `scratch` directory, none o
 does it instead, and a sandbox's number is any.
 
 The socket carries one message a packet. To the zygote: the plan in JSON, then `requests`. From it, in JSON:
-`prepared`; `spawned` with four descriptors (control socket, stdout, stderr, a pidfd), which only the worker holds from
-then on; `unspawned` with the reason, if there was no process to be had;
+`prepared` with two pidfds, the zygote's and that of the process whose end is that of all sandboxes (the keeper; with
+`tree`, the zygote again); `spawned` with four descriptors (control socket, stdout, stderr, a pidfd), which only the
+worker holds from then on; `unspawned` with the reason, if there was no process to be had;
 `exited` with the wait status and the kernel's count of CPU time and memory;
 and `failed` with the name of the step and the errno, before it exits. A sandbox that fails a step says so on its own
 control socket.
@@ -89,12 +90,20 @@ def main(control_fd: int) -> None:
         control.send(json.dumps(failed(failure)).encode())
         os._exit(1)
     try:
-        send(control, b'{"type":"prepared"}', zygote.pidfd)
-        os.close(zygote.pidfd)
+        _tell_prepared(control, scratch)
         zygote.serve()
     except ConnectionError:
         pass  # the worker closed the socket while something was on its way: the same end
     os._exit(0)  # and with us the keeper, and with it every sandbox
+
+
+def _tell_prepared(control: _socket.socket, scratch: str) -> None:
+    """Give the worker a hold on us, and on the process with which all sandboxes end."""
+    last = os.getpid() if scratch else os.getppid()
+    pidfds = os.pidfd_open(os.getpid()), os.pidfd_open(last)
+    send(control, b'{"type":"prepared"}', *pidfds)
+    for pidfd in pidfds:
+        os.close(pidfd)
 
 
 def _adopt_if(scratch: str) -> None:
