@@ -289,7 +289,7 @@ class Broker:
 
     async def _run(self, listener: socket.socket, ready: asyncio.Future[None]) -> None:
         with contextlib.closing(listener):
-            server = Server(server_config(create_app(self), self.config))
+            server = Server(server_config(create_app(self), self.config, self.metrics))
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(server.serve(sockets=[listener]))
                 background = [group.create_task(self._tick()), group.create_task(self._watch_keys())]

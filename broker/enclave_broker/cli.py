@@ -89,6 +89,12 @@ MAX_TOOLS_SAID = 12
 @click.option(
     "--disconnect-grace-s", default=10.0, type=click.FloatRange(0), help="Life of a session that nobody reads any more."
 )
+@click.option(
+    "--request-timeout-s",
+    default=30.0,
+    type=click.FloatRange(0.01),
+    help="Longest time for a request to be complete once it is begun; longer while enough of its body comes.",
+)
 @click.option("--ping-interval-s", default=1.0, type=click.FloatRange(0.01), help="Time between pings to a worker.")
 @click.option("--dead-after-s", default=5.0, type=click.FloatRange(0.01), help="Silence after which a worker is dead.")
 @click.option(

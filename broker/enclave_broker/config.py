@@ -129,6 +129,8 @@ class BrokerConfig:
     socket_ping_s: float = 5.0
     """Time between pings to a client. One whose machine acknowledges nothing for two of them is gone."""
 
+    request_timeout_s: float = 30.0
+    """Longest time for a client's request to be complete, once it is begun; longer if much of its body has come."""
     grace_s: float = 10.0
     """How long sessions are given to end when the broker drains."""
     disconnect_grace_s: float = 10.0

@@ -12,7 +12,7 @@ import uvicorn
 
 from enclave_protocol import MAX_MESSAGE_BYTES
 
-from .http.heads import BoundedHeads
+from .http.connection import client_connection
 from .ws import socket_protocol
 
 if TYPE_CHECKING:
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from litestar.types import ASGIApp
 
     from .config import BrokerConfig
+    from .metrics import Metrics
 
 KEEP_ALIVE_S = 60
+UNREAD = 2
+"""How many times `write_timeout_s` a connection waits to be read: a stream notices before, and says whose it was."""
 _CUT_OFF = "ASGI callable returned without completing response."
 
 
@@ -62,11 +65,11 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def server_config(app: ASGIApp, config: BrokerConfig) -> uvicorn.Config:
+def server_config(app: ASGIApp, config: BrokerConfig, metrics: Metrics) -> uvicorn.Config:
     """Return the server's settings: no logs per request, no compression, the protocol's largest frame."""
     return uvicorn.Config(
         app,
-        http=BoundedHeads,
+        http=client_connection(metrics, request_s=config.request_timeout_s, unread_s=UNREAD * config.write_timeout_s),
         ws=socket_protocol(ping_s=config.socket_ping_s, silent_s=config.write_timeout_s),
         ws_ping_interval=None,  # it pings by itself
         ws_max_size=MAX_MESSAGE_BYTES,

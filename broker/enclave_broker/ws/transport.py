@@ -20,7 +20,10 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgspec
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from enclave_broker.api import error_body
 
 from .codes import BROKER_STOPS, NOT_UTF8, SILENT, CloseCode
 
@@ -126,6 +129,8 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             return
         self._stash = memoryview(data)  # nothing is read before the last one is parsed
         self._parse()
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self._refuse_handshake(self.conn.handshake_exc)
         if self._stash and not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
@@ -135,6 +140,15 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         message = await self.queue.get()
         self._read_on()
         return message
+
+    def _refuse_handshake(self, error: Exception) -> None:
+        """Answer a request that HTTP's parser took for one, and that of WebSockets does not; uvicorn would not."""
+        self._failed = self.handshake_complete = self.close_sent = True
+        message = f"this is no WebSocket handshake: {error.__cause__ or error}"
+        body = msgspec.json.encode(error_body("INVALID_REQUEST", message))
+        head = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        self.transport.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        self.transport.close()
 
     def _read_on(self) -> None:
         if not self.read_paused or not self.queue.empty():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from enclave_broker import BrokerConfig
+from enclave_broker.metrics import Metrics
 from enclave_broker.server import Server, server_config
 from enclave_broker.ws.codes import BROKER_STOPS
 from enclave_broker.ws.transport import MAX_FRAGMENTS, SLICE_BYTES, SocketProtocol, is_gone
@@ -103,7 +104,7 @@ async def test_what_comes_before_the_handshake_was_answered_waits_for_that(
     async def app(_scope: Any, receive: Any, send: Any) -> None:
         await echoes_late(asked, answering, receive, send)
 
-    server = Server(server_config(app, BrokerConfig()))
+    server = Server(server_config(app, BrokerConfig(), Metrics()))
     listener = socket.create_server(("127.0.0.1", 0))
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(server.serve(sockets=[listener]))
