@@ -18,17 +18,20 @@ from .self_test import namespaces, self_test
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` itself is too large for a zygote
     from _socket import socket as Socket  # noqa: N812 - a class
+    from collections.abc import Callable
     from typing import NoReturn
 
     from .driver import Language
     from .frames import Message
     from .steps import Compiled
 
+    Become = Callable[[int, int, int, int], NoReturn]  # of a slot, and descriptors: control socket, stdout, stderr
+
 _MAX_REQUEST = 64
 _PROCS = 16
 """What all live user namespaces have of one name in `/proc/sys` is in one list of that /proc's, which the kernel looks
 through: with 1,000 sandboxes alive and one /proc, that was a fifth of what the next one cost."""
-_OBSERVED_WITHIN_MS = 3000
+_REHEARSED_FORKS = 2
 _INT = struct.Struct("i")
 
 
@@ -135,15 +138,15 @@ class Zygote:
             self._find_hot_pages(slot)
         opened: list[int] = []
         try:
-            self._fork(sandbox_id, slot, opened, check=bool(check))
+            self._fork(sandbox_id, slot, opened, self._become_proven_sandbox if check else self._become_sandbox)
         except OSError as error:  # no process or descriptor to be had: those that live must not suffer for it
             self._unspawned(sandbox_id, error)
         finally:
             for fd in opened:
                 os.close(fd)
 
-    def _fork(self, sandbox_id: int, slot: int, opened: list[int], *, check: bool) -> None:
-        """Fork a sandbox and tell the worker. Notes in `opened` what is to be closed."""
+    def _fork(self, sandbox_id: int, slot: int, opened: list[int], become: Become) -> None:
+        """Fork a sandbox, which is `become`, and tell the worker. Notes in `opened` what is to be closed."""
         one, other = _socket.socketpair()
         ours, theirs = one.detach(), other.detach()
         opened += (ours, theirs)
@@ -153,7 +156,7 @@ class Zygote:
         opened += (err_reader, err_writer)
         pid = self._fork_into_namespace()
         if not pid:
-            self._become_sandbox(slot, theirs, out_writer, err_writer, check=check)
+            become(slot, theirs, out_writer, err_writer)
         self._ids[pid] = sandbox_id, slot
         self._pids[sandbox_id] = pid
         pidfd = os.pidfd_open(pid)
@@ -169,41 +172,77 @@ class Zygote:
         return os.fork()
 
     def _find_hot_pages(self, slot: int) -> None:
-        """Have a fork that ends before it could be a guest's tell what it wrote to, and pin that."""
-        opened: list[int] = []
+        """Have a fork that ends before it could be a guest's tell what it and we wrote to, and pin that."""
+        ours, theirs = _socket.socketpair()
         try:
             areas = hot_pages.writable(self._proc)
-            reader, writer = os.pipe2(os.O_CLOEXEC)
-            opened += (reader, writer)
             pid = self._fork_into_namespace()
             if not pid:
-                self._tell_hot_pages(slot, writer, areas)
-            os.close(opened.pop())
-            told = _read_all(reader, _OBSERVED_WITHIN_MS)
-            os.kill(pid, _signal.SIGKILL)  # stopped, or stuck in a step: others must not wait for it
-            os.waitpid(pid, 0)
+                self._tell_hot_pages(slot, theirs, areas)
+            theirs.close()
+            try:
+                for _ in range(_REHEARSED_FORKS):
+                    self._rehearse_fork(slot)
+                ours.shutdown(_socket.SHUT_WR)  # it may look now
+                told = hot_pages.hear(ours.fileno())
+            finally:
+                os.kill(pid, _signal.SIGKILL)  # stopped, or stuck in a step: others must not wait for it
+                os.waitpid(pid, 0)
             hot_pages.pin(told)
         except OSError:  # of the fork: the next one will say so; of the pin: `enclave doctor` does
             return
         finally:
-            for fd in opened:
-                os.close(fd)
+            ours.close()
+            theirs.close()
         self._pinned = True
 
-    def _tell_hot_pages(self, slot: int, writer: int, areas: list[hot_pages.Range]) -> NoReturn:
+    def _tell_hot_pages(self, slot: int, zygote: Socket, areas: list[hot_pages.Range]) -> NoReturn:
         try:
             observer = hot_pages.Observer(self._proc, areas)
-            os.setpgid(0, 0)
             null = os.open("/dev/null", os.O_RDWR)
-            os.dup2(null, CONTROL_FD)
             # Not in the slot's control groups: they count for its first session from here on.
             joins = steps.OPERATIONS["join"]
-            steps.perform([step for step in self._compiled[slot] if step[1] is not joins])
+            self._enclose([step for step in self._compiled[slot] if step[1] is not joins], null, null, null)
             self._language.settle()
             self._language.rehearse()
-            _write_and_end(writer, hot_pages.pack(observer.unshared()))
+            zygote.recv(1)  # until the zygote has done its part
+            hot_pages.tell(zygote.fileno(), observer.unshared())
         finally:
             os._exit(1)  # whatever failed will fail in the sandbox, which says so
+
+    def _rehearse_fork(self, slot: int) -> None:
+        """Do all that a request takes, with a fork that ends at once, and without the worker hearing of it."""
+        worker, (self._control, other) = self._control, _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        opened: list[int] = []
+        try:
+            other.send(requests.spawn(0, slot, 0, check=False))
+            self._take_requests()
+            self._waiting.pop()
+            self._fork(0, slot, opened, _leave)
+            os.waitid(os.P_PID, self._pids[0], os.WEXITED | os.WNOWAIT)
+            self._reap()
+        finally:
+            self._ids.pop(self._pids.pop(0, 0), None)  # if it failed halfway
+            for fd in opened:
+                os.close(fd)
+            self._control.close()
+            other.close()
+            self._control = worker
+
+    def _enclose(self, compiled: list[Compiled], control: int, out: int, err: int) -> None:
+        """Let go of what is the zygote's, and perform the steps."""
+        _signal.set_wakeup_fd(-1)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        # Nobody else's signal to its group reaches us, nor ours them. A session would do that too, and brings a
+        # group of the scheduler's (autogroup), in which the fork waits for a turn anew: on a busy machine longer
+        # than all that follows takes. Control groups share out the processor. Without namespaces a guest could
+        # speak for all of a session: there it has one.
+        os.setsid() if self._scratch else os.setpgid(0, 0)
+        # The zygote's descriptors 0 to 3 are taken, so none of these three is among the targets.
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.dup2(control, CONTROL_FD)
+        steps.perform(compiled)
 
     def _unspawned(self, sandbox_id: int, error: OSError) -> None:
         if sandbox_id in self._pids:
@@ -212,24 +251,17 @@ class Zygote:
             told = {"type": "unspawned", "id": sandbox_id, "reason": f"{error.strerror or error}"}
             self._control.send(json.dumps(told).encode())
 
-    def _become_sandbox(self, slot: int, control: int, out: int, err: int, *, check: bool) -> None:
-        """Enclose this freshly forked process, then hand it to the guest's driver. Never returns.
+    def _become_proven_sandbox(self, slot: int, control: int, out: int, err: int) -> NoReturn:
+        """Be a sandbox that passes the self-test first."""
+        self._become_sandbox(slot, control, out, err, check=True)
+
+    def _become_sandbox(self, slot: int, control: int, out: int, err: int, *, check: bool = False) -> NoReturn:
+        """Enclose this freshly forked process, then hand it to the guest's driver.
 
         From here on nothing may return to the zygote's loop, and nothing may be read from its socket.
         """
         try:
-            _signal.set_wakeup_fd(-1)
-            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-            # Nobody else's signal to its group reaches us, nor ours them. A session would do that too, and brings a
-            # group of the scheduler's (autogroup), in which the fork waits for a turn anew: on a busy machine longer
-            # than all that follows takes. Control groups share out the processor. Without namespaces a guest could
-            # speak for all of a session: there it has one.
-            os.setsid() if self._scratch else os.setpgid(0, 0)
-            # The zygote's descriptors 0 to 3 are taken, so none of these three is among the targets.
-            os.dup2(out, 1)
-            os.dup2(err, 2)
-            os.dup2(control, CONTROL_FD)
-            steps.perform(self._compiled[slot])
+            self._enclose(self._compiled[slot], control, out, err)
             if check:
                 self_test(self._outside, self._plan)
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
@@ -256,22 +288,7 @@ def _procs(own: int) -> list[int]:
     return made or [own]
 
 
-def _read_all(fd: int, within_ms: int) -> bytes:
-    """Return what comes until the other end is closed; nothing if that takes too long."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    told = bytearray()
-    while poll.poll(within_ms):
-        data = os.read(fd, 65536)
-        if not data:
-            return bytes(told)
-        told += data
-    return b""
-
-
-def _write_and_end(fd: int, data: bytes) -> NoReturn:
-    while data:
-        data = data[os.write(fd, data) :]
+def _leave(*_: int) -> NoReturn:
     os._exit(0)
 
 

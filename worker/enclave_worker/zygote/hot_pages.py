@@ -11,9 +11,10 @@ register memory as the fixed buffers of an io_uring pins it. Nothing is ever ask
 zygote; a sandbox inherits its descriptor and closes it, as all others, before there is any code of a guest's, to whom
 the filter refuses io_uring altogether.
 
-Which pages these are, the first fork finds out: it becomes a sandbox up to the rehearsal, asks the kernel which pages
-it does not share any more (of those that it wrote to it has a copy, of those that the zygote wrote to the original),
-tells the zygote, and ends. No guest's code ever runs in it.
+Which pages these are, the first fork finds out: it becomes a sandbox up to the rehearsal, waits while the zygote
+rehearses what it does itself for a fork, asks the kernel which pages it does not share any more (of those that it wrote
+to it has a copy, of those that the zygote wrote to the original), tells the zygote, and ends. No guest's code ever runs
+in it.
 
 Where the kernel has no io_uring or forbids it, or the limit of locked memory (RLIMIT_MEMLOCK, for an ordinary user) is
 too low, forks share as ever: slower, and in nothing else different.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import struct
 
 from . import kernel
@@ -36,6 +38,7 @@ _NR_IO_URING_REGISTER = 427
 _IORING_REGISTER_BUFFERS = 0
 _SIZE_OF_PARAMETERS = 120
 _MAX_RANGES = 1 << 14
+_TOLD_WITHIN_MS = 3000
 _RANGE = struct.Struct("QQ")
 """An address and a size in bytes, as in a `struct iovec`."""
 _ENTRY = struct.Struct("Q")
@@ -97,6 +100,26 @@ def _rows(start: int, entries: bytes) -> list[Range]:
 def pack(ranges: list[Range]) -> bytes:
     """Return ranges in the form that `pin` takes."""
     return b"".join(_RANGE.pack(address, size) for address, size in ranges[:_MAX_RANGES])
+
+
+def tell(fd: int, ranges: list[Range]) -> None:
+    """Write down ranges for another process to `hear`."""
+    packed = pack(ranges)
+    while packed:
+        packed = packed[os.write(fd, packed) :]
+
+
+def hear(fd: int) -> bytes:
+    """Return what a process tells, for `pin`, once it has ended; nothing if that takes too long."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    told = bytearray()
+    while poll.poll(_TOLD_WITHIN_MS):
+        data = os.read(fd, 65536)
+        if not data:
+            return bytes(told)
+        told += data
+    return b""
 
 
 def pin(packed: bytes) -> None:
