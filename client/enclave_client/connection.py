@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from enclave_protocol import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, EnclaveError, RemoteProtocolError
 
-from .engine import Arrived, Greeted
+from .actions import Arrived, Greeted
 from .errors import BrokerUnavailable, RequestRefused
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from enclave_protocol.messages import Hello
 
-    from .engine import Action, Engine
+    from .actions import Action
+    from .engine import Engine
 
 log = logging.getLogger("enclave.client")
 

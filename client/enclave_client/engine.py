@@ -41,6 +41,7 @@ from enclave_protocol import (
 )
 from enclave_protocol import events as ev
 
+from .actions import Action, Arrived, Called, CallOver, Greeted, Lost
 from .errors import RequestRefused, SessionLost
 
 if TYPE_CHECKING:
@@ -55,49 +56,6 @@ log = logging.getLogger("enclave.client")
 MAX_REASON_CHARS = 1000
 MAX_RESENDS = 5
 """How often a request is sent again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Greeted:
-    """The broker said hello: the connection is one to a broker."""
-
-    hello: Hello
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """The session's next event, byte for byte."""
-
-    session_id: str
-    kind: str
-    line: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Called:
-    """The code waits for a tool of the client's."""
-
-    session_id: str
-    call: ev.ToolCallPayload
-
-
-@dataclass(frozen=True, slots=True)
-class CallOver:
-    """The code no longer waits for a call that still runs here: somebody else answered it, or its time was over."""
-
-    session_id: str
-    call_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The session is over without a `final`."""
-
-    session_id: str
-    error: EnclaveError
-
-
-Action = Greeted | Arrived | Called | CallOver | Lost
 
 
 class _Phase(enum.Enum):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from enclave_protocol import AnyEvent, EnclaveError, RemoteProtocolError, decode_event, peek
 
-from .engine import Arrived, Called, CallOver, Lost
+from .actions import Arrived, Called, CallOver, Lost
 from .errors import SessionLost, SessionTimeout
 from .results import ResultBuilder
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from enclave_protocol.events import ToolCallPayload
 
-    from .engine import Action
+    from .actions import Action
     from .local_tools import LocalTool
     from .request import Request
     from .results import Result

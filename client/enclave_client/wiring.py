@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from .actions import Greeted
 from .connection import Connection
-from .engine import Engine, Greeted
+from .engine import Engine
 
 if TYPE_CHECKING:
+    from .actions import Action
     from .connection import Settings
-    from .engine import Action
     from .local_tools import ToolRunner
     from .session import AsyncSession
 

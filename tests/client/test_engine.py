@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enclave_client.engine import MAX_RESENDS, Action, Arrived, Called, CallOver, Engine, Greeted, Lost
+from enclave_client.actions import Action, Arrived, Called, CallOver, Greeted, Lost
+from enclave_client.engine import MAX_RESENDS, Engine
 from enclave_client.errors import BrokerUnavailable, RequestRefused, SessionLost
 from enclave_protocol import RemoteProtocolError, ToolResult, tool_calls
 
