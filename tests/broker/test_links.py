@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from enclave_broker.access import LOCAL
+from enclave_broker.new_session import NewSession
 from enclave_protocol import Final
 from tests.broker.conftest import Fleet, fleet
 from tests.fakes import FakeSession, FakeWorker, answers_at_once, returns_its_code, waits_for_cancel
+
+if TYPE_CHECKING:
+    from enclave_broker.sessions import BrokerSession
 
 
 async def events_of(running: Fleet, code: str = "1", **options: Any) -> list[dict[str, Any]]:
@@ -27,13 +32,18 @@ def error_of(events: list[dict[str, Any]]) -> dict[str, Any]:
     return error
 
 
+def told(session: BrokerSession) -> list[dict[str, Any]]:
+    """Return the events of a session that nobody reads."""
+    return [json.loads(line) for line in session.log.lines(1, 1 << 30)]
+
+
 async def test_a_killed_worker_ends_its_sessions_at_once_and_they_may_be_retried() -> None:
     async def dies(session: FakeSession) -> None:
         await session.stdout("before\n")
         asyncio.get_running_loop().create_task(session.worker.kill())
         await asyncio.Event().wait()
 
-    async with fleet(FakeWorker(dies), dead_after_s=60) as running:
+    async with fleet(FakeWorker(dies)) as running:
         events = await events_of(running)
         assert error_of(events)["code"] == "WORKER_LOST"
         assert error_of(events)["retryable"] is True
@@ -48,7 +58,7 @@ async def test_a_silent_worker_is_dead() -> None:
         session.worker.silent = True
         await asyncio.Event().wait()
 
-    async with fleet(FakeWorker(falls_silent)) as running:
+    async with fleet(FakeWorker(falls_silent), dead_after_s=0.3) as running:
         error = error_of(await events_of(running))
         assert error["code"] == "WORKER_LOST"
         assert "silent" in error["message"]
@@ -76,7 +86,7 @@ async def test_any_frame_is_a_sign_of_life() -> None:
             await session.stdout(".")
         await session.final()
 
-    async with fleet(FakeWorker(talks_without_pongs)) as running:
+    async with fleet(FakeWorker(talks_without_pongs), dead_after_s=0.3) as running:
         assert (await events_of(running))[-1]["payload"]["ok"] is True
 
 
@@ -115,7 +125,7 @@ async def test_a_session_its_worker_has_no_slot_for_runs_on_another() -> None:
 
 
 async def test_a_session_that_finds_no_slot_in_time_is_told_so() -> None:
-    async with fleet(queue_timeout_ms=1, dead_after_s=60) as running:
+    async with fleet(queue_timeout_ms=1) as running:
         error = error_of(await events_of(running))
         assert error["code"] == "NO_CAPACITY"
         assert error["retryable"] is True
@@ -202,12 +212,16 @@ async def test_a_peer_that_is_no_worker_is_not_used(hello: dict[str, Any] | None
 async def test_a_worker_that_does_not_read_is_dead_and_its_buffer_bounded() -> None:
     deaf = FakeWorker(waits_for_cancel)
     deaf.reads = False
-    async with fleet(deaf, link_buffer_bytes=1_000_000, dead_after_s=60) as running:
-        code = "#" * 1_000_000
-        sessions = await asyncio.gather(*(events_of(running, code) for _ in range(20)))
-        errors = [error_of(events) for events in sessions]
+    async with fleet(deaf, link_buffer_bytes=1_000_000) as running:
+        # In one step: none of them comes later, to be alone on the next connection, whose buffer it would not fill.
+        submit = running.broker.dispatcher.submit
+        sessions = [submit(NewSession(code="#" * 1_000_000), LOCAL) for _ in range(20)]
+        link = running.broker.dispatcher.fleet.links[deaf.url]
+        assert link._outgoing_bytes < 3_000_000
+        await running.wait_until(lambda: not any(session.live for session in sessions))
+        errors = [error_of(told(session)) for session in sessions]
         assert {error["code"] for error in errors} == {"WORKER_LOST"}
-        assert "unread" in errors[0]["message"]
+        assert all("unread" in error["message"] for error in errors)
 
 
 async def test_sessions_are_spread_over_workers() -> None:

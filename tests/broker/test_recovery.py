@@ -39,7 +39,7 @@ async def broker_on(
     path: Path, worker: ResumingWorker, *, alone: bool = False, **settings: Any
 ) -> AsyncIterator[Fleet]:
     """Run a broker on a file, and stop it as SIGTERM does. Alone: without waiting for the worker."""
-    settings = FAST | {"resume_s": 20.0} | settings
+    settings = FAST | settings
     broker = create_broker(runtimes=[worker.url], store=f"sqlite:{path / 'broker.sqlite'}", **settings)
     async with broker, httpx.AsyncClient(base_url=broker.url, timeout=60, verify=NO_AUTHORITIES) as http:
         running = Fleet(broker, [worker], http)
@@ -106,9 +106,7 @@ async def test_a_session_goes_on_where_its_worker_is_found_by_another_name(tmp_p
     async with ResumingWorker(printing(gate)) as worker:
         async with broker_on(tmp_path, worker) as running:
             seen = await told(running, "s_1", "stdout")
-        broker = create_broker(
-            runtimes=[worker.url + "?other"], store=f"sqlite:{tmp_path / 'broker.sqlite'}", **FAST, resume_s=20.0
-        )
+        broker = create_broker(runtimes=[worker.url + "?other"], store=f"sqlite:{tmp_path / 'broker.sqlite'}", **FAST)
         async with broker, httpx.AsyncClient(base_url=broker.url, timeout=60, verify=NO_AUTHORITIES) as http:
             running = Fleet(broker, [worker], http)
             await running.wait_workers(1)
@@ -231,7 +229,7 @@ async def test_a_session_whose_worker_is_gone_too_is_lost(tmp_path: Path, *, com
         await worker.kill()
         if comes_back:
             await worker.start()
-        async with broker_on(tmp_path, worker, alone=not comes_back, resume_s=20.0 if comes_back else 0.05) as running:
+        async with broker_on(tmp_path, worker, alone=not comes_back, resume_s=60.0 if comes_back else 0.05) as running:
             assert outcome(await rest(running, "s_1", seen)) == "WORKER_LOST"
 
 
@@ -312,8 +310,8 @@ async def test_what_waits_for_the_store_when_the_worker_comes_back_does_not_over
         async with broker_on(tmp_path, worker) as running:
             seen = await told(running, "s_1", "stdout")
         worker.present.clear()
-        monkeypatch.setattr(Database, "write", lambda database, batch: may_write.wait(20) and write(database, batch))
-        async with broker_on(tmp_path, worker, alone=True, dead_after_s=20.0) as running:
+        monkeypatch.setattr(Database, "write", lambda database, batch: may_write.wait(60) and write(database, batch))
+        async with broker_on(tmp_path, worker, alone=True) as running:
             cancelling = asyncio.create_task(running.http.post("/sessions/s_1/cancel"))
             session = running.broker.dispatcher.directory.get("s_1")
             assert session is not None
@@ -425,9 +423,8 @@ async def test_a_call_made_while_no_broker_ran_waits_for_the_tools_of_the_next_o
             seen = await told(running, "s_1", "stdout", **body)
         gate.set()
         source = Late()
-        settings = FAST | {"resume_s": 20.0}
         broker = create_broker(
-            runtimes=[worker.url], store=f"sqlite:{tmp_path / 'broker.sqlite'}", sources=[source], **settings
+            runtimes=[worker.url], store=f"sqlite:{tmp_path / 'broker.sqlite'}", sources=[source], **FAST
         )
         starting = asyncio.create_task(broker.start())  # returns when the source was looked at
         async with httpx.AsyncClient(timeout=60) as http:
@@ -479,7 +476,9 @@ class Program:
 
     def __init__(self, path: Path, worker: ResumingWorker, *options: str) -> None:
         self._command = [sys.executable, "-m", "enclave_broker.cli", "--port", "0", "--worker", worker.url]
-        self._command += ["--store", f"sqlite:{path / 'broker.sqlite'}", *options]
+        # Nobody reads its sessions while the one before is gone and it starts.
+        patience = ["--disconnect-grace-s", "3600", "--queue-timeout-ms", "3600000"]
+        self._command += ["--store", f"sqlite:{path / 'broker.sqlite'}", *patience, *options]
 
     async def __aenter__(self) -> httpx.AsyncClient:
         pipe = asyncio.subprocess.PIPE

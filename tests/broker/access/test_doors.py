@@ -134,7 +134,7 @@ async def test_another_tenants_id_is_taken_as_long_as_its_session_is_kept(tmp_pa
     """A finished session makes room for its tenant's next one of that id, but for nobody else's."""
     request = {"code": "1", "sessionId": "s_1"}
     async with (
-        two_tenants(tmp_path, FakeWorker(script), stop_grace_s=0.1) as (tenants, acme, rival),
+        two_tenants(tmp_path, FakeWorker(script)) as (tenants, acme, rival),
         acme.stream("POST", "/sessions", json=request) as mine,
     ):
         lines = mine.aiter_lines()

@@ -147,7 +147,7 @@ async def test_who_says_no_hello_is_told_so_and_hung_up_on(first: str | bytes) -
 async def test_so_many_may_owe_their_hello_and_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "MAX_GREETING", 2)
     async with contextlib.AsyncExitStack() as stack:
-        running = await stack.enter_async_context(fleet(accept_workers=True, hello_timeout_s=60))
+        running = await stack.enter_async_context(fleet(accept_workers=True))
         silent = [await stack.enter_async_context(connect(door_of(running), proxy=None)) for _ in range(2)]
         assert await refusal(door_of(running)) == (503, "NO_CAPACITY")
         await silent[0].close()
@@ -196,7 +196,7 @@ async def test_nobody_takes_the_place_of_a_worker_that_is_heard_or_is_told_its_i
 
 async def test_a_worker_that_connects_anew_takes_its_own_place() -> None:
     old, new = FakeWorker(name="old"), FakeWorker(name="new")
-    async with fleet(accept_workers=True, dead_after_s=60) as running, dialled_in(old, door_of(running)) as first:
+    async with fleet(accept_workers=True) as running, dialled_in(old, door_of(running)) as first:
         await running.wait_workers(1)
         old.silent = True  # its connection is open, as a half-open one seems to be
         await running.wait_until(lambda: not running.broker.dispatcher.fleet.links[DIALLED].heard)
@@ -242,7 +242,7 @@ async def test_a_worker_that_is_away_is_taken_back_in_another_way_with_its_sessi
         await session.final(7)
 
     async with ResumingWorker(waits) as worker:
-        settings: dict[str, Any] = {"workers_file": str(file), "workers_file_look_s": 0.01, "resume_s": 20.0}
+        settings: dict[str, Any] = {"workers_file": str(file), "workers_file_look_s": 0.01}
         async with fleet(accept_workers=True, **settings) as running:
             async with dialled_in(worker, door_of(running)):
                 result = asyncio.create_task(result_of(running, "1"))

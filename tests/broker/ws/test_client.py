@@ -286,7 +286,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_its_worker_never_waits
             await session.stdout("x" * 50_000)
         await session.final()
 
-    async with fleet(FakeWorker(floods), log_bytes=100_000, dead_after_s=60) as running:
+    async with fleet(FakeWorker(floods), log_bytes=100_000) as running:
         async with client_of(running) as client:
             client.socket.transport.pause_reading()
             await client.send("execute", sessionId="s_1", code="1")
