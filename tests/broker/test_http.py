@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -286,9 +287,13 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_its_worker_never_waits
             await session.stdout("x" * 50_000)
         await session.final()
 
-    async with fleet(FakeWorker(floods), log_bytes=100_000, dead_after_s=60) as running:
+    async with fleet(FakeWorker(floods), log_bytes=100_000) as running:
         body = b'{"code":"1","sessionId":"s_1"}'
-        reader, writer = await asyncio.open_connection(running.broker.host, running.broker.port, limit=1)
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # else the kernel takes as much as it likes
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, (running.broker.host, running.broker.port))
+        reader, writer = await asyncio.open_connection(sock=client, limit=1)
         writer.write(b"POST /sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         await running.workers[0].wait_received("execute")
         session = running.broker.dispatcher.directory.get("s_1")

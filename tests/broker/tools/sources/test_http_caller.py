@@ -134,11 +134,12 @@ async def test_one_calls_cookies_are_not_the_next_ones() -> None:
 
 
 async def test_a_server_that_is_not_there_is_told_without_what_was_asked(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     caplog.set_level(logging.INFO)
-    async with HttpCaller() as caller:
-        failed = await failure(caller, get(f"http://127.0.0.1:{port}/", query=(("key", "secret-key"),)))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else can
+        port = taken.getsockname()[1]
+        async with HttpCaller() as caller:
+            failed = await failure(caller, get(f"http://127.0.0.1:{port}/", query=(("key", "secret-key"),)))
     assert (failed.code, failed.retryable) == ("UPSTREAM_UNREACHABLE", True)
     assert "secret-key" not in failed.message + caplog.text
 

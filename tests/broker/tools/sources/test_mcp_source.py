@@ -8,6 +8,7 @@ import gzip
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ class Watch:
             while not self.source.connected:  # noqa: ASYNC110 - a connection has no event of its own
                 await asyncio.sleep(0.002)
 
-    async def call(self, name: str, *, timeout_s: float = 20, **args: Any) -> Any:
+    async def call(self, name: str, *, timeout_s: float = 60, **args: Any) -> Any:
         tool = self.registry.get(f"m_{name}")
         assert tool is not None
         deadline = time.monotonic() + timeout_s
@@ -236,9 +237,12 @@ async def test_a_server_that_dies_fails_its_calls_at_once_and_is_started_again(
 
 async def test_a_server_that_hangs_is_as_good_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mcp.client.stdio.PROCESS_TERMINATION_TIMEOUT", 0.05)
-    async with watching(**legacy(), poll_interval_s=0.05, connect_timeout_s=2.0) as watch:
+    async with watching(**legacy(), poll_interval_s=0.05) as watch:
         await watch.ready()
+        settings = watch.source._settings
+        watch.source._settings = replace(settings, connect_timeout_s=0.2)
         assert (await watch.failure("echo", hang=1)).code == "TOOL_UNAVAILABLE"
+        watch.source._settings = settings  # the one that is started again is given its time
         await watch.ready()
         assert json.loads(await watch.call("echo", a=1)) == {"a": 1}
 
