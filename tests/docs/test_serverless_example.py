@@ -28,13 +28,13 @@ print(worker().get_stats().total_executions)
 
 def test_requests_share_a_worker_and_each_outcome_has_its_status() -> None:
     requests: list[tuple[str, int]] = [
-        (json.dumps({"code": "print('hi')\nreturn [await call_tool('price', {'article': 'pear'})]"}), 3000),
-        (json.dumps({"code": "return 1 / 0"}), 3000),
+        (json.dumps({"code": "print('hi')\nreturn [await call_tool('price', {'article': 'pear'})]"}), 60_000),
+        (json.dumps({"code": "return 1 / 0"}), 60_000),
         (json.dumps({"code": "while True: pass"}), 600),
-        (json.dumps({"code": "return 'not harmed'"}), 3000),
-        (json.dumps({"kode": "return 1"}), 3000),
-        ("{", 3000),
-        (json.dumps({"code": 5}), 3000),
+        (json.dumps({"code": "return 'not harmed'"}), 60_000),
+        (json.dumps({"kode": "return 1"}), 60_000),
+        ("{", 60_000),
+        (json.dumps({"code": 5}), 60_000),
     ]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PLATFORM],
@@ -42,7 +42,7 @@ def test_requests_share_a_worker_and_each_outcome_has_its_status() -> None:
         input="".join(json.dumps([{"body": body}, remaining_ms]) + "\n" for body, remaining_ms in requests),
         capture_output=True,  # to the end of stderr, which the sandboxes inherit: none of them is left
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -86,7 +86,7 @@ async def test_used_up_processor_time_and_rates_refuse_the_next_session_with_whe
         assert 3500 < int(slow.headers["retry-after"]) <= 3660
         used_up = fast.json()["details"]
         assert (fast.status_code, used_up["quota"], used_up["used"]) == (429, "sessionsPerMinute", 2)
-        assert 50 < int(fast.headers["retry-after"]) <= 61
+        assert 1 <= int(fast.headers["retry-after"]) <= 61
         assert tenants.running.metric("enclave_tenant_cpu_seconds_total", tenant="acme") == 5
         assert (await usage(acme))["cpuSecondsPerHour"] == 5
 
