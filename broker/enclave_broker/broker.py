@@ -304,7 +304,7 @@ class Broker:
                 self.dispatcher.end_all()
                 await self.dispatcher.wait_tools_ended()
                 await self.dispatcher.wait_read()  # the server closes WebSockets at once, whatever they are still sent
-                server.should_exit = True
+                server.stop()
                 await serving
                 for task in background:
                     task.cancel()

@@ -1,4 +1,8 @@
-"""uvicorn, without the parts of a program of its own: it is told when to stop, and leaves signals alone."""
+"""uvicorn, without the parts of a program of its own: it is told when to stop, and leaves signals alone.
+
+It looks ten times a second whether it is to stop, and then whether its connections are gone. Here it is told of both,
+so that a broker that nobody uses any more stops at once.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import resource
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -25,8 +29,11 @@ if TYPE_CHECKING:
     from .metrics import Metrics
 
 KEEP_ALIVE_S = 60
+DATE_EVERY_S = 1.0
+"""How often the date in answers' headers is made anew."""
 UNREAD = 2
 """How many times `write_timeout_s` a connection waits to be read: a stream notices before, and says whose it was."""
+_log = logging.getLogger("enclave.broker")
 _CUT_OFF = "ASGI callable returned without completing response."
 
 
@@ -37,12 +44,66 @@ def _is_news(record: logging.LogRecord) -> bool:
 logging.getLogger("uvicorn.error").addFilter(_is_news)
 
 
+class _Connections(set[Any]):
+    """Those that are open; their protocols add and remove themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fewer = asyncio.Event()
+
+    def discard(self, connection: Any) -> None:
+        """Note that one is closed, or has another protocol from now on."""
+        super().discard(connection)
+        self._fewer.set()
+
+    remove = discard
+
+    async def wait_empty(self) -> None:
+        """Wait until none is open."""
+        while self:
+            self._fewer.clear()
+            await self._fewer.wait()
+
+
 class Server(uvicorn.Server):
-    """Serves one app inside somebody else's loop."""
+    """Serves one app inside somebody else's loop, until `stop`."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._ready = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._connections = self.server_state.connections = _Connections()
+
+    def stop(self) -> None:
+        """Have `serve` accept no more, finish what is being answered, and return."""
+        self.should_exit = True
+        self._stop.set()
+
+    async def main_loop(self) -> None:
+        """Wait until told to stop."""
+        while not await self.on_tick(0):  # which makes the date anew
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DATE_EVERY_S):
+                    await self._stop.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close everything once it is answered, or when the time for that is over."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
+        for connection in list(self._connections):
+            connection.shutdown()
+        tasks = self.server_state.tasks
+        try:
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                await self._connections.wait_empty()
+                if tasks:
+                    await asyncio.wait(tasks)
+        except TimeoutError:
+            _log.error("%d requests are not answered in time, and are given up", len(tasks))
+            for task in tasks:
+                task.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start accepting."""

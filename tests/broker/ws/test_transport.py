@@ -117,7 +117,7 @@ async def test_what_comes_before_the_handshake_was_answered_waits_for_that(
             answering.set()
             await client.answer()
             assert await client.next() == answer
-        server.should_exit = True
+        server.stop()
 
 
 async def test_empty_fragments_take_no_memory_and_no_place() -> None:
