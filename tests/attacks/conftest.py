@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
@@ -17,8 +18,12 @@ from enclave_client.bench.footprint import worker_descriptors
 from tests.real_client import check_stream
 from tests.support import DEADLINES_MS, PATIENCE_S, children_of, worker_process
 
+from . import corpora as runs_of
+
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
 POOL_SIZE = 2
 """Of the worker under attack,"""
@@ -192,3 +197,23 @@ def abstract_listener() -> Iterator[Listener]:
     yield listener
     assert not listener.touched()
     listener.sock.close()
+
+
+class Corpora(NamedTuple):
+    """Everybody's runs of the two corpora."""
+
+    shared: dict[str, list[Future[runs_of.Ran]]]
+    own: dict[str, Future[subprocess.CompletedProcess[str]]]
+
+
+@pytest.fixture(scope="session")
+def corpora(request: pytest.FixtureRequest) -> Iterator[Corpora]:
+    """Run what somebody asks for of them, all at the same time: half of it is waiting."""
+    asked = {item.path.stem for item in request.session.items if "corpora" in getattr(item, "fixturenames", ())}
+    shared = runs_of.WHO if "test_corpus" in asked and runs_of.APPLIES else ()
+    own = runs_of.WHO if "test_own_corpus" in asked else ()
+    with ThreadPoolExecutor(len(runs_of.WHO) * (len(runs_of.PARTS) + 1)) as threads:
+        yield Corpora(
+            {who: [threads.submit(runs_of.run_shared, who, part) for part in runs_of.PARTS] for who in shared},
+            {who: threads.submit(runs_of.run_own, who) for who in own},
+        )

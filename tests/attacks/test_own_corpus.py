@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import re
 import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from enclave_worker.attacks.corpus import CASES, CATEGORIES, Case, load, parse, prelude
 from enclave_worker.sandbox.syscalls import X86_64
-from tests.support import ordinary_user
 
-COMMAND = [sys.executable, "-P", "-m", "enclave_client.cli", "doctor", "--attack"]
-LONGEST_S = 300
-WHO = ["root", "user"] if os.geteuid() == 0 else ["user"]
+from .corpora import DOCTOR, LONGEST_S, WHO
+
+if TYPE_CHECKING:
+    from .conftest import Corpora
+
 CORPUS = {case.name: case for case in load()}
 NOT_FOR_USERS = {
     "identity_own_user": "all sandboxes of an ordinary user's worker run as that user",
@@ -35,19 +32,9 @@ class Ran(NamedTuple):
     exit_code: int
 
 
-@pytest.fixture(scope="module")
-def runs() -> dict[str, subprocess.CompletedProcess[str]]:
-    """Everybody's run, at the same time: most of it is waiting."""
-    command = [*COMMAND, "--json-lines"]
-    commands = [command if who == "root" else ordinary_user(command) for who in WHO]
-    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=LONGEST_S, check=False)
-    with ThreadPoolExecutor(len(WHO)) as threads:
-        return dict(zip(WHO, threads.map(run, commands), strict=True))
-
-
 @pytest.fixture(scope="module", params=WHO)
-def ran(request: pytest.FixtureRequest, runs: dict[str, subprocess.CompletedProcess[str]]) -> Ran:
-    done = runs[request.param]
+def ran(request: pytest.FixtureRequest, corpora: Corpora) -> Ran:
+    done = corpora.own[request.param].result()
     assert done.stdout, done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     return Ran({report["case"]: report for report in reports}, done.returncode)
@@ -77,7 +64,7 @@ def test_only_what_needs_cgroups_or_own_users_is_left_out(ran: Ran) -> None:
 
 def test_the_text_says_who_attacks_and_what_came_of_it() -> None:
     done = subprocess.run(
-        [*COMMAND, "--only", "kernel_rings"], capture_output=True, text=True, timeout=LONGEST_S, check=False
+        [*DOCTOR, "--only", "kernel_rings"], capture_output=True, text=True, timeout=LONGEST_S, check=False
     )
 
     first, *_, last = done.stdout.splitlines()
@@ -88,7 +75,7 @@ def test_the_text_says_who_attacks_and_what_came_of_it() -> None:
 
 @pytest.mark.parametrize("options", [["--attack", "--only", "nonesuch"], ["--json-lines"], ["--only", "kernel_rings"]])
 def test_options_that_mean_nothing_are_refused(options: list[str]) -> None:
-    command = [*COMMAND[:-1], *options]
+    command = [*DOCTOR[:-1], *options]
 
     assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 2
 
