@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 
 from enclave_client.bench import neighbours, report
 from enclave_client.bench.alive import Alive, NotAliveError
@@ -16,6 +17,7 @@ from enclave_client.bench.figures import Figure, at_least, at_most, percentile
 from enclave_client.bench.footprint import Held
 from enclave_client.bench.load import Load
 from enclave_client.bench.run import leaks
+from enclave_client.cli import main
 from tests.client.fake_broker import FakeBroker, Stream
 from tests.support import ordinary_user
 
@@ -105,6 +107,9 @@ async def test_a_tiny_run_measures_everything_and_finds_no_failure_and_no_leak(t
 
 async def test_an_ordinary_user_can_measure_too() -> None:
     command = [sys.executable, "-P", "-m", "enclave_client.cli", "bench", "--rounds", "1", "--sessions", "10"]
+    # All that looks at what is somebody else's, or runs what root runs in another way.
+    for name in ("latency", "rivals", "streaming", "density", "data"):
+        command += ["--only", name]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*ordinary_user(command), stdout=pipe, stderr=pipe)
 
@@ -113,6 +118,13 @@ async def test_an_ordinary_user_can_measure_too() -> None:
     assert (process.returncode, err) == (0, b""), out.decode()
     assert "\nfailed: 0\n" in out.decode()
     assert out.decode().endswith("\nleaked: nothing\n")
+
+
+def test_what_cannot_be_measured_is_told_with_all_that_can() -> None:
+    done = CliRunner().invoke(main, ["bench", "--only", "latency", "--only", "beauty"])
+
+    assert done.exit_code == 2
+    assert "'beauty' is not one of latency, languages, " in done.output
 
 
 def test_a_percentile_is_one_of_the_samples() -> None:

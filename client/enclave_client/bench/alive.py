@@ -31,6 +31,8 @@ _LIFE_MS = 600_000
 _SETTLE_S = 30.0
 """How long the sandboxes may take to end, and what replaces warm ones to be there."""
 _POLL_S = 0.05
+_REST_POLLS = 5
+"""After so many without a change the pools are as full as they get."""
 _SPARE_DESCRIPTORS = 500
 
 
@@ -56,9 +58,18 @@ class Alive:
         self._worker = worker
         self._profile = profile
         self._connections: list[Connection] = []
-        self._processes_before = len(footprint.descendants(worker))
+        self._processes_before = 0
 
     async def __aenter__(self) -> Self:
+        # With a sandbox missing that is just being replaced, more would seem to be left in the end, and be waited for.
+        counts: list[int] = []
+
+        def unchanged(processes: int) -> bool:
+            counts.append(processes)
+            return counts[-_REST_POLLS:] == [processes] * _REST_POLLS
+
+        await self._wait(unchanged)
+        self._processes_before = counts[-1]
         return self
 
     async def __aexit__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +16,7 @@ from . import bursts, curve, data_profile, footprint, languages, phases, rivals,
 from .alone import alone
 from .crowd import CLIENTS, CLIENTS_A_ROUND, crowd
 from .density import density
+from .figures import Figure
 from .growth import growth
 from .instead import instead
 from .load import MAX_FAILURES_KEPT, MIXED, Load
@@ -22,9 +24,8 @@ from .neighbours import neighbours
 from .report import Report, describe_machine, ending, line, machine_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Collection
 
-    from .figures import Figure
     from .phases import Plan
 
 WARM_UP_SESSIONS = 100
@@ -39,8 +40,98 @@ _SETTLED_POLLS = 10
 """A fleet whose counts stay the same for so many polls is at rest, if nobody knows what it holds at rest."""
 
 
-async def run(plan: Plan, workers: int, say: Callable[[str], None]) -> Report:
-    """Measure; tell each line to `say` as soon as it is known. Raises FleetError."""
+class _Subject:
+    """What is measured, and where what was found goes."""
+
+    def __init__(self, fleet: Fleet, plan: Plan, report: Report, say: Callable[[str], None]) -> None:
+        self.fleet = fleet
+        self.plan = plan
+        self.report = report
+        self.load = Load(fleet.url)
+        self.say = say
+
+    def add(self, figures: list[Figure]) -> None:
+        """Report what was found."""
+        self.report.figures += figures
+        for figure in figures:
+            self.say(line(figure))
+
+    async def measure(self, measurements: dict[str, _Measurement], only: Collection[str]) -> None:
+        """Measure all of these; none after one that breaks."""
+        try:
+            for name, measurement in measurements.items():
+                if not only or name in only:
+                    self.add(await measurement(self))
+        except _BROKEN as error:
+            self.load.fail(f"{type(error).__name__} {error}; the rest was not measured")
+
+
+async def _latency(it: _Subject) -> list[Figure]:
+    return await phases.latency(it.load, it.plan) + await phases.latency(it.load, it.plan, think_s=phases.THINK_S)
+
+
+async def _tools(it: _Subject) -> list[Figure]:
+    own = await phases.tool_calls(it.load, it.plan)
+    return own + await streaming.client_tools(it.load, it.plan, own)
+
+
+async def _rivals(it: _Subject) -> list[Figure]:
+    async with rivals.running(it.report.left_out) as others:
+        figures = await instead(it.load, it.plan, others)
+        it.report.curves = await curve.curves(it.load, curve.part_of(it.plan.rounds), others)
+    it.say("\n".join(curve.lines(it.report.curves)))
+    return figures
+
+
+async def _streaming(it: _Subject) -> list[Figure]:
+    return await streaming.streaming(it.load) + await streaming.stalled(it.load)
+
+
+async def _data(it: _Subject) -> list[Figure]:
+    if absent := data_profile.missing():
+        it.report.left_out.append(f"{data_profile.PROFILE}: not installed: {absent}")
+        return []
+    return await data_profile.data_profile(it.load, it.plan)
+
+
+_Measurement = Callable[[_Subject], Awaitable[list[Figure]]]
+
+_OF_THE_FLEET: dict[str, _Measurement] = {
+    "latency": _latency,
+    "languages": lambda it: languages.javascript(it.load, it.plan),
+    "throughput": lambda it: phases.throughput(it.load, it.fleet, it.plan),
+    "in-flight": lambda it: bursts.in_flight(it.load, it.plan),
+    "burst": lambda it: bursts.burst(it.load, it.plan),
+    "cold": lambda it: bursts.cold(it.load, it.plan),
+    "tools": _tools,
+    "cancels": lambda it: phases.cancels(it.load, it.plan),
+    "neighbours": lambda it: neighbours(it.load, it.plan),
+    "endurance": lambda it: phases.endurance(it.load, it.plan),
+    "growth": lambda it: growth(it.load, it.fleet, it.plan),
+    "rivals": _rivals,
+}
+"""Before and after these, what the fleet holds is counted."""
+_OF_OTHERS: dict[str, _Measurement] = {
+    "streaming": _streaming,
+    "crowd": lambda it: crowd(min(CLIENTS, CLIENTS_A_ROUND * it.plan.rounds)),
+    "alone": lambda it: alone(it.load, it.plan.rounds),
+    "density": lambda it: density(it.load, it.plan),
+    "data": _data,
+}
+"""These have fleets of their own."""
+NAMES = (*_OF_THE_FLEET, *_OF_OTHERS)
+"""Of all that can be measured, in this order."""
+
+
+async def run(plan: Plan, workers: int, say: Callable[[str], None], *, only: Collection[str] = ()) -> Report:
+    """Measure; tell each line to `say` as soon as it is known. Raises FleetError.
+
+    Args:
+        plan: how much.
+        workers: of the fleet.
+        say: takes what is to be read.
+        only: of `NAMES`, what to measure; all if there is none.
+    """
     log: list[str] = []
     report = Report(
         machine=describe_machine(),
@@ -54,61 +145,23 @@ async def run(plan: Plan, workers: int, say: Callable[[str], None]) -> Report:
     # As many slots as there are ever sessions in flight, in each worker: a queue would be measured too.
     spec = FleetSpec(workers=workers, max_sessions=MAX_SESSIONS, tools=("enclave_client.bench.echo_tool",))
     async with running_fleet(spec, lambda name, text: log.append(f"{name}: {text}")) as fleet:
-        await _measure(fleet, plan, report, say)
+        await _measure(_Subject(fleet, plan, report, say), only)
     report.failures += log[:MAX_FAILURES_KEPT] if report.failed else []
     say(ending(report))
     return report
 
 
-async def _measure(fleet: Fleet, plan: Plan, report: Report, say: Callable[[str], None]) -> None:
-    load = Load(fleet.url)
-
-    def add(figures: list[Figure]) -> None:
-        report.figures += figures
-        for figure in figures:
-            say(line(figure))
-
-    add(phases.memory(fleet))
+async def _measure(it: _Subject, only: Collection[str]) -> None:
+    load = it.load
+    it.add(phases.memory(it.fleet))
     await load.in_flight(MIXED * (WARM_UP_SESSIONS // len(MIXED)), phases.IN_FLIGHT)
-    before = await settled(fleet, None)
-    try:
-        add(await phases.latency(load, plan))
-        add(await phases.latency(load, plan, think_s=phases.THINK_S))
-        add(await languages.javascript(load, plan))
-        add(await phases.throughput(load, fleet, plan))
-        add(await bursts.in_flight(load, plan))
-        add(await bursts.burst(load, plan))
-        add(await bursts.cold(load, plan))
-        own_tools = await phases.tool_calls(load, plan)
-        add(own_tools)
-        add(await streaming.client_tools(load, plan, own_tools))
-        add(await phases.cancels(load, plan))
-        add(await neighbours(load, plan))
-        add(await phases.endurance(load, plan))
-        add(await growth(load, fleet, plan))
-        async with rivals.running(report.left_out) as others:
-            add(await instead(load, plan, others))
-            report.curves = await curve.curves(load, curve.part_of(plan.rounds), others)
-        say("\n".join(curve.lines(report.curves)))
-    except _BROKEN as error:
-        load.fail(f"{type(error).__name__} {error}; the rest was not measured")
-    after = await settled(fleet, before)
-    say(f"held before {load.sessions} sessions: {_held(before)}\nheld after:  {_held(after)}")
-    try:
-        add(await streaming.streaming(load))
-        add(await streaming.stalled(load))
-        add(await crowd(min(CLIENTS, CLIENTS_A_ROUND * plan.rounds)))
-        add(await alone(load, plan.rounds))
-        add(await density(load, plan))
-        absent = data_profile.missing()
-        if absent:
-            report.left_out.append(f"{data_profile.PROFILE}: not installed: {absent}")
-        else:
-            add(await data_profile.data_profile(load, plan))
-    except _BROKEN as error:
-        load.fail(f"{type(error).__name__} {error}; the rest was not measured")
-    report.failed, report.failures = load.failed, load.failures
-    report.leaks = leaks(before, after)
+    before = await settled(it.fleet, None)
+    await it.measure(_OF_THE_FLEET, only)
+    after = await settled(it.fleet, before)
+    it.say(f"held before {load.sessions} sessions: {_held(before)}\nheld after:  {_held(after)}")
+    await it.measure(_OF_OTHERS, only)
+    it.report.failed, it.report.failures = load.failed, load.failures
+    it.report.leaks = leaks(before, after)
 
 
 async def settled(fleet: Fleet, before: footprint.Held | None) -> footprint.Held:

@@ -39,13 +39,20 @@ if TYPE_CHECKING:
     help="How many workers to start.",
 )
 @click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    envvar="ENCLAVE_ONLY",
+    help="Measure only this, such as latency. May be given several times.  [default: everything]",
+)
+@click.option(
     "--json",
     "file",
     type=click.File("wb"),
     envvar="ENCLAVE_JSON",
     help="Write everything measured there; beside a file.json, file.svg is a picture of latency against load.",
 )
-def command(sessions: int, rounds: int, workers: int, file: BinaryIO | None) -> None:
+def command(sessions: int, rounds: int, workers: int, only: tuple[str, ...], file: BinaryIO | None) -> None:
     """Measure a fleet on this machine.
 
     Starts a broker and a worker, and prints each figure beside what it is compared with in the same run. Exits with 0
@@ -55,9 +62,11 @@ def command(sessions: int, rounds: int, workers: int, file: BinaryIO | None) -> 
     from enclave_client.bench.command import measured, write_json  # noqa: PLC0415
     from enclave_client.bench.phases import Plan  # noqa: PLC0415
     from enclave_client.bench.picture import draw_beside  # noqa: PLC0415
-    from enclave_client.bench.run import run  # noqa: PLC0415
+    from enclave_client.bench.run import NAMES, run  # noqa: PLC0415
 
-    report = measured(run(Plan(rounds=rounds, sessions=sessions), workers, click.echo))
+    if strange := [name for name in only if name not in NAMES]:
+        raise click.BadParameter(f"{strange[0]!r} is not one of {', '.join(NAMES)}", param_hint="--only")
+    report = measured(run(Plan(rounds=rounds, sessions=sessions), workers, click.echo, only=only))
     if file is not None:
         write_json(file, report)
         draw_beside(file.name, report.curves, report.machine)
