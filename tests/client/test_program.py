@@ -75,7 +75,10 @@ async def test_one_that_ignores_sigterm_is_killed_after_its_grace(program: MakeP
     assert await child.wait_exit() == "killed by SIGKILL"
 
 
-async def test_a_grandchild_that_holds_the_pipes_does_not_hold_us(program: MakeProgram) -> None:
+async def test_a_grandchild_that_holds_the_pipes_does_not_hold_us(
+    program: MakeProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enclave_client.program.DRAIN_S", 0.01)
     child, _ = program(LISTENS + "import os, time\nif os.fork() == 0: os.setsid(); time.sleep(30)")
     await child.start()
     await child.wait_listening(30)

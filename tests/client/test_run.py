@@ -9,7 +9,9 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
+from enclave_client.cli import main
 from enclave_protocol import MAX_CODE_BYTES, decode_event
 from enclave_protocol.events import Final
 from tests.client.fake_socket import FakeSocketBroker, Told, refusal, waits_for_cancel
@@ -221,11 +223,11 @@ async def test_profile_variables_and_files_go_into_the_request(tmp_path: Path) -
         (["--file", "/dev/zero=zero"], "files"),
     ],
 )
-async def test_a_wrong_variable_or_file_is_told_before_anything_starts(options: list[str], said: str) -> None:
-    code, out, err = await run("-", *options)
+def test_a_wrong_variable_or_file_is_told_before_anything_starts(options: list[str], said: str) -> None:
+    done = CliRunner().invoke(main, ["run", "-", *options], input="return 1")
 
-    assert (code, out) == (2, "")
-    assert said in err
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
 
 
 async def test_an_unreachable_broker_exits_with_two_and_one_line() -> None:
@@ -249,8 +251,9 @@ async def test_interrupting_cancels_the_session_and_waits_for_its_final() -> Non
 
 async def test_a_reader_that_goes_away_cancels_the_session() -> None:
     async def script(told: Told) -> None:
-        while not told.cancelled.is_set():
+        for _ in range(4):
             await told.stdout("y" * 65_536)
+        await told.cancelled.wait()
         await told.fail("SESSION_CANCELLED")
 
     async with FakeSocketBroker(script) as broker:
@@ -339,13 +342,13 @@ async def test_the_ending_of_a_files_name_says_its_language_unless_an_option_doe
         (["."], b"", "is a directory"),
     ],
 )
-async def test_a_wrong_command_line_exits_with_two_and_says_what_is_wrong(
+def test_a_wrong_command_line_exits_with_two_and_says_what_is_wrong(
     arguments: list[str], code: bytes, said: str
 ) -> None:
-    exit_code, out, err = await run(*arguments, code=code)
+    done = CliRunner().invoke(main, ["run", *arguments], input=code)
 
-    assert (exit_code, out) == (2, "")
-    assert said in err
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(
