@@ -380,6 +380,33 @@ async def test_a_pipe_is_read_again_after_its_rest() -> None:
         guest.exit()
 
 
+@pytest.mark.parametrize("before", ["a rest of its pipe", "its client reads on"])
+async def test_a_guest_that_the_kernel_has_no_room_to_watch_again_is_ended_and_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    full = asyncio.Event()
+
+    def watch(*_: object) -> NoReturn:
+        full.set()
+        raise OSError(errno.ENOSPC, "no room for another")
+
+    async with GuestHost() as host, asyncio.timeout(60):
+        guest = Guest(host)
+        monkeypatch.setattr(host.readiness, "watch", watch)
+        if before == "a rest of its pipe":
+            await guest.print("stdout", b"a line")
+            await full.wait()
+        else:
+            guest.sandbox.pause()
+            guest.sandbox.resume()
+        await turns()
+        guest.exit()
+
+        final = guest.sink.final
+        assert final is not None
+        assert (final["error"]["code"], "no room for another" in final["error"]["message"]) == ("INTERNAL_ERROR", True)
+
+
 async def test_descriptors_that_a_guest_passes_are_never_ours() -> None:
     async with GuestHost() as host:
         guest = Guest(host)

@@ -194,10 +194,13 @@ class Sandbox:
             self._watch_all()
 
     def _watch_all(self) -> None:
-        if not self._hung_up:
-            self._readiness.watch(self._control, self._on_control)
-        for stream, fd in self._pipes.items():
-            self._readiness.watch(fd, partial(self._on_pipe, stream))
+        try:
+            if not self._hung_up:
+                self._readiness.watch(self._control, self._on_control)
+            for stream, fd in self._pipes.items():
+                self._readiness.watch(fd, partial(self._on_pipe, stream))
+        except OSError as error:  # the kernel has no room for one more: unheard, a guest would wait till its deadline
+            self._give_up(error)
 
     def exited(self, exit_: Exit) -> None:
         """The zygote reaped it: hand over what is still in the pipes, let go of them, and tell the owner."""
@@ -341,7 +344,10 @@ class Sandbox:
 
     def _watch(self, stream: Stream) -> None:
         if stream in self._pipes and not self._paused:
-            self._readiness.watch(self._pipes[stream], partial(self._on_pipe, stream))
+            try:
+                self._readiness.watch(self._pipes[stream], partial(self._on_pipe, stream))
+            except OSError as error:  # as in `_watch_all`
+                self._give_up(error)
 
     def _read_pipe(self, stream: Stream, fd: int) -> int:
         """Read once; return how much that was."""
