@@ -303,7 +303,8 @@ class Broker:
                 await self._stop.wait()
                 self.dispatcher.end_all()
                 await self.dispatcher.wait_tools_ended()
-                await self.dispatcher.wait_read()  # the server closes WebSockets at once, whatever they are still sent
+                # The server closes WebSockets at once, whatever they are still sent.
+                await self.dispatcher.readers.wait_read(self.config.stop_grace_s)
                 server.stop()
                 await serving
                 for task in background:
@@ -314,14 +315,14 @@ class Broker:
         found = self.dispatcher.store.open(log_bytes=self.config.log_bytes, now=time.monotonic(), wall=time.time())
         self._recovery = Recovery(self.dispatcher, found)
         self._recovery.sessions()
-        self.dispatcher.await_tools()
+        self.dispatcher.answering.await_tools()
 
     async def _look_for_tools(self) -> None:
         await self.sources.wait_looked(SOURCES_WAIT_S)
         if self._recovery is not None:
             self._recovery.calls()
             self._recovery = None
-        self.dispatcher.tools_looked()
+        self.dispatcher.answering.tools_looked()
 
     async def _stop_runtimes(self) -> None:
         while self._started:

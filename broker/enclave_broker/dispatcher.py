@@ -1,7 +1,8 @@
 """Everything that happens to sessions between their client and their worker.
 
-Theory of operation. Two halves. This one is the clients': it accepts, finds, cancels and answers, and has tools called.
-`fleet` is the workers': it places sessions, takes in their events, and writes the end of those that no worker ends.
+Theory of operation. Two halves. This one is the clients': it accepts, finds and cancels, knows whether anybody reads
+(`readers`), and has calls of tools answered (`answering`). `fleet` is the workers': it places sessions, takes in their
+events, and writes the end of those that no worker ends.
 Nothing in either waits: clients' requests, workers' events and the clock all come in as plain calls on one event loop,
 and go out as lines in a log (read by cursors) and messages in a link's buffer. Only tools run beside it: see
 `tools.calls`.
@@ -9,8 +10,6 @@ and go out as lines in a log (read by cursors) and messages in a link's buffer. 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 import logging
 import time
@@ -18,28 +17,18 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
-from enclave_protocol import (
-    MAX_MESSAGE_BYTES,
-    Code,
-    Execute,
-    Limits,
-    NoCapacity,
-    RemoteProtocolError,
-    ToolResult,
-    encode,
-    new_session_id,
-    tool_calls,
-)
+from enclave_protocol import Code, Execute, Limits, NoCapacity, RemoteProtocolError, new_session_id
 from enclave_protocol.declared_tools import refuse_taken
 
 from . import languages
 from .access import Gate, QuotaExceeded, Scope, Signer, capped
-from .client_calls import Answerer, ClientCalls, answerer, unknown
+from .answering import Answering
 from .directory import Directory
 from .fleet import Fleet
 from .new_session import DuplicateSession
 from .offers import Offers
 from .placement import Placer, Refuse
+from .readers import Readers
 from .sessions import BrokerSession
 from .store import MemoryStore
 from .tools import ToolCalls
@@ -119,12 +108,8 @@ class Dispatcher:
         self.offers = Offers(config.default_limits, config.default_language)
         self.fleet = Fleet(config, metrics, self.store, placer=self.placer, offers=self.offers, owner=self)
         self.tool_calls = ToolCalls(config, metrics, self.fleet.outgoing.answer, secrets=secrets, approve=approve)
-        self._client_calls = ClientCalls(self._give_up_call)
-        self._unread: dict[str, asyncio.TimerHandle] = {}  # when to stop waiting for a reader
-        self._readers = 0
-        self._all_read = asyncio.Event()
-        self._all_read.set()
-        self._early_calls: list[tuple[BrokerSession, ToolCalled]] | None = None  # None: every source was looked at
+        self.answering = Answering(tools, metrics, self.gate.ledger, self.tool_calls, self.fleet.outgoing.answer)
+        self.readers = Readers(config.disconnect_grace_s, self._give_up)
         self._closing = False
         self.draining = False
         """Whether no more sessions are accepted, because the broker is about to stop. Set by `drain`."""
@@ -259,55 +244,11 @@ class Dispatcher:
         self.directory.remove(session.session_id)
         self.cancel(session, "deleted")
 
-    def answer_call(self, session: BrokerSession, result: ToolResult) -> None:
-        """Pass a client's tool result on.
-
-        Raises:
-            RemoteProtocolError: no such call waits for this client, or the result is too large.
-        """
-        call_id, session_id = result.call_id, session.session_id
-        if not session.live or call_id not in session.calls:
-            allowed = "the callId of a tool_call of this session"
-            raise RemoteProtocolError(f"unknown call {call_id}", field="callId", allowed=allowed, session_id=session_id)
-        message = encode(result)
-        if len(message) > MAX_MESSAGE_BYTES:
-            allowed = f"at most {MAX_MESSAGE_BYTES} bytes in all"
-            raise RemoteProtocolError("too large", field="value", allowed=allowed, session_id=session_id)
-        if not session.answer(call_id):
-            reason = f"call {call_id} was answered before"
-            raise RemoteProtocolError(reason, field="callId", allowed="one result per call", session_id=session_id)
-        self._client_calls.answered(session_id, call_id)
-        if session.trace is not None:
-            session.trace.answered(
-                call_id, "ok" if result.error is UNSET else result.error.code or Code.EXECUTION_ERROR
-            )
-        self.metrics.tool_calls.labels("ok" if result.success else "error").inc()
-        self.fleet.outgoing.answer(session, call_id, message)
-
-    def reader_came(self, session: BrokerSession) -> None:
-        """Note that somebody reads the session: it need not be given up."""
-        self._readers += 1
-        self._all_read.clear()
-        _cancel_timer(self._unread, session.session_id)
-
-    def reader_left(self, session: BrokerSession) -> None:
-        """Note that a reader is gone, or has all. A live session without any is given a while, and then cancelled."""
-        self._readers -= 1
-        if not self._readers:
-            self._all_read.set()
-        self._await_reader(session)
-
-    def _await_reader(self, session: BrokerSession) -> None:
-        if session.live and not (session.log.readers or self._closing or session.session_id in self._unread):
-            self._unread[session.session_id] = asyncio.get_running_loop().call_later(
-                self.config.disconnect_grace_s, self._give_up, session
-            )
-
     def take_over(self, session: BrokerSession) -> None:
         """Take in a live session of an earlier broker, which nobody reads yet."""
         self.gate.ledger.account(session.tenant).take_over()
         self.fleet.routes[session.session_id] = session
-        self._await_reader(session)
+        self.readers.await_one(session)
 
     # Tools
 
@@ -350,25 +291,20 @@ class Dispatcher:
         calls are given up, as if this one had been killed.
         """
         self._closing = True
+        self.readers.close()
+        self.answering.close()
         self._unsubscribe()
         if not self.store.durable or self.store.failure:
             self.fleet.end_all()
             return
         self.fleet.leave_all()
         for session_id in self.fleet.routes:
-            _cancel_timer(self._unread, session_id)
-            self._client_calls.ended(session_id)
-            self.tool_calls.session_ended(session_id)
+            self.readers.stop_waiting(session_id)
+            self.answering.session_ended(session_id)
 
     async def wait_tools_ended(self) -> None:
         """Wait for cancelled tools, but not for longer than `stop_grace_s`."""
         await self.tool_calls.stop(self.config.stop_grace_s)
-
-    async def wait_read(self) -> None:
-        """Wait until whoever reads a session was sent its end, but not for longer than `stop_grace_s`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.config.stop_grace_s):
-                await self._all_read.wait()
 
     def validate(self) -> None:
         """Assert what is always true between two calls."""
@@ -378,9 +314,8 @@ class Dispatcher:
 
     def session_ended(self, session: BrokerSession) -> None:
         """Account for a session that has just got its `final`, and let go of what it had here."""
-        _cancel_timer(self._unread, session.session_id)
-        self._client_calls.ended(session.session_id)
-        self.tool_calls.session_ended(session.session_id)
+        self.readers.stop_waiting(session.session_id)
+        self.answering.session_ended(session.session_id)
         self.directory.finish(session)
         now = time.monotonic()
         cpu_ms = 0.0 if session.stats is None else session.stats.cpu_ms
@@ -398,81 +333,12 @@ class Dispatcher:
         session = self.directory.get(session_id)
         return None if session is None or session.live else session
 
-    def _give_up(self, session: BrokerSession) -> None:
-        self._unread.pop(session.session_id, None)
-        if not session.log.readers:
-            self.cancel(session, "its client went away")
-
-    # Tools
-
     def tool_called(self, session: BrokerSession, called: ToolCalled) -> None:
-        """Have a call answered, unless its session has ended meanwhile: by the broker's tool, or by the client."""
-        if not session.live or self._closing:
-            return
-        payload = called.call.payload
-        try:
-            self.gate.ledger.account(session.tenant).call_tool(time.monotonic())
-        except QuotaExceeded as error:
-            session.answer(payload.call_id)  # whoever would have answered it: it is answered now
-            self.metrics.quota_refused(session.tenant, error.quota)
-            self.tool_calls.refuse(session, payload, Code.QUOTA_EXCEEDED, str(error), "refused")
-            return
-        self.metrics.tenant_called(session.tenant)
-        self._have_answered(session, called)
+        """Have a call answered."""
+        self.answering.called(session, called)
 
-    def await_tools(self) -> None:
-        """Let calls of tools that nobody has wait, until `tools_looked`: a source may be about to bring them."""
-        self._early_calls = []
-
-    def tools_looked(self) -> None:
-        """Have the calls answered that waited for tools, unless their clients have done it meanwhile."""
-        early, self._early_calls = self._early_calls or [], None
-        for session, called in early:
-            if session.live and not (self._closing or session.calls.get(called.call.payload.call_id, True)):
-                self._have_answered(session, called)
-
-    def _have_answered(self, session: BrokerSession, called: ToolCalled) -> None:
-        payload = called.call.payload
-        tool = self.tools.get(payload.tool_name)
-        if tool is None and self._early_calls is not None and payload.tool_name not in (session.client_tools or {}):
-            self._early_calls.append((session, called))
-            return
-        who = answerer(payload.tool_name, broker_has=tool is not None, client_tools=session.client_tools)
-        if who is Answerer.CLIENT:
-            if session.trace is not None:
-                session.trace.called(payload.call_id, payload.tool_name)
-            self._client_calls.left(session, payload.call_id, payload.tool_name)
-            return
-        session.answer(payload.call_id)
-        if tool is None:
-            reason = unknown(payload.tool_name, self.tools.names(), session.client_tools)
-            self.tool_calls.refuse(session, payload, Code.UNKNOWN_TOOL, reason, "unknown")
-        else:
-            self.tool_calls.start(session, tool, payload, size_bytes=called.size_bytes)
-
-    def call_again(self, session: BrokerSession, called: ToolCalled) -> None:
-        """Have a call answered that a broker before this one left open: it was counted then, and may have been run."""
-        payload = called.call.payload
-        tool = self.tools.get(payload.tool_name)
-        who = answerer(payload.tool_name, broker_has=tool is not None, client_tools=session.client_tools)
-        if who is Answerer.CLIENT:
-            self._client_calls.left(session, payload.call_id, payload.tool_name)
-            return
-        session.answer(payload.call_id)
-        if tool is not None and tool.policy.retryable:
-            self.tool_calls.start(session, tool, payload, size_bytes=called.size_bytes)
-            return
-        reason = "the broker was started again during this call: whether it had its effect is not known"
-        self.tool_calls.refuse(session, payload, Code.INTERNAL_ERROR, reason, "error")
-
-    def _give_up_call(self, session: BrokerSession, call_id: str, reason: str) -> None:
-        """Answer a call in place of the client, which took too long."""
-        if session.answer(call_id):
-            self.metrics.tool_calls.labels("timeout").inc()
-            if session.trace is not None:
-                session.trace.answered(call_id, Code.TOOL_TIMEOUT)
-            failed = tool_calls.failed(session.session_id, call_id, Code.TOOL_TIMEOUT, reason)
-            self.fleet.outgoing.answer(session, call_id, encode(failed))
+    def _give_up(self, session: BrokerSession) -> None:
+        self.cancel(session, "its client went away")
 
 
 def _no_capacity(refuse: Refuse) -> NoCapacity:
@@ -480,9 +346,3 @@ def _no_capacity(refuse: Refuse) -> NoCapacity:
 
 
 _named = functools.lru_cache(maxsize=64)(Limits.named)  # most sessions share theirs
-
-
-def _cancel_timer(timers: dict[str, asyncio.TimerHandle], session_id: str) -> None:
-    timer = timers.pop(session_id, None)
-    if timer is not None:
-        timer.cancel()

@@ -68,7 +68,7 @@ class Recovery:
         """Have the open tool calls answered. To be called when the broker has its tools."""
         for session, called in self._calls:
             if session.live and not session.calls[called.call.payload.call_id]:
-                self._dispatcher.call_again(session, called)
+                self._dispatcher.answering.call_again(session, called)
 
     def _go_on(self, found: Unended) -> None:
         session, fleet = found.session, self._dispatcher.fleet

@@ -276,7 +276,7 @@ async def test_a_client_that_comes_back_in_time_takes_its_session_over() -> None
         await running.wait_until(lambda: not session.log.readers)
         back = asyncio.create_task(running.http.get("/sessions/s_1/stream?fromSeq=2"))
         await running.wait_until(lambda: session.log.readers == 1)
-        assert not running.broker.dispatcher._unread
+        assert not running.broker.dispatcher.readers._unread
         await running.http.post("/sessions/s_1/cancel")
         assert parse((await back).text)[-1]["type"] == "final"
 

@@ -36,7 +36,7 @@ def accept_answer(dispatcher: Dispatcher, session: BrokerSession, body: bytes) -
         if session.calls[result.call_id]:
             message = f"call {result.call_id[:140]} is answered: by the broker, or by an earlier result"
             raise ApiError(409, error_body("ALREADY_ANSWERED", message, field="callId"))
-        dispatcher.answer_call(session, result)
+        dispatcher.answering.answer_call(session, result)
 
 
 def _opened(session: BrokerSession, body: bytes) -> bytes:

@@ -69,7 +69,7 @@ class EventStream:
         self._gone = False
         self._watching: asyncio.Task[None] | None = None
         self._cursor: Cursor = session.log.subscribe(from_seq, self._more.set)
-        dispatcher.reader_came(session)
+        dispatcher.readers.came(session)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the final, or until the reader is gone."""
@@ -80,7 +80,7 @@ class EventStream:
             await self._write_all(send)
         finally:
             self._cursor.close()
-            self._dispatcher.reader_left(self._session)
+            self._dispatcher.readers.left(self._session)
             watch_later.cancel()
             if self._watching is not None:
                 self._watching.cancel()

@@ -132,7 +132,7 @@ class SocketClient:
         finally:
             for session, cursor in self._cursors.values():
                 cursor.close()
-                self._dispatcher.reader_left(session)
+                self._dispatcher.readers.left(session)
         return closing
 
     async def _read(self) -> None:
@@ -163,7 +163,7 @@ class SocketClient:
             self._reply(encode(self._pong(message)))
         else:
             self._allow(Scope.CONTROL, message.session_id)
-            self._dispatcher.answer_call(self._own(message.session_id), message)
+            self._dispatcher.answering.answer_call(self._own(message.session_id), message)
 
     def _execute(self, message: Execute) -> None:
         session_id = message.session_id or new_session_id()
@@ -252,7 +252,7 @@ class SocketClient:
     def _subscribe(self, session: BrokerSession, from_seq: int) -> None:
         cursor = session.log.subscribe(from_seq, functools.partial(self._wake, session.session_id))
         self._cursors[session.session_id] = (session, cursor)
-        self._dispatcher.reader_came(session)
+        self._dispatcher.readers.came(session)
         self._wake(session.session_id)
 
     def _own(self, session_id: str) -> BrokerSession:
@@ -283,7 +283,7 @@ class SocketClient:
             cursor.close()
             del self._cursors[session_id]
             self._ready.pop(session_id, None)
-            self._dispatcher.reader_left(session)
+            self._dispatcher.readers.left(session)
         elif cursor.behind:
             self._ready[session_id] = None
 

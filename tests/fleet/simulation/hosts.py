@@ -313,7 +313,7 @@ class BrokerHost:
 
     def _give(self, session: BrokerSession, request: dict[str, Any]) -> int:
         try:
-            self.dispatcher.answer_call(session, decode_tool_result(request["body"], session.session_id))
+            self.dispatcher.answering.answer_call(session, decode_tool_result(request["body"], session.session_id))
         except RemoteProtocolError:
             return 409
         return 202
