@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from .access import Ledger
     from .metrics import Metrics
-    from .sessions import BrokerSession, ToolCalled
+    from .sessions import BrokerSession
+    from .steps import ToolCalled
     from .tools import ToolCalls, ToolRegistry
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .metrics import Metrics
     from .new_session import NewSession
     from .placement import RefuseReason
-    from .sessions import ToolCalled
+    from .steps import ToolCalled
     from .store import Store
     from .tools import ApprovalHook, CatalogChange, Secrets, ToolRegistry
     from .tracing import Tracing

@@ -27,7 +27,7 @@ from . import languages, resuming
 from .absences import Absences
 from .outgoing import Outgoing
 from .placement import Place
-from .sessions import Broken, BrokerSession, Ended, LetGo, Missing, Refused, Replayed, ToolCalled
+from .steps import Broken, Ended, LetGo, Missing, Refused, Replayed, ToolCalled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from .offers import Offers
     from .placement import Placer, Refuse, Wait
     from .resuming import Fate
-    from .sessions import Step
+    from .sessions import BrokerSession
+    from .steps import Step
     from .store import Store
 
 log = logging.getLogger("enclave.broker")

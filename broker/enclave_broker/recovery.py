@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from enclave_protocol import Code, decode_event, peek
 from enclave_protocol.events import ToolCall
 
-from .sessions import ToolCalled
+from .steps import ToolCalled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

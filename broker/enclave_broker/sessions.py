@@ -9,11 +9,9 @@ exactly one `final`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from enclave_protocol import (
     NO_TOOLS,
@@ -24,7 +22,6 @@ from enclave_protocol import (
     FinalPayload,
     Limits,
     ProtocolError,
-    RemoteProtocolError,
     State,
     Stats,
     Trigger,
@@ -36,11 +33,8 @@ from enclave_protocol import (
 )
 from enclave_protocol.events import (
     CatalogChanged,
-    Encryption,
     Heartbeat,
     HeartbeatPayload,
-    SessionInit,
-    SessionInitPayload,
     Status,
     StatusPayload,
     Stderr,
@@ -54,7 +48,9 @@ from enclave_protocol.logs import about
 
 from . import languages
 from .access import DEFAULT_TENANT
+from .own_lines import init_event, read_final, written_bytes
 from .resuming import Known, PlaceAgain, fate_on_loss
+from .steps import Broken, Ended, LetGo, Missing, Refused, Replayed, ToolCalled
 from .tools.catalog import merged
 
 if TYPE_CHECKING:
@@ -66,73 +62,8 @@ if TYPE_CHECKING:
     from enclave_protocol.messages import Envelope
 
     from .event_log import EventLog
+    from .steps import Step
     from .tracing import SessionTrace
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The worker had no slot; nothing was told to the client."""
-
-
-@dataclass(frozen=True, slots=True)
-class LetGo:
-    """The worker ended it unfinished, because it goes away; nothing was told to the client, and it may run again."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCalled:
-    """The guest waits for this call."""
-
-    call: ToolCall
-    size_bytes: int
-    """Of the event as it came."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The worker's `final` arrived."""
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """The session cannot go on, mostly because the worker's stream made no sense: end it and tell the worker to."""
-
-    reason: str
-    code: Code = Code.INTERNAL_ERROR
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """The event is in the log already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Events before this one did not come."""
-
-    reason: str
-
-
-Step = Refused | LetGo | ToolCalled | Ended | Broken | Replayed | Missing | None
-"""What a worker's event asks of the broker; None: it is in the log, and that is all."""
-
-
-class _FinalError(msgspec.Struct):
-    code: str | UnsetType = UNSET
-
-
-class _FinalBody(msgspec.Struct):
-    ok: bool
-    error: _FinalError | UnsetType = UNSET
-    stats: Stats | UnsetType = UNSET
-
-
-class _FinalLine(msgspec.Struct):
-    payload: _FinalBody
-
-
-# Only what the broker counts: the result, which can be large, is skipped over.
-_final_decoder = msgspec.json.Decoder(_FinalLine)
 
 
 class BrokerSession:
@@ -258,7 +189,7 @@ class BrokerSession:
         """Number of its worker's first event."""
         self._init_unheard()
         if log.next_seq == 1:
-            log.append(encode(self._init_event()))
+            log.append(encode(init_event(session_id, self.expires_at, channel)))
 
     def _init_unheard(self) -> None:
         """Make what its worker may not have heard yet: it is said again if the connection is lost with it."""
@@ -463,8 +394,8 @@ class BrokerSession:
         return Replayed()
 
     def _accept_final(self, line: bytes, now: float) -> Step:
-        body = _final_decoder.decode(line).payload
-        code = body.error.code if body.error is not UNSET else UNSET
+        body = read_final(line)
+        code = body.code
         if code == Code.NO_CAPACITY and self.request is not None:
             return Refused()
         if code == Code.WORKER_LOST and isinstance(fate_on_loss(self.known), PlaceAgain):
@@ -536,35 +467,7 @@ class BrokerSession:
 
     def _written(self, kind: type[Stdout | Stderr]) -> int:
         # Counted from the log only when a session ends this way, so that passing events on needs no decoding.
-        mark = b'"stdout"' if kind is Stdout else b'"stderr"'
-        total = 0
-        for kept in self.log.kept():
-            line = self._opened(kept)
-            if mark not in line:
-                continue
-            try:
-                event = decode_event(line)
-            except RemoteProtocolError:  # it was passed on unread: nonsense, or an event that only newer programs know
-                continue
-            if isinstance(event, kind):
-                total += len(event.payload.chunk.encode())
-        return total
-
-    def _init_event(self) -> SessionInit:
-        where = f"/sessions/{self.session_id}"
-        payload = SessionInitPayload(
-            cancel_url=f"{where}/cancel",
-            replay_url=f"{where}/stream",
-            expires_at=iso_time(self.expires_at),
-            encryption=self._encryption(),
-        )
-        return SessionInit(session_id=self.session_id, seq=1, payload=payload)
-
-    def _encryption(self) -> Encryption:
-        if self.channel is None:
-            return Encryption(enabled=False)
-        hello = self.channel.hello
-        return Encryption(enabled=True, key_id=hello.key_id, server_hello=hello)
+        return written_bytes(map(self._opened, self.log.kept()), kind)
 
 
 def _size_bytes(request: Execute) -> int:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_broker.event_log import EventLog, Trimmed
-from enclave_broker.sessions import Broken, BrokerSession, Ended, Missing, Refused, Replayed, ToolCalled
+from enclave_broker.sessions import BrokerSession
+from enclave_broker.steps import Broken, Ended, Missing, Refused, Replayed, ToolCalled
 from enclave_protocol import Code, Execute, Final, Limits, State, Stats, decode_event, peek
 from enclave_protocol.events import iso_time
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from enclave_broker.event_log import EventLog
-from enclave_broker.sessions import Broken, BrokerSession
+from enclave_broker.sessions import BrokerSession
+from enclave_broker.steps import Broken
 from enclave_protocol import Code, Execute, Limits, encode
 from enclave_protocol.ciphers import KeyPair, derive_key
 from enclave_protocol.codec import peek
