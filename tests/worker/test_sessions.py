@@ -38,7 +38,7 @@ async def worker() -> AsyncIterator[RuntimeWorker]:
     """One worker for all: what a session does is nothing to the next one. Nothing of any is left in the end."""
     with nothing_left(), pytest.MonkeyPatch.context() as patched:
         # What is killed is gone when its final says so, however busy the machine.
-        patched.setattr("enclave_worker.sessions._DEATH_GRACE_S", PATIENCE_S)
+        patched.setattr("enclave_worker.run._DEATH_GRACE_S", PATIENCE_S)
         async with running() as runtime:
             yield runtime
         await asyncio.get_running_loop().shutdown_default_executor()
