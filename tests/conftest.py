@@ -29,10 +29,11 @@ def pytest_configure() -> None:
     os.environ.setdefault("ENCLAVE_LEVEL", "BEST")
     _leave_mounts_of_others()
     # Property tests state what holds, not how fast: on a loaded machine Hypothesis's own deadlines would fail them.
-    hypothesis.settings.register_profile(
-        "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-    )
-    hypothesis.settings.load_profile("untimed")
+    # They try the same in each run, which so fails for a change only; `--hypothesis-profile=explore` goes further.
+    untimed = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+    hypothesis.settings.register_profile("explore", untimed)
+    hypothesis.settings.register_profile("same", untimed, derandomize=True)
+    hypothesis.settings.load_profile("same")
     # A shell has what it starts in the background ignore SIGINT, nohup SIGHUP, and the tests' programs inherit it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

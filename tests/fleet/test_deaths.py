@@ -27,7 +27,7 @@ WAITS: dict[str, Any] = {
     "port": 0,
     "ping_interval_s": 0.1,
     "dead_after_s": 1.0,
-    "hello_timeout_s": 1.0,
+    "hello_timeout_s": 10.0,
     "reconnect_min_s": 0.02,
     "reconnect_max_s": 0.1,
 }

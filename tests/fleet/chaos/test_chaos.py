@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import signal
@@ -30,6 +31,7 @@ def test_a_seed_gives_the_same_sessions_and_faults_and_another_seed_others() -> 
 
 
 async def test_what_a_run_leaves_is_said(tmp_path: Path) -> None:
+    gc.collect()  # what other tests have left is not to close while we count
     before = Held.now()
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
     (tmp_path / "forgotten").touch()
