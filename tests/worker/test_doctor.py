@@ -192,6 +192,16 @@ def test_the_advice_for_pinned_memory_names_what_forbids_it(machine: Host, numbe
     assert advice in fix_pinned_memory(machine, Answer(ok=False, found="refused", errno=number))
 
 
+def test_a_limit_of_locked_memory_that_is_too_low_for_zygotes_is_not_called_enough() -> None:
+    low = (
+        "import resource; resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))\n"
+        "from enclave_worker.doctor_layers import pinned_memory\n"
+        "try: print(pinned_memory().ok)\n"
+        "except OSError: print('refused')\n"
+    )
+    assert run_as("an ordinary user", "-c", low).stdout.strip() == "refused"
+
+
 @needs_time_namespaces
 def test_root_that_may_not_set_clocks_makes_none() -> None:
     spoil = "kernel.prctl(kernel.PR_CAPBSET_DROP, 25)"

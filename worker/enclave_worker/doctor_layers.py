@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_PINNED_BYTES = 7 << 20
+"""What the three zygotes of the `python` profile pin, and a fourth while it takes the place of one of them. An ordinary
+user's limit is for all that the user's programs have pinned."""
+
+
 def layout() -> Layout:
     """Return where our control group is; raises ControlGroupsMissing."""
     own, mounts = (Path(f"/proc/self/{name}").read_text() for name in ("cgroup", "mountinfo"))
@@ -107,17 +112,18 @@ def judge_ids(uid_map: str, first: int, count: int) -> Answer:
 
 
 def pinned_memory() -> Answer:
-    """Whether a fork has a page for itself that was pinned, and that neither wrote to."""
-    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
-        page[0] = 1
-        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-        hot_pages.pin(hot_pages.pack([(address, mmap.PAGESIZE)]))
+    """Whether a fork has for itself what was pinned, and what neither wrote to; as much of it as zygotes pin."""
+    with mmap.mmap(-1, _PINNED_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        area.madvise(mmap.MADV_NOHUGEPAGE)
+        area[:] = b"x" * _PINNED_BYTES
+        whole = ctypes.addressof(ctypes.c_char.from_buffer(area)), _PINNED_BYTES
+        hot_pages.pin(hot_pages.pack([whole]))
         proc = os.open("/proc", os.O_PATH)
         pid = os.fork()
         if not pid:
             try:
-                own = hot_pages.Observer(proc, [(address, mmap.PAGESIZE)]).unshared()
-                os._exit(0 if own else 1)
+                own = hot_pages.Observer(proc, [whole]).unshared()
+                os._exit(0 if own == [whole] else 1)
             finally:
                 os._exit(1)
         _, status = os.waitpid(pid, 0)

@@ -128,7 +128,10 @@ def fix_pinned_memory(host: Host, answer: Answer) -> str:
     if answer.errno == errno.ENOSYS:
         return "boot a kernel with CONFIG_IO_URING=y"
     if answer.errno == errno.ENOMEM:
-        return "raise the limit of locked memory to 8 MiB (ulimit -l 8192; LimitMEMLOCK=8M in a systemd unit)"
+        return (
+            "raise the limit of locked memory to 8 MiB, and 2 more for each further profile of a worker "
+            "(ulimit -l 8192; LimitMEMLOCK=8M in a systemd unit)"
+        )
     if host.sysctls.get("kernel/io_uring_disabled", "0") != "0":
         # Never to 0: whoever closed io_uring to this host's programs had a reason.
         closed_to_others = _sysctl("kernel.io_uring_disabled", 1)
