@@ -86,7 +86,7 @@ class Recovery:
     def _adopt(self, found: Unended) -> None:
         session, dispatcher = found.session, self._dispatcher
         config, fleet = dispatcher.config, dispatcher.fleet
-        for call_id in session.open_calls & found.answers.keys():
+        for call_id in session.open_calls.keys() & found.answers.keys():
             session.calls[call_id] = True
             session.answers[call_id] = found.answers[call_id]
         self._calls += [(session, called) for called in _open_calls(found)]
@@ -117,7 +117,7 @@ def _open_calls(found: Unended) -> Iterator[ToolCalled]:
     session = found.session
     if all(session.calls.values()):
         return
-    for line in found.log.kept():
+    for line in [*found.calls, *found.log.kept()]:
         event = decode_event(line) if peek(line).type == "tool_call" else None  # others may be a newer worker's
         if isinstance(event, ToolCall) and not session.calls.get(event.payload.call_id, True):
             yield ToolCalled(event, len(line))

@@ -174,8 +174,8 @@ class BrokerSession:
         """Why its worker was asked to end it: one that refuses it then must not have it placed elsewhere."""
         self.calls: dict[str, bool] = {}
         """Tool calls by id, and whether each was answered."""
-        self.open_calls: set[str] = set()
-        """Calls whose result the guest does not have yet."""
+        self.open_calls: dict[str, int] = {}
+        """Calls whose result the guest does not have yet, and the numbers of their events."""
         self.tool_call_count = 0
         self.stats: Stats | None = None
         self.trace: SessionTrace | None = None
@@ -359,6 +359,16 @@ class BrokerSession:
             if peek(line).type.startswith("tool_"):
                 self._accept_call(line)
 
+    def replay_calls(self, call_ids: Iterable[str]) -> None:
+        """Take in calls whose own events are in the log no more, after those that are: what became of them is there."""
+        for call_id in call_ids:
+            if call_id not in self.calls:
+                self.calls[call_id] = False
+                self.open_calls[call_id] = 0
+                self.tool_call_count += 1
+        if self.open_calls and self.state is State.RUNNING:
+            self.state = transition(self.state, Trigger.TOOL_CALL)
+
     def end(self, code: Code, message: str, now: float) -> None:
         """Write the broker's own `final`, because no worker will. A session that has ended stays as it is."""
         if not self.live:
@@ -418,14 +428,14 @@ class BrokerSession:
             if event.payload.call_id in self.calls:
                 return Broken(f"call {event.payload.call_id} was made twice")
             self.calls[event.payload.call_id] = False
-            self.open_calls.add(event.payload.call_id)
+            self.open_calls[event.payload.call_id] = event.seq
             self.tool_call_count += 1
             if self.state is State.RUNNING:
                 self.state = transition(self.state, Trigger.TOOL_CALL)
             return ToolCalled(event, len(line))
         if isinstance(event, ToolResultApplied):
             self.calls[event.payload.call_id] = True
-            self.open_calls.discard(event.payload.call_id)
+            self.open_calls.pop(event.payload.call_id, None)
             self.answers.pop(event.payload.call_id, None)
             if self.state is State.WAITING_FOR_TOOL and not self.open_calls:
                 self.state = transition(self.state, Trigger.TOOL_RESULT)

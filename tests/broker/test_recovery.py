@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from enclave_broker.sessions import BrokerSession
+
 Events = list[dict[str, Any]]
 
 
@@ -460,6 +462,125 @@ async def test_a_client_can_answer_the_next_broker(tmp_path: Path) -> None:
             answer = {"callId": "c_1", "result": "later"}
             assert (await running.http.post("/sessions/s_1/tool-result", json=answer)).status_code == 200
             assert (await rest(running, "s_1", seen))[-1]["payload"]["result"] == "later"
+
+
+KEPT_BYTES = 20_000
+
+
+class CallsAndTalks:
+    """A guest that calls a tool, writes more than a log keeps, and then waits for the result."""
+
+    def __init__(self, *, takes_it_first: bool = False) -> None:
+        self.takes_it_first = takes_it_first
+        self.may_talk, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, session: FakeSession) -> None:
+        await session.event("tool_call", {"callId": "c_1", "toolName": "act", "args": {}})
+        if self.takes_it_first:
+            result = await self.applied(session)
+        await self.may_talk.wait()
+        for _ in range(40):
+            await session.stdout("x" * 1000)
+        if not self.takes_it_first:
+            result = await self.applied(session)
+        await self.may_end.wait()
+        await session.final(result["value"] if result["success"] else result["error"]["message"])
+
+    async def applied(self, session: FakeSession) -> dict[str, Any]:
+        result = await session.results.get()
+        await session.event("tool_result_applied", {"callId": "c_1"})
+        return result
+
+
+async def trimmed(running: Fleet, guest: CallsAndTalks, **body: Any) -> None:
+    """Post a session, and wait until its call is neither in the log any more nor among the lines that are stored."""
+    await told(running, "s_1", "tool_call", **body)  # so that it is stored with nothing that comes later
+    guest.may_talk.set()
+    await running.wait_until(lambda: known(running).log.end_seq > 40)
+    assert known(running).log.first_seq > 5
+
+
+def known(running: Fleet) -> BrokerSession:
+    session = running.broker.dispatcher.directory.get("s_1")
+    assert session is not None
+    return session
+
+
+async def result_of(running: Fleet) -> str:
+    """Wait for the result of that session."""
+    await running.wait_until(lambda: known(running).log.ended)
+    response = await running.http.get("/sessions/s_1/stream", params={"fromSeq": known(running).log.end_seq - 1})
+    return str(response.json()["payload"]["result"])
+
+
+UNREAD: dict[str, Any] = {"log_bytes": KEPT_BYTES, "disconnect_grace_s": 60.0}
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+async def test_a_client_can_answer_a_call_that_the_log_keeps_no_more(tmp_path: Path, restarts: int) -> None:
+    guest = CallsAndTalks()
+    guest.may_end.set()
+    async with ResumingWorker(guest) as worker:
+        async with broker_on(tmp_path, worker, **UNREAD) as running:
+            await trimmed(running, guest, tools=["act"])
+        for _ in range(restarts - 1):
+            async with broker_on(tmp_path, worker, **UNREAD) as running:
+                assert known(running).state == "waiting_for_tool"
+        async with broker_on(tmp_path, worker, **UNREAD) as running:
+            answer = {"callId": "c_1", "result": "later"}
+            assert (await running.http.post("/sessions/s_1/tool-result", json=answer)).status_code == 200
+            assert await result_of(running) == "later"
+
+
+@pytest.mark.parametrize(
+    ("retryable", "result"), [(True, "done"), (False, "the broker was started again during this call: whether it")]
+)
+async def test_a_tool_whose_call_the_log_keeps_no_more_is_run_again_if_it_may_be(
+    tmp_path: Path, *, retryable: bool, result: str
+) -> None:
+    guest = CallsAndTalks()
+    guest.may_end.set()
+    async with ResumingWorker(guest) as worker:
+        tools = registry(asyncio.Event(), retryable=retryable)
+        async with broker_on(tmp_path, worker, tools=tools, **UNREAD) as running:
+            await trimmed(running, guest)
+        tools = registry(asyncio.Event(), retryable=retryable, answer="done")
+        async with broker_on(tmp_path, worker, tools=tools, **UNREAD) as running:
+            assert (await result_of(running)).startswith(result)
+
+
+async def test_an_answer_arrives_whose_call_the_log_keeps_no_more(tmp_path: Path) -> None:
+    guest = CallsAndTalks()
+    guest.may_end.set()
+    async with ResumingWorker(guest) as worker:
+        worker.lose = {"tool_result"}
+        async with broker_on(tmp_path, worker, **UNREAD) as running:
+            await trimmed(running, guest, tools=["act"])
+            answer = {"callId": "c_1", "result": "mine"}
+            assert (await running.http.post("/sessions/s_1/tool-result", json=answer)).status_code == 200
+        worker.lose = set()
+        async with broker_on(tmp_path, worker, **UNREAD) as running:
+            assert await result_of(running) == "mine"
+
+
+@pytest.mark.parametrize("takes_it_first", [True, False])
+async def test_a_call_that_is_over_is_not_open_under_the_next_broker(tmp_path: Path, *, takes_it_first: bool) -> None:
+    guest = CallsAndTalks(takes_it_first=takes_it_first)
+    answer = {"callId": "c_1", "result": "mine"}
+    async with ResumingWorker(guest) as worker:
+        async with broker_on(tmp_path, worker, **UNREAD) as running:
+            if takes_it_first:
+                await told(running, "s_1", "tool_call", tools=["act"])
+            else:
+                await trimmed(running, guest, tools=["act"])
+            assert (await running.http.post("/sessions/s_1/tool-result", json=answer)).status_code == 200
+            guest.may_talk.set()
+            await running.wait_until(lambda: known(running).log.end_seq == 44)
+        async with broker_on(tmp_path, worker, **UNREAD) as running:
+            assert (known(running).open_calls, known(running).answers) == ({}, {})
+            assert known(running).state == "running"
+            guest.may_end.set()
+            assert await result_of(running) == "mine"
 
 
 async def test_a_deleted_session_stays_deleted(tmp_path: Path) -> None:

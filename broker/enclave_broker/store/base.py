@@ -37,6 +37,8 @@ class Unended:
     session: BrokerSession
     log: StoredLog
     """The session's."""
+    calls: list[bytes]
+    """Events of open calls that the log has no more."""
     answers: dict[str, bytes]
     """By the calls' ids; also of calls whose guest has it by now."""
     encrypted: bool

@@ -26,6 +26,7 @@ class Batch:
     lines: dict[int, tuple[int, list[bytes]]] = field(default_factory=dict)
     """The number of the first, and the lines."""
     answers: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    """Of calls; or the call itself, if it has none and its line is trimmed."""
     applied: set[tuple[int, str]] = field(default_factory=set)
     """Answers that are needed no more."""
     trimmed: dict[int, int] = field(default_factory=dict)
@@ -68,15 +69,15 @@ class Batch:
         self.size_bytes += len(line)
 
     def answer(self, key: int, call_id: str, message: bytes) -> None:
-        """Store the answer of a call."""
+        """Store the answer of a call, or the call."""
         self.answers[key, call_id] = message
         self.size_bytes += len(message)
 
     def apply(self, key: int, call_id: str) -> None:
-        """Forget the answer of a call."""
-        if self.answers.pop((key, call_id), None) is None:
-            self.applied.add((key, call_id))
-            self.size_bytes += len(call_id)
+        """Forget what `answer` stored of a call."""
+        self.answers.pop((key, call_id), None)
+        self.applied.add((key, call_id))  # in any case: what an earlier batch stored of it may be there
+        self.size_bytes += len(call_id)
 
     def end(self, key: int, ending: bytes) -> None:
         """Store how a session ended; its request and its answers are of no more use."""

@@ -124,7 +124,7 @@ class Database:
                 yield Row(key=key, session_id=session_id, record=record, request=request, place=place, ending=ending)
 
     def answers(self, key: int) -> dict[str, bytes]:
-        """Return the answers of a session's calls by the calls' ids. Raises StoreError."""
+        """Return what there is of a session's calls beside its lines, by the calls' ids. Raises StoreError."""
         with self._explained():
             return dict(self._writer.execute("SELECT call_id, message FROM answers WHERE key = ?", (key,)).fetchall())
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from enclave_broker.event_log import BATCH_BYTES, Cursor, EventLog, Trimmed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 class Keeper(Protocol):
@@ -16,8 +16,8 @@ class Keeper(Protocol):
     def appended(self, log: StoredLog, seq: int, line: bytes) -> None:
         """A line was added."""
 
-    def trimmed(self, log: StoredLog) -> None:
-        """The lines before `first_seq` are not wanted any more."""
+    def trimmed(self, log: StoredLog, calls: dict[str, bytes]) -> None:
+        """The lines before `first_seq` are not wanted any more, but for those of open `calls`, by the calls' ids."""
 
 
 class StoredLog(EventLog):
@@ -26,7 +26,7 @@ class StoredLog(EventLog):
     Without a keeper they can be read at once: before the session is known to the store, and when it is no more.
     """
 
-    __slots__ = ("_end_seq", "answered", "keeper", "key")
+    __slots__ = ("_end_seq", "calls", "keeper", "key", "open_calls")
 
     def __init__(self, max_bytes: int, *, first_seq: int = 1) -> None:
         super().__init__(max_bytes)
@@ -34,8 +34,10 @@ class StoredLog(EventLog):
         self.key = 0
         """What the store calls the session."""
         self.keeper: Keeper | None = None
-        self.answered: set[str] = set()
-        """Calls of which the store has the answer."""
+        self.open_calls: Mapping[str, int] = {}
+        """Calls that the next broker has to know of, and the numbers of their lines."""
+        self.calls: set[str] = set()
+        """Calls that the store has beside the lines: the answer, or the call itself if its line is trimmed."""
         self._end_seq = first_seq
 
     @property
@@ -50,14 +52,12 @@ class StoredLog(EventLog):
 
     def append(self, line: bytes, *, last: bool = False) -> None:
         """Add a line. The readers are woken when it is stored."""
-        seq, first_seq = self.next_seq, self.first_seq
+        seq = self.next_seq
         if self.keeper is None:
             super().append(line, last=last)
             return
         self._add(line, last=last)
         self.keeper.appended(self, seq, line)
-        if self.first_seq != first_seq:
-            self.keeper.trimmed(self)
 
     def lines(self, from_seq: int, max_bytes: int) -> list[bytes]:
         """Return readable lines, as `EventLog` does."""
@@ -65,14 +65,14 @@ class StoredLog(EventLog):
         readable = max(0, self.end_seq - from_seq)
         return found if len(found) <= readable else found[:readable]
 
-    def keep(self, keeper: Keeper, key: int) -> None:
+    def keep(self, keeper: Keeper, key: int, open_calls: Mapping[str, int]) -> None:
         """Have the lines stored from now on."""
-        self.keeper, self.key = keeper, key
+        self.keeper, self.key, self.open_calls = keeper, key, open_calls
 
     def restore(self, lines: list[bytes]) -> None:
-        """Take in what is stored already."""
-        for line in lines:
-            self._add(line, last=False)
+        """Take in what is stored already, also if it is more than fits by now: it is trimmed when more comes."""
+        self._lines += lines
+        self.size_bytes += sum(map(len, lines))
         self._end_seq = self.next_seq
 
     def stored(self, end_seq: int) -> None:
@@ -91,6 +91,14 @@ class StoredLog(EventLog):
             size_bytes=self.size_bytes,
             cursors=self._cursors,
         )
+
+    def _trim(self) -> None:
+        lines, first_seq = self.kept(), self.first_seq
+        super()._trim()
+        if self.keeper is not None:
+            trimmed = range(first_seq, self.first_seq)
+            calls = {call_id: lines[seq - first_seq] for call_id, seq in self.open_calls.items() if seq in trimmed}
+            self.keeper.trimmed(self, calls)
 
     def let_go(self) -> None:
         """Have nothing stored any more: readers see everything."""

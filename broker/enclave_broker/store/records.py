@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from enclave_broker.sessions import BrokerSession
-from enclave_protocol import NO_TOOLS, Execute, Limits, ProtocolError, State, Stats, encode
+from enclave_protocol import NO_TOOLS, Execute, Limits, ProtocolError, State, Stats, encode, peek
 from enclave_protocol.declared_tools import DeclaredTool  # noqa: TC001 - msgspec reads it at run time
 
 from .base import Loaded, StoreError, Unended
@@ -157,7 +157,9 @@ def _live(database: Database, store: SqliteStore, row: Row, *, log_bytes: int, n
     log.restore(lines)
     created = now - max(0.0, wall - record.created_at)
     session = _session(row, record, request_decoder.decode(row.request), log, created)
-    log.keep(store, row.key)
+    log.keep(store, row.key, session.open_calls)
+    stored_calls = database.answers(row.key)
+    log.calls.update(stored_calls)
     place = Place() if row.place is None else place_decoder.decode(row.place)
     session.cancelling, session.retries = place.cancelling, place.retries
     if place.worker is not None:
@@ -166,10 +168,11 @@ def _live(database: Database, store: SqliteStore, row: Row, *, log_bytes: int, n
         session.started = created + place.started_after_s
         if not record.encrypted:
             session.replay(lines[max(0, place.first_seq - first_seq) :])
+            session.replay_calls(stored_calls)
     session.heartbeat = now
-    answers = database.answers(row.key)
-    log.answered.update(answers)
-    return Unended(session=session, log=log, answers=answers, encrypted=record.encrypted)
+    calls = {call_id: line for call_id, line in stored_calls.items() if peek(line).type == "tool_call"}
+    answers = {call_id: line for call_id, line in stored_calls.items() if call_id not in calls}
+    return Unended(session=session, log=log, calls=list(calls.values()), answers=answers, encrypted=record.encrypted)
 
 
 def _finished(store: SqliteStore, row: Row, data: bytes, *, now: float, wall: float) -> BrokerSession:

@@ -112,7 +112,7 @@ class SqliteStore:
         request = request_of(session.request, encrypted=session.channel is not None)
         self._filling().add(key, session.session_id, record_of(session), request)
         lines = stored.kept()
-        stored.keep(self, key)
+        stored.keep(self, key, {} if session.channel is not None else session.open_calls)
         for seq, line in enumerate(lines, stored.first_seq):
             self.appended(stored, seq, line)
 
@@ -128,10 +128,8 @@ class SqliteStore:
         # Those of an encrypted session are in clear here, and of no use to a broker that has no key for it.
         if isinstance(stored, StoredLog) and stored.keeper is not None and session.channel is None:
             batch = self._filling()
-            for applied in stored.answered - session.answers.keys():
-                batch.apply(stored.key, applied)
-            stored.answered.intersection_update(session.answers)
-            stored.answered.add(call_id)
+            _forget_applied(stored, batch)
+            stored.calls.add(call_id)
             batch.answer(stored.key, call_id, message)
 
     def finish(self, session: BrokerSession) -> None:
@@ -215,9 +213,15 @@ class SqliteStore:
         else:
             batch.logs[log] = seq + 1
 
-    def trimmed(self, log: StoredLog) -> None:
+    def trimmed(self, log: StoredLog, calls: dict[str, bytes]) -> None:
         """Store less of a log."""
-        self._filling().trimmed[log.key] = log.first_seq
+        batch = self._filling()
+        batch.trimmed[log.key] = log.first_seq
+        # What is left must be open as far as the lines that are left say.
+        _forget_applied(log, batch)
+        for call_id in calls.keys() - log.calls:
+            batch.answer(log.key, call_id, calls[call_id])
+        log.calls |= calls.keys()
 
     def fetch(self, key: int, from_seq: int, max_bytes: int, done: Callable[[list[bytes] | None], object]) -> None:
         """Read some lines of a finished session."""
@@ -326,6 +330,13 @@ class SqliteStore:
             stored.let_go()
         self._logs.clear()
         self._batch = Batch(removed=self._batch.removed, forget_live=True)
+
+
+def _forget_applied(log: StoredLog, batch: Batch) -> None:
+    """Store no longer what is known of calls whose guest has the result."""
+    for call_id in log.calls - log.open_calls.keys():
+        batch.apply(log.key, call_id)
+    log.calls.intersection_update(log.open_calls)
 
 
 def _set(future: asyncio.Future[None]) -> None:

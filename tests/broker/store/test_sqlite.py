@@ -157,7 +157,8 @@ async def test_the_next_broker_finds_everything(tmp_path: Path) -> None:
     sent = run(done, directory)
     call = event("s_runs", 2, "tool_call", callId="c_1", toolName="ask", args={})
     take_in(runs, call)
-    store.answer(runs, "c_1", b"the answer")
+    answer = b'{"type":"tool_result","callId":"c_1","value":1}'
+    store.answer(runs, "c_1", answer)
     await store.close()
 
     store, loaded = opened(path_in(tmp_path))
@@ -188,7 +189,7 @@ async def test_the_next_broker_finds_everything(tmp_path: Path) -> None:
     assert second.session.request is None, "its worker has begun"
     assert second.session.calls == {"c_1": False}
     assert second.session.client_tools == {"ask": tool}
-    assert second.answers == {"c_1": b"the answer"}
+    assert (second.answers, second.calls) == ({"c_1": answer}, [])
     assert second.log.lines(1, 1 << 20)[1:] == [call]
     await store.close()
 
