@@ -114,7 +114,7 @@ async def test_a_session_goes_on_where_its_worker_is_found_by_another_name(tmp_p
             await running.wait_workers(1)
             broker.dispatcher.validate()
             assert broker.dispatcher.placer.statistics().away == 0
-            assert not broker.dispatcher.fleet._absences._timers
+            assert not broker.dispatcher.fleet.absences._timers
             gate.set()
             assert outcome(await rest(running, "s_1", seen)) == "ok"
     assert len(await worker.wait_received("execute")) == 1

@@ -132,7 +132,7 @@ class LinkKeeper:
 
     def _start(self, name: str, source: Source) -> None:
         assert self._group is not None, "links are started by `run` alone"
-        link = Link(name, source.dial(name), self._fleet, self._config, admit=self._admit)
+        link = Link(name, source.dial(name), self._fleet.incoming, self._config, admit=self._admit)
         self._links[name] = self._fleet.links[name] = link
         task = self._tasks[name] = self._group.create_task(link.run(), name=f"enclave-link-{name}")
         task.add_done_callback(lambda _: self._ended(link))
@@ -140,7 +140,7 @@ class LinkKeeper:
     def _retire(self, link: Link) -> None:
         link.retiring = self._is_retired(link, link.instance)
         if link.retiring:
-            self._fleet.link_retired(link)
+            self._fleet.incoming.link_retired(link)
 
     def _is_retired(self, link: Link, instance: str | None) -> bool:
         return link.name in self._left or (link.name in self._drained and self._drained[link.name] == instance)
@@ -150,7 +150,7 @@ class LinkKeeper:
         self._drained.pop(link.name, None)
         if link.name in self._stopping:  # else the broker stops
             self._stopping.discard(link.name)
-            self._fleet.link_gone(link)
+            self._fleet.incoming.link_gone(link)
             for source in self.sources:
                 source.forget(link.name)
             log.info("worker %s: link closed", link.name, extra=link.about)
