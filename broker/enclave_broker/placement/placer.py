@@ -1,6 +1,6 @@
 """The fleet and the queue. Every method is one synchronous step.
 
-Theory of operation. The fleet is a set of workers with slots and one queue of sessions without a slot. Every method
+Theory of operation. The fleet is a set of workers with `slots` and one queue of sessions without a slot. Every method
 changes both and returns instructions; nobody awaits between choosing a worker and taking its slot, so no other pass can
 ever see a slot that is given away but still looks free. The instructions are carried out afterwards by the broker.
 
@@ -29,39 +29,20 @@ the rest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .estimates import Estimates
 from .fair_queue import FairQueue
 from .instructions import DEFAULT_PROFILE, Lose, Place, Refuse, Submitted, Wait
-from .workers import Worker, WorkerView, avoid_failing, can_be_avoided, choose
+from .slots import Slots, Statistics
+from .workers import Worker, WorkerView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .health import Health
 
 EVERYBODY = "everybody"
 """The tenant of sessions whose tenant nobody says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """A snapshot for metrics and people."""
-
-    workers: int
-    """Those that are connected."""
-    draining: int
-    away: int
-    """Those whose sessions wait for their connection to come back."""
-    failing: int
-    """Those that are only tried now and then."""
-    slots: int
-    """Of connected workers."""
-    reserved: int
-    free: int
-    waiting: int
 
 
 class Placer:
@@ -77,13 +58,9 @@ class Placer:
     def __init__(self, *, queue_size: int, queue_bytes: int, queue_wait_s: float = 30.0, shared: bool = False) -> None:
         self.queue = FairQueue(queue_size, queue_bytes, shared=shared)
         self.queue_wait_s = queue_wait_s
-        self._workers: dict[str, Worker] = {}
-        self._placed: dict[str, Worker] = {}
-        self._profile_of: dict[str, str] = {}  # of every session that is placed
-        self._health: dict[str, Health] = {}  # outlives a worker's connection
-        self._estimates = Estimates(self._workers, self.queue)
+        self._slots = Slots()
+        self._estimates = Estimates(self._slots.workers, self.queue)
         self._now: float | None = None
-        self._uses = 0
 
     # Sessions
 
@@ -97,9 +74,9 @@ class Placer:
         size_bytes: int = 0,
     ) -> Submitted:
         """Find a slot for a new session, or let it wait until `deadline` (on the clock of `tick`)."""
-        if session_id in self._placed or session_id in self.queue:
+        if session_id in self._slots or session_id in self.queue:
             raise AssertionError(f"{session_id} submitted twice: the broker refuses duplicates before")
-        worker = choose(self._workers.values(), profile)
+        worker = self._slots.choose(profile)
         if worker is not None:
             return self._reserve(session_id, worker, profile)
         ahead = self.queue.ahead(tenant, self._estimates.rivals(profile))
@@ -135,10 +112,7 @@ class Placer:
     @property
     def has_free(self) -> bool:
         """Whether any slot may be taken, by whatever it is that its worker offers."""
-        for worker in self._workers.values():  # noqa: SIM110 - asked for each request: `any` takes twice as long
-            if worker.free:
-                return True
-        return False
+        return self._slots.any_free
 
     def release(self, session_id: str, *, failed: bool = False) -> list[Place]:
         """Give the session's slot back; who is next may take it. Nothing happens without a slot.
@@ -147,27 +121,26 @@ class Placer:
             session_id: which one.
             failed: whether it ended by a fault that is not its own.
         """
-        worker = self._placed.pop(session_id, None)
-        if worker is None:
+        slot = self._slots.free(session_id)
+        if slot is None:
             return []
-        del self._profile_of[session_id]
-        worker.sessions.discard(session_id)
+        worker = slot.worker
         worker.full = False
         worker.pace.freed += 1
         worker.health.ended += 1
         if failed:
-            self.blame(worker.name)
+            self._slots.blame(worker)
         return self._serve_queue() if self.queue else []
 
     def refused(self, session_id: str, deadline: float, *, size_bytes: int = 0) -> list[Place]:
         """Put a session that its worker had no slot for back at the head of the queue, or on another worker."""
-        worker = self._placed.get(session_id)
-        if worker is None:
+        slot = self._slots.get(session_id)
+        if slot is None:
             return []
-        worker.full = True
-        if not worker.foreign:  # else another broker was faster: that happens to both
-            self.blame(worker.name)
-        return self.put_back(session_id, deadline, profile=self._profile_of[session_id], size_bytes=size_bytes)
+        slot.worker.full = True
+        if not slot.worker.foreign:  # else another broker was faster: that happens to both
+            self._slots.blame(slot.worker)
+        return self.put_back(session_id, deadline, profile=slot.need, size_bytes=size_bytes)
 
     def put_back(
         self, session_id: str, deadline: float, *, profile: str = DEFAULT_PROFILE, size_bytes: int = 0
@@ -179,10 +152,7 @@ class Placer:
         """
         if session_id in self.queue:
             raise AssertionError(f"{session_id} waits already: it has nothing that could be given back")
-        worker = self._placed.pop(session_id, None)
-        if worker is not None:
-            worker.sessions.discard(session_id)
-            del self._profile_of[session_id]
+        self._slots.free(session_id)
         self.queue.add_first(session_id, deadline, need=profile, size_bytes=size_bytes)
         return self._serve_queue()
 
@@ -191,24 +161,23 @@ class Placer:
 
         There need be no room: the session is there, whatever the worker says about its slots.
         """
-        if session_id in self._placed or session_id in self.queue:
+        if session_id in self._slots or session_id in self.queue:
             raise AssertionError(f"{session_id} adopted, but it has its place already")
-        host = self._workers.get(worker)
+        host = self._slots.workers.get(worker)
         if host is None:
             host = self._add_worker(Worker(worker, 0, frozenset(), away=True))
         host.foreign = max(0, host.foreign - 1)
-        host.sessions.add(session_id)
-        self._placed[session_id] = host
-        self._profile_of[session_id] = profile
+        self._slots.hold(session_id, host, profile)
 
     def move(self, session_id: str, worker: str) -> None:
         """Give a session's slot up for one on the worker that it is on in truth: the same by another name.
 
         Neither is offered anything at this moment: the one is away, the other is not known or away, too.
         """
-        profile = self._profile_of.pop(session_id)
-        self._placed.pop(session_id).sessions.discard(session_id)
-        self.adopt(session_id, worker, profile)
+        slot = self._slots.free(session_id)
+        if slot is None:
+            raise AssertionError(f"{session_id} moved, but it has no slot: it is on no worker")
+        self.adopt(session_id, worker, slot.need)
 
     def withdraw(self, session_id: str) -> bool:
         """Take a session out of the queue; False if it did not wait."""
@@ -226,16 +195,16 @@ class Placer:
         profiles: Iterable[str] = (DEFAULT_PROFILE,),
     ) -> list[Place]:
         """Add a worker that said hello. Nothing of ours is on it: it ended what it had when its link closed."""
-        if name in self._workers:
+        if name in self._slots.workers:
             raise AssertionError(f"worker {name} came up twice: its link reports down first")
         worker = Worker(name, max_sessions, frozenset(profiles), foreign=active, draining=draining)
         self._add_worker(worker)
-        worker.avoided = worker.health.failing and can_be_avoided(worker, self._workers.values())
+        self._slots.reconsider(worker)
         return self._serve_queue()
 
     def worker_away(self, name: str) -> None:
         """Offer a worker nothing until it is back: its connection broke, its sessions keep their slots."""
-        worker = self._workers.get(name)
+        worker = self._slots.workers.get(name)
         if worker is not None and not worker.away:
             worker.away = True
             worker.health.breaks += 1
@@ -254,30 +223,28 @@ class Placer:
 
         What of ours never arrived there is put back before this, so that the rest of `active` is known to be foreign.
         """
-        worker = self._workers.get(name)
+        worker = self._slots.workers.get(name)
         if worker is None or not worker.away:
             raise AssertionError(f"worker {name} is back, but was not away: a new one comes up")
         worker.away = False
         worker.profiles = frozenset(profiles)
-        worker.avoided = worker.health.failing and can_be_avoided(worker, self._workers.values())
+        self._slots.reconsider(worker)
         self._estimates.fleet_changed()
         return self.worker_status(name, max_sessions=max_sessions, active=active, draining=draining)
 
     def worker_down(self, name: str) -> list[Lose]:
         """Drop a worker, and say which sessions went with it."""
-        worker = self._workers.pop(name, None)
+        worker = self._slots.drop(name)
         if worker is None:
             return []
         if not worker.away:
             worker.health.breaks += 1
         self._estimates.fleet_changed()
-        for session_id in worker.sessions:
-            del self._placed[session_id], self._profile_of[session_id]
         return [Lose(session_id, name) for session_id in sorted(worker.sessions)]
 
     def worker_status(self, name: str, *, max_sessions: int, active: int, draining: bool) -> list[Place]:
         """Take in what a worker says of itself."""
-        worker = self._workers.get(name)
+        worker = self._slots.workers.get(name)
         if worker is None:
             return []
         if draining != worker.draining:
@@ -290,18 +257,16 @@ class Placer:
 
     def worker_draining(self, name: str) -> None:
         """Offer a worker nothing more: it leaves when its sessions have ended. What it says of itself comes after."""
-        worker = self._workers.get(name)
+        worker = self._slots.workers.get(name)
         if worker is not None:
             worker.draining = True
             self._estimates.fleet_changed()
 
     def blame(self, name: str) -> None:
         """Hold something against a worker that no session of its did: see `health`."""
-        worker = self._workers.get(name)
+        worker = self._slots.workers.get(name)
         if worker is not None:
-            worker.health.failed += 1
-            if worker.health.failing and not worker.avoided:
-                worker.avoided = can_be_avoided(worker, self._workers.values())
+            self._slots.blame(worker)
 
     # The clock
 
@@ -310,9 +275,7 @@ class Placer:
         passed_s = 0.0 if self._now is None else max(0.0, now - self._now)
         self._now = now
         self._estimates.time_passed()
-        for worker in self._workers.values():
-            worker.pace.pass_time(passed_s, len(worker.sessions))
-        self._fade(passed_s, now)
+        self._slots.pass_time(passed_s, now)
         late = [
             Refuse(session_id, "deadline", self.retry_after_s(self.queue.get(session_id).need))
             for session_id in self.queue.late(now)
@@ -352,17 +315,17 @@ class Placer:
 
     def worker_of(self, session_id: str) -> str | None:
         """Return the worker whose slot the session has."""
-        worker = self._placed.get(session_id)
-        return None if worker is None else worker.name
+        slot = self._slots.get(session_id)
+        return None if slot is None else slot.worker.name
 
     def is_away(self, name: str) -> bool:
         """Return whether the worker is away: it comes back or goes down next."""
-        worker = self._workers.get(name)
+        worker = self._slots.workers.get(name)
         return worker is not None and worker.away
 
     def is_busy(self, name: str) -> bool:
         """Return whether the worker has sessions of ours."""
-        worker = self._workers.get(name)
+        worker = self._slots.workers.get(name)
         return worker is not None and bool(worker.sessions)
 
     def is_waiting(self, session_id: str) -> bool:
@@ -375,70 +338,29 @@ class Placer:
 
     def workers(self) -> list[WorkerView]:
         """Return what is known of each worker."""
-        return [
-            WorkerView(
-                worker.name,
-                worker.max_sessions,
-                len(worker.sessions),
-                worker.foreign,
-                worker.draining,
-                worker.away,
-                worker.avoided,
-            )
-            for worker in self._workers.values()
-        ]
+        return self._slots.views()
 
     def statistics(self) -> Statistics:
         """Return a snapshot."""
-        workers = [worker for worker in self._workers.values() if not worker.away]
-        return Statistics(
-            workers=len(workers),
-            draining=sum(worker.draining for worker in workers),
-            away=len(self._workers) - len(workers),
-            failing=sum(worker.avoided for worker in workers),
-            slots=sum(worker.max_sessions for worker in workers),
-            reserved=len(self._placed),
-            free=sum(worker.free for worker in workers),
-            waiting=len(self.queue),
-        )
+        return self._slots.statistics(len(self.queue))
 
     def validate(self) -> None:
         """Assert everything that is always true of the state."""
         self.queue.validate()
-        stuck = [need for need in self.queue.needs() if choose(self._workers.values(), need)]
+        self._slots.validate()
+        stuck = [need for need in self.queue.needs() if self._slots.choose(need)]
         assert not stuck, f"somebody waits for {stuck} while a slot is free"
-        assert self._profile_of.keys() == self._placed.keys(), "a slot without a profile, or a profile without a slot"
-        assert not [one for one in self._placed if one in self.queue], "a session both waits and has a slot"
-        reserved = {session_id: worker for worker in self._workers.values() for session_id in worker.sessions}
-        assert reserved == self._placed, "a slot without a session, or a session without a slot"
-        assert sum(len(worker.sessions) for worker in self._workers.values()) == len(self._placed), "two slots for one"
-        healths = {name: worker.health for name, worker in self._workers.items()}
-        assert healths.items() <= self._health.items(), "a worker's health is not the one that is remembered"
+        assert not [waiting for waiting in self.queue if waiting in self._slots], "a session both waits and has a slot"
 
     def __repr__(self) -> str:
-        workers = ", ".join(
-            f"{worker.name} {len(worker.sessions)}+{worker.foreign}/{worker.max_sessions}"
-            + (" draining" if worker.draining else "")
-            + (" full" if worker.full else "")
-            + (" away" if worker.away else "")
-            + (" failing" if worker.avoided else "")
-            for worker in self._workers.values()
-        )
-        return f"<Placer waiting={len(self.queue)}/{self.queue.size} [{workers}]>"
+        return f"<Placer waiting={len(self.queue)}/{self.queue.size} [{self._slots!r}]>"
 
     def _add_worker(self, worker: Worker) -> Worker:
-        worker.health = self._health.setdefault(worker.name, worker.health)
-        self._workers[worker.name] = worker
         self._estimates.fleet_changed()
-        return worker
+        return self._slots.add(worker)
 
     def _reserve(self, session_id: str, worker: Worker, profile: str) -> Place:
-        self._uses += 1
-        worker.last_used = self._uses
-        worker.health.probe = False
-        worker.sessions.add(session_id)
-        self._placed[session_id] = worker
-        self._profile_of[session_id] = profile
+        self._slots.reserve(session_id, worker, profile)
         return Place(session_id, worker.name)
 
     def _serve_queue(self) -> list[Place]:
@@ -452,18 +374,10 @@ class Placer:
     def _next_in_line(self) -> tuple[str, str, Worker] | None:
         """Return who is next among those that a worker has a slot for, and that worker."""
         for head in self.queue.heads():
-            worker = choose(self._workers.values(), head.need)
+            worker = self._slots.choose(head.need)
             if worker is not None:
                 return head.session_id, head.need, worker
         return None
 
     def _longest_wait_s(self, deadline: float) -> float:
         return self.queue_wait_s if self._now is None else min(self.queue_wait_s, deadline - self._now)
-
-    def _fade(self, passed_s: float, now: float) -> None:
-        """Let what is held against workers fade."""
-        for name, health in list(self._health.items()):
-            health.pass_time(passed_s, now)
-            if health.forgotten and name not in self._workers:
-                del self._health[name]
-        avoid_failing(self._workers.values())

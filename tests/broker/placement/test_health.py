@@ -157,4 +157,4 @@ def test_of_workers_that_are_gone_nothing_is_remembered_for_ever() -> None:
         placer.worker_down(f"w{i}")
     for second in range(100):
         placer.tick(second)
-    assert placer._health == {}
+    assert placer._slots._health == {}
