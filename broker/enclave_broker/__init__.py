@@ -1,8 +1,9 @@
 """Enclave's broker: takes sessions, places them on workers, relays their events, runs tools."""
 
-from .broker import Broker, PortInUse, create_broker
+from .broker import Broker, create_broker
 from .channels import Channel, MemoryChannel, Runtime, memory_pair
 from .config import BrokerConfig
+from .listening import PortInUse
 from .new_session import DuplicateSession
 from .tools import (
     ApprovalRequest,

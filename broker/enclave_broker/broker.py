@@ -12,9 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import logging
-import socket
 import time
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -24,15 +22,14 @@ from enclave_protocol.inputs import encode_file
 
 from .access import LOCAL
 from .access.files import KeysWatch, load_gate, load_secrets
-from .channels import RuntimeDial
 from .config import BrokerConfig
 from .dispatcher import Dispatcher
+from .finding.build import make_sources
 from .finding.dial_in import DialIn
-from .finding.dns_source import DnsSource
 from .finding.keeper import LinkKeeper
-from .finding.sources import Connecting, FileSource, FixedSource, fixed_urls
-from .finding.urls import named
+from .finding.sources import Connecting
 from .http import create_app
+from .listening import listen
 from .metrics import Metrics
 from .new_session import NewSession
 from .placement import DEFAULT_PROFILE
@@ -46,6 +43,7 @@ from .tools.sources import SourceKeeper
 from .ws import WorkersDoor
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
@@ -53,7 +51,6 @@ if TYPE_CHECKING:
     from enclave_protocol.messages import Retry
 
     from .channels import Runtime
-    from .finding.sources import Source
     from .tools import ApprovalHook, Tool, ToolSource
     from .tracing import Tracing
 
@@ -61,8 +58,6 @@ log = logging.getLogger("enclave.broker")
 
 TICK_S = 0.1
 """How often the queue's deadlines and the retained sessions are looked at."""
-
-
 SOURCES_WAIT_S = 10.0
 """Longest wait, at the start, for sources of tools that do not answer."""
 KEYS_POLL_S = 1.0
@@ -72,10 +67,6 @@ _EXPOSED = (
     "listening on {host} would let everybody who reaches it run code: give API keys with --keys-file "
     "(`enclave keys new` makes one), listen on 127.0.0.1, or say --insecure where something else keeps strangers out"
 )
-
-
-class PortInUse(OSError):  # noqa: N818 - the kernel's word
-    """Another program listens where the broker should."""
 
 
 class Broker:
@@ -126,11 +117,13 @@ class Broker:
         self.sources = SourceKeeper(list(sources), tools)
         self.sources.count_in(self.metrics.tool_sources)
         token = self._worker_tokens[0] if self._worker_tokens else ""
-        self._connecting = Connecting(timeout_s=config.hello_timeout_s, token=token, tls=worker_tls)
+        connecting = Connecting(timeout_s=config.hello_timeout_s, token=token, tls=worker_tls)
+        found = make_sources(config, connecting, runtimes, stale=self.metrics.worker_source_stale)
         self._runtimes = runtimes
         self.dial_in = DialIn(self._cut_silent)
         self.workers_door = WorkersDoor(config, self._worker_tokens, closed=gate.closed)
-        self.links = LinkKeeper(self._find(), self.dispatcher.fleet, config)
+        found += [self.dial_in] if config.accept_workers else []
+        self.links = LinkKeeper(found, self.dispatcher.fleet, config)
         self._started: list[Runtime] = []  # to be stopped, the last first
         self._socket: socket.socket | None = None
         self._port = config.port
@@ -328,30 +321,6 @@ class Broker:
         while self._started:
             await self._started.pop().stop()
 
-    def _find(self) -> list[Source]:
-        config, connecting = self.config, self._connecting
-        stale = self.metrics.worker_source_stale
-        fixed = fixed_urls((url for url in config.workers if named(url) is None), connecting)
-        fixed |= {f"embedded:{i}": RuntimeDial(runtime) for i, runtime in enumerate(self._runtimes)}
-        sources: list[Source] = [FixedSource(fixed)]
-        sources += [
-            DnsSource(
-                found,
-                place,
-                connecting,
-                servers=config.dns_servers,
-                every_s=config.dns_every_s,
-                timeout_s=config.dns_timeout_s,
-                stale=stale,
-            )
-            for place in dict.fromkeys(config.workers)
-            if (found := named(place)) is not None
-        ]
-        if config.workers_file:
-            every_s = config.workers_file_look_s
-            sources.append(FileSource(config.workers_file, connecting, stale=stale, every_s=every_s))
-        return [*sources, self.dial_in] if config.accept_workers else sources
-
     def _cut_silent(self, name: str, reason: str) -> bool:
         return self.links.cut_silent(name, reason)
 
@@ -435,19 +404,3 @@ def _check_tools(tools: ToolRegistry, secrets: Secrets, approve: ApprovalHook | 
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; raises PortInUse, or another OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            reason = f"port {port} on {host} is in use: stop what listens there, or choose another with --port"
-            raise PortInUse(reason) from error
-        raise
-    # Inherited by what it accepts. asyncio's own loop forgets it for a listener made this way, and every answer on a
-    # connection that is used again would wait 40 ms for the client's delayed acknowledgement.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener

@@ -20,9 +20,10 @@ from enclave_protocol.logs import LOG_FORMATS, make_formatter
 
 from .access.files import SECRET_VARIABLES
 from .access.options import access_options
-from .broker import Broker, PortInUse
+from .broker import Broker
 from .config import BrokerConfig
 from .finding.options import NO_WORKER, finding_options
+from .listening import PortInUse
 from .server import raise_descriptor_limit
 from .store import StoreError
 from .store.options import store_options

@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from enclave_broker import Broker, BrokerConfig, Channel, PortInUse, create_broker
-from enclave_broker.broker import listen
 from enclave_broker.channels import MEMORY_QUEUE, MEMORY_QUEUE_CHARS, memory_pair
 from enclave_protocol import Final, NoCapacity, RemoteProtocolError
 from enclave_protocol.events import Stdout
@@ -298,11 +297,3 @@ async def test_the_command_names_a_port_in_use() -> None:
         code, said = await (await Command.start(*args)).end()
         assert code == 1
         assert said.strip().splitlines()[-1].startswith(f"Error: port {running.broker.port} on 127.0.0.1 is in use")
-
-
-def test_answers_on_a_connection_that_is_used_again_wait_for_no_acknowledgement() -> None:
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as client:
-        accepted, _ = listener.accept()
-        with accepted:
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            assert accepted.getpeername() == client.getsockname()
