@@ -8,7 +8,7 @@ import gc
 import json
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -18,12 +18,9 @@ from enclave_broker.server import Server, server_config
 from enclave_broker.ws.codes import BROKER_STOPS
 from enclave_broker.ws.transport import MAX_FRAGMENTS, SLICE_BYTES, SocketProtocol, is_gone
 from enclave_protocol import MAX_MESSAGE_BYTES
-from tests.broker.conftest import Fleet, fleet
+from tests.broker.conftest import fleet
 from tests.broker.ws.sockets import BINARY, CLOSE, CONT, PING, PONG, TEXT, client_of, frame, raw_client, raw_client_of
 from tests.fakes import FakeSession, FakeWorker, waits_for_cancel
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 RESERVED = 3
 SO_ATTACH_FILTER = 26
@@ -199,7 +196,7 @@ async def test_a_client_whose_machine_is_gone_is_noticed_by_its_missing_acknowle
             program = struct.pack("HL", 1, ctypes.addressof(nothing))
             client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
             await running.workers[0].wait_received("cancel")
-        assert running.metric("enclave_client_sockets") == 0
+        await running.wait_until(lambda: running.metric("enclave_client_sockets") == 0)
 
 
 @pytest.mark.parametrize(
@@ -226,31 +223,35 @@ async def floods(session: FakeSession) -> None:
     await session.final()
 
 
-async def _stops_reading(running: Fleet, then: Callable[[SocketProtocol], bool]) -> None:
-    """Run a session of 50 MB for a client that reads nothing of it, until `then` holds for the broker's end."""
-    async with raw_client(running) as client:
-        own = protocol()
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await client.send(frame(TEXT, b'{"type":"execute","sessionId":"s_1","code":"1"}'))
-        await running.wait_until(lambda: then(own))
-
-
 async def test_a_client_that_reads_nothing_costs_no_more_than_the_log_and_leaves_no_socket() -> None:
-    async with fleet(FakeWorker(floods), log_bytes=100_000, socket_ping_s=0.05) as running:
-        most = 0
+    go = asyncio.Event()
 
-        def gone(own: SocketProtocol) -> bool:
-            nonlocal most
-            most = max(most, own.transport.get_write_buffer_size())
+    async def floods_when_told(session: FakeSession) -> None:
+        await go.wait()
+        await floods(session)
+
+    settings: dict[str, Any] = {"log_bytes": 100_000, "socket_ping_s": 0.05, "write_timeout_s": 1}
+    async with fleet(FakeWorker(floods_when_told), **settings) as running, raw_client(running) as client:
+        own, sizes = protocol(), list[int]()
+        own.silent_s = 3600  # type: ignore[misc]  # it is to be too slow, before it can be taken for gone
+        await client.send(frame(TEXT, b'{"type":"execute","sessionId":"s_1","code":"1"}'))
+        await running.workers[0].wait_received("execute")
+        # What its machine acknowledges from now on is later than the first ping that it leaves unanswered.
+        await running.wait_until(lambda: own._unanswered > 0)
+
+        def gone() -> bool:
+            sizes.append(own.transport.get_write_buffer_size())
             return own.disconnected
 
-        await _stops_reading(running, gone)
-        assert most < 500_000
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        go.set()
+        await running.wait_until(gone)
+        assert max(sizes) < 500_000  # of 50 MB
         session = running.broker.dispatcher.directory.get("s_1")
         assert session is not None
         assert session.log.size_bytes <= 100_000
         assert running.metric("enclave_readers_cut_total") == 1
-        assert running.metric("enclave_client_sockets") == 0
+        await running.wait_until(lambda: running.metric("enclave_client_sockets") == 0)
 
 
 async def test_a_client_that_says_goodbye_and_reads_nothing_leaves_no_socket() -> None:
