@@ -14,16 +14,18 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import uvloop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 INTERRUPT_GRACE_S = 2.0
@@ -47,19 +49,17 @@ class LoopThread:
         self._closed = False
         _ALL.add(self)
 
-    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the loop, and wait for it here. Interrupted, it cancels the coroutine and waits for that.
+    def call(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an async function in the loop, and wait for it here. Interrupted, it cancels that and waits for it.
 
         Raises:
             RuntimeError: the loop was closed, or this is its own thread, which would wait for itself.
         """
+        # Its coroutine is made in the loop: Ctrl-C may come between any two steps here, and would leave one unawaited.
+        loop = self._started()
+        call = _Call(loop, functools.partial(function, *args, **kwargs))
         try:
-            loop = self._started()
-        except RuntimeError:
-            coroutine.close()
-            raise
-        call = _Call(loop, coroutine)
-        try:
+            call.start()
             while not concurrent.futures.wait([call.outcome], timeout=_CHECK_S).done and not loop.is_closed():
                 pass
         except BaseException:
@@ -116,32 +116,45 @@ class LoopThread:
 
 
 class _Call(Generic[T]):
-    """A coroutine on its way through another thread's loop."""
+    """An async function on its way through another thread's loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self.outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._loop = loop
-        self._coroutine = coroutine
+        self._function = function
         self._task: asyncio.Task[T] | None = None
+
+    def start(self) -> None:
+        """Have it run in a copy of this thread's context."""
         try:
-            loop.call_soon_threadsafe(self._start)  # in a copy of this thread's context
+            self._loop.call_soon_threadsafe(self._start)
         except RuntimeError:
-            coroutine.close()
             raise RuntimeError(_CLOSED) from None
 
     def cancel(self) -> None:
-        """Cancel the coroutine; `outcome` is there when it has ended, which a cancelled future would not wait for."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
+        """Cancel it; `outcome` is there when it has ended, which a cancelled future would not wait for."""
+        try:
+            self._loop.call_soon_threadsafe(self._cancel)
+        except RuntimeError:  # the loop is closed, with all that ran there
+            self._ended_early()
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._coroutine)
+        self._task = self._loop.create_task(self._function())
         self._task.add_done_callback(self._ended)
+
+    def _cancel(self) -> None:
+        if self._task is None:  # its caller was interrupted before it could begin
+            self._ended_early()
+        else:
+            self._task.cancel()
+
+    def _ended_early(self) -> None:
+        self.outcome.cancel()
+        self.outcome.set_running_or_notify_cancel()
 
     def _ended(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
-            self.outcome.cancel()
-            self.outcome.set_running_or_notify_cancel()
+            self._ended_early()
         elif (error := task.exception()) is not None:
             self.outcome.set_exception(error)
         else:

@@ -10,7 +10,7 @@ import random
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack
 
 from .async_client import AsyncClient, handlers_of
 from .errors import RequestRefused, SessionFailed
@@ -21,7 +21,7 @@ from .request import RunOptions, SessionOptions, require_known
 
 if TYPE_CHECKING:
     import ssl as tls
-    from collections.abc import Coroutine, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
     from types import TracebackType
 
     from enclave_protocol import AnyEvent
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .results import Result
     from .session import AsyncSession
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _NO_MORE = object()
@@ -71,7 +72,7 @@ class Client:
         """Run code in a fresh sandbox, to its end: see `AsyncClient.run`."""
         handlers = [options.get(name) for name in ("on_stdout", "on_stderr", "on_event") if options.get(name)]
         if not handlers:
-            return self._thread.call(self._client.run(code, **options))
+            return self._thread.call(self._client.run, code, **options)
         if any(inspect.iscoroutinefunction(handler) for handler in handlers):
             raise RequestRefused("a handler is async: nobody could await it", allowed="plain functions, or AsyncClient")
         require_known(options, RunOptions)
@@ -96,12 +97,12 @@ class Client:
 
     def stream(self, code: str, **options: Unpack[SessionOptions]) -> Session:
         """Return a session to read event by event; entering it starts it: see `AsyncClient.stream`."""
-        return Session(self._thread, self._thread.call(self._made("stream", code, **options)))
+        return Session(self._thread, self._thread.call(self._made, "stream", code, **options))
 
     def attach(self, session_id: str, *, from_seq: int = 1, wait_s: float | None = None) -> Session:
         """Return a session that was begun elsewhere, or before: see `AsyncClient.attach`."""
         return Session(
-            self._thread, self._thread.call(self._made("attach", session_id, from_seq=from_seq, wait_s=wait_s))
+            self._thread, self._thread.call(self._made, "attach", session_id, from_seq=from_seq, wait_s=wait_s)
         )
 
     def map(
@@ -118,7 +119,7 @@ class Client:
     def close(self) -> None:
         """End the sessions that still run, the connection and the thread. Safe to call again."""
         if not self._thread.closed and self._thread.running:
-            self._thread.call(self._client.close())
+            self._thread.call(self._client.close)
         self._thread.close()
 
     def __enter__(self) -> Self:
@@ -136,12 +137,12 @@ class Client:
                 while more and fan.has_room:
                     more = (item := next(inputs, _NO_MORE)) is not _NO_MORE
                     if more:
-                        self._thread.call(_add(fan, item))
-                if fan.tasks and (ended := self._thread.call(fan.wait_one())) is not None:
+                        self._thread.call(_add, fan, item)
+                if fan.tasks and (ended := self._thread.call(fan.wait_one)) is not None:
                     yield ended
         finally:
             with contextlib.suppress(RuntimeError):  # closed in the meantime: nothing of it is left
-                self._thread.call(fan.close())
+                self._thread.call(fan.close)
 
     async def _made(self, method: str, *args: Any, **options: Any) -> AsyncSession:
         session: AsyncSession = getattr(self._client, method)(*args, **options)
@@ -175,17 +176,17 @@ class Session:
 
     def cancel(self, reason: str = "") -> None:
         """Ask for the end: the events then end with a `final` of the code `SESSION_CANCELLED`. From any thread."""
-        self._call(_cancel(self._session, reason))
+        self._call(_cancel, self._session, reason)
 
     def wait(self) -> Result:
         """Read what is left of the events, and return the result: see `AsyncSession.wait`."""
         self._events.clear()
-        return self._call(self._session.wait())
+        return self._call(self._session.wait)
 
     def lines(self) -> Iterator[bytes]:
         """Yield the events as they came, without newlines: see `AsyncSession.lines`."""
         lines: Any = self._session.lines()
-        while (line := self._call(_next(lines))) is not None:
+        while (line := self._call(_next, lines)) is not None:
             yield line
 
     def __iter__(self) -> Self:
@@ -194,13 +195,13 @@ class Session:
     def __next__(self) -> AnyEvent:
         """Return the next event. Raises what `AsyncSession` raises."""
         if not self._events:
-            self._events.extend(self._call(self._session.take()))
+            self._events.extend(self._call(self._session.take))
         if not self._events:
             raise StopIteration
         return self._events.popleft()
 
     def __enter__(self) -> Self:
-        self._call(self._session.__aenter__())
+        self._call(self._session.__aenter__)
         return self
 
     def __exit__(
@@ -208,13 +209,12 @@ class Session:
     ) -> None:
         self._events.clear()
         if os.getpid() == self._pid and not self._thread.closed:
-            self._call(self._session.__aexit__(kind, error, trace))
+            self._call(self._session.__aexit__, kind, error, trace)
 
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def _call(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
         if os.getpid() != self._pid:
-            coroutine.close()
             raise RuntimeError("this session belongs to the process that began it")
-        return self._thread.call(coroutine)
+        return self._thread.call(function, *args, **kwargs)
 
 
 async def _next(source: Any) -> Any:

@@ -266,6 +266,22 @@ async def test_a_forked_process_has_a_connection_of_its_own_and_leaves_the_paren
     await blocking(script, use)
 
 
+@pytest.mark.parametrize("step", ["LoopThread._started", "_Call.__init__", "_Call.start"])
+def test_ctrl_c_before_a_call_has_begun_leaves_nothing_of_it(
+    client: Client, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"enclave_client.loop_thread.{step}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.run("")
+    gc.collect()  # a coroutine that nobody awaits would say so now, and fail the test
+    with pytest.raises(BrokerUnavailable):
+        client.run("")
+
+
 INTERRUPTED = """
 import sys
 from enclave_client import Client
