@@ -24,6 +24,9 @@ MAX_BODY_BYTES = MAX_MESSAGE_BYTES * 4 // 3 + 64 * 1024
 """Largest request: the largest tool result, sealed. The largest code, environment and files with every byte escaped are
 less, and leave room for the rest."""
 
+_LEFT = "client disconnected prematurely"
+"""Litestar's word for a client that left in the middle of its body, which it takes for a fault of ours."""
+
 
 def too_large() -> ApiError:
     """Return the refusal of a request of more than MAX_BODY_BYTES."""
@@ -37,12 +40,14 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, Denied | QuotaExceeded):
         return refusal(error)
-    if not isinstance(error, HTTPException):
+    if isinstance(error, HTTPException) and error.detail == _LEFT:
+        return ApiError(400, error_body("INVALID_REQUEST", "the client left before its request was complete"))
+    if not isinstance(error, HTTPException) or error.status_code >= HTTP_500_INTERNAL_SERVER_ERROR:
         log.error("a request failed", exc_info=error)
         return ApiError(HTTP_500_INTERNAL_SERVER_ERROR, error_body("INTERNAL_ERROR", "the broker failed; see its log"))
     if error.status_code == 413:
         return too_large()
-    codes = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 500: "INTERNAL_ERROR"}
+    codes = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
     code = codes.get(error.status_code, "INVALID_REQUEST")
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     return ApiError(error.status_code, error_body(code, error.detail or code), headers=headers)

@@ -274,3 +274,26 @@ def is_reset(client: socket.socket) -> bool:
     except ConnectionError:
         return True
     return False
+
+
+# Leaving
+
+
+@pytest.mark.parametrize("path", [b"/sessions", b"/sessions/", b"/sessions:batch", b"/sessions/s_1/cancel"])
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_the_brokers(
+    path: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fleet(FakeWorker(waits_for_cancel), disconnect_grace_s=60.0) as running:
+        dispatcher = running.broker.dispatcher
+        session = dispatcher.submit(decode_create(NAMED, dispatcher.offers.limits_of)[0], LOCAL)
+        async with raw(running) as client:
+            await client.send(b"POST %s HTTP/1.1\r\nContent-Length: 20\r\nExpect: 100-continue\r\n\r\n" % path)
+            assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"  # it is being read
+            await client.send(b"{")
+        await running.wait_until(lambda: not any("run_asgi" in repr(task) for task in asyncio.all_tasks()))
+        assert session.live
+        assert running.metric("enclave_rejections_total", code="INTERNAL_ERROR") == 0
+        for route in (path.decode(), "/sessions", "/sessions/{session_id}/cancel"):
+            assert running.metric("enclave_http_requests_total", method="POST", route=route, status="500") == 0
+        dispatcher.cancel(session)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
