@@ -143,12 +143,12 @@ async def test_who_waits_for_a_final_that_is_not_written_yet_is_not_told_that_it
         seen = await told(running, "s_1", "stdout")
         session = running.broker.dispatcher.directory.get("s_1")
         assert session is not None
-        other = sqlite3.connect(tmp_path / "broker.sqlite", isolation_level=None)
+        other = sqlite3.connect(tmp_path / "broker.sqlite", isolation_level=None, timeout=60)
         other.execute("BEGIN IMMEDIATE")
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(session.log.end_seq - 1)}
         gate.set()
         while session.live:  # noqa: ASYNC110 - its end is no event of anybody's, for it is not written
             await asyncio.sleep(0)
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(session.log.end_seq - 1)}
         async with running.http.stream("GET", "/sessions/s_1/stream", headers=headers) as stream:
             assert stream.status_code == 200
             other.execute("ROLLBACK")
