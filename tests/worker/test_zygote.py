@@ -215,6 +215,31 @@ async def test_what_was_made_for_sessions_that_did_not_wait_for_it_is_not_kept_b
     await pool.stop()
 
 
+@pytest.mark.usefixtures("no_leaks")
+async def test_a_sandbox_that_is_killed_before_it_is_made_is_told_of_like_any_other() -> None:
+    pool = pool_of(real_plan(), size=0)
+    await pool.start()
+    async with asyncio.timeout(PATIENCE_S):
+        while pool.live:  # noqa: ASYNC110 - nothing tells when a sandbox has gone
+            await asyncio.sleep(0)
+    current = pool._zygotes._current
+    assert current is not None
+    (keeper,) = own_children_of(current.pid)
+    (zygote,) = own_children_of(keeper)
+    os.kill(zygote, signal.SIGSTOP)  # so that it hears of both at once
+    pool.take(Waiting())
+    (sandbox,) = pool._starting
+
+    sandbox.kill()
+
+    os.kill(zygote, signal.SIGCONT)
+    async with asyncio.timeout(PATIENCE_S):
+        while sandbox in pool._starting:  # noqa: ASYNC110 - nothing tells when one will never come
+            await asyncio.sleep(0)
+    assert pool._zygotes._current is current, "it is not the zygote's fault"
+    await pool.stop()
+
+
 async def test_live_sandboxes_never_share_a_number_or_a_user(client: Client, worker: RuntimeWorker) -> None:
     for _ in range(6):
         await client.until(await client.start("await call_tool('wait')"), "tool_call")

@@ -103,8 +103,11 @@ class Zygote:
         pid = self._pids.get(sandbox_id)
         if pid is not None:  # not reaped yet, so the number is still its own
             os.kill(pid, _signal.SIGKILL)
-        else:
-            self._waiting = [request for request in self._waiting if request[0] != sandbox_id]
+            return
+        waiting = len(self._waiting)
+        self._waiting = [request for request in self._waiting if request[0] != sandbox_id]
+        if len(self._waiting) < waiting:  # else it is dead already, and the worker has been told
+            self._tell_unspawned(sandbox_id, "it was killed before it was made")
 
     def _reap(self) -> None:
         try:
@@ -248,8 +251,10 @@ class Zygote:
         if sandbox_id in self._pids:
             self._kill(sandbox_id)  # it exists, but the worker can't be told of it: reaping it will
         else:
-            told = {"type": "unspawned", "id": sandbox_id, "reason": f"{error.strerror or error}"}
-            self._control.send(json.dumps(told).encode())
+            self._tell_unspawned(sandbox_id, error.strerror or str(error))
+
+    def _tell_unspawned(self, sandbox_id: int, reason: str) -> None:
+        self._control.send(json.dumps({"type": "unspawned", "id": sandbox_id, "reason": reason}).encode())
 
     def _become_proven_sandbox(self, slot: int, control: int, out: int, err: int) -> NoReturn:
         """Be a sandbox that passes the self-test first."""
