@@ -57,7 +57,8 @@ class StoredLog(EventLog):
             super().append(line, last=last)
             return
         self._add(line, last=last)
-        self.keeper.appended(self, seq, line)
+        if self.keeper is not None:  # else it has just let go of the log, which was trimmed, and told the readers
+            self.keeper.appended(self, seq, line)
 
     def lines(self, from_seq: int, max_bytes: int) -> list[bytes]:
         """Return readable lines, as `EventLog` does."""

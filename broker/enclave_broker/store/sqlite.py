@@ -106,6 +106,7 @@ class SqliteStore:
         """Keep a session."""
         if not isinstance(session.log, StoredLog) or session.request is None:
             raise AssertionError("not a new session of this store's")
+        self._bound()
         stored, key = session.log, self._next_key
         self._next_key += 1
         self._logs[key] = stored
@@ -124,6 +125,7 @@ class SqliteStore:
 
     def answer(self, session: BrokerSession, call_id: str, message: bytes) -> None:
         """Keep the answer of a call."""
+        self._bound()
         stored = session.log
         # Those of an encrypted session are in clear here, and of no use to a broker that has no key for it.
         if isinstance(stored, StoredLog) and stored.keeper is not None and session.channel is None:
@@ -206,6 +208,9 @@ class SqliteStore:
 
     def appended(self, log: StoredLog, seq: int, line: bytes) -> None:
         """Store a line."""
+        self._bound()
+        if log.keeper is None:
+            return
         batch = self._filling()
         batch.append(log.key, seq, line)
         if self.failure:
@@ -215,6 +220,9 @@ class SqliteStore:
 
     def trimmed(self, log: StoredLog, calls: dict[str, bytes]) -> None:
         """Store less of a log."""
+        self._bound()
+        if log.keeper is None:
+            return
         batch = self._filling()
         batch.trimmed[log.key] = log.first_seq
         # What is left must be open as far as the lines that are left say.
@@ -242,16 +250,22 @@ class SqliteStore:
 
     # Storing
 
+    def _bound(self) -> None:
+        """Forget what lives if too much waits. Before anything is handed over: nothing more may be of who is forgotten.
+
+        What would be, the next session that gets its key would inherit.
+        """
+        if self.failure and self._batch.size_bytes > self._unwritten_bytes:
+            self._forget_live()
+
     def _kept(self, session: BrokerSession) -> int | None:
+        self._bound()
         stored = session.log
         return stored.key if isinstance(stored, StoredLog) and stored.keeper is not None else None
 
     def _filling(self) -> Batch:
         """Return the batch to add to, and see to it that it is stored."""
-        if self.failure:
-            if self._batch.size_bytes > self._unwritten_bytes:
-                self._forget_live()
-        elif self._storing is None and not (self._scheduled or self._closed):
+        if not self.failure and self._storing is None and not (self._scheduled or self._closed):
             self._scheduled = True  # soon, not now: what belongs together is still being handed over
             asyncio.get_running_loop().call_soon(self._store)
         return self._batch

@@ -272,3 +272,44 @@ async def test_what_waits_for_a_full_disk_is_bounded_and_what_is_given_up_is_giv
     assert [session.session_id for session in loaded.finished] == ["s_done"]
     assert [found.session.session_id for found in loaded.live] == ["s_later"]
     await store.close()
+
+
+@pytest.mark.parametrize("last_straw", ["a line", "a line that trims", "a place", "an answer", "an end"])
+async def test_what_is_given_up_leaves_nothing_behind_that_another_session_could_inherit(
+    tmp_path: Path, last_straw: str
+) -> None:
+    store, _ = opened(path_in(tmp_path), unwritten_bytes=1)
+    directory, live = directory_of(store), made(store, "s_live")
+    directory.add(live)
+    placed(store, live)
+    take_in(live, event("s_live", 2, "tool_call", callId="c_1", toolName="ask", args={}))
+    await store.settle()
+    with full_disk():
+        take_in(live, event("s_live", 3, chunk="x" * 5000))
+        await store.settle()
+        assert store.failure
+        if last_straw == "a line":
+            take_in(live, event("s_live", 4))
+        elif last_straw == "a line that trims":
+            live.log.max_bytes = 100
+            take_in(live, event("s_live", 4))
+        elif last_straw == "a place":
+            store.update(live)
+        elif last_straw == "an answer":
+            store.answer(live, "c_1", b"{}")
+        else:
+            run(live, directory)
+    await until_writable(store)
+    await store.close()
+
+    store, loaded = opened(path_in(tmp_path))
+    assert (loaded.live, loaded.finished) == ([], [])
+    heir = made(store, "s_heir")
+    directory_of(store).add(heir)
+    told = heir.log.kept()
+    await store.close()
+    store, loaded = opened(path_in(tmp_path))
+    (found,) = loaded.live
+    assert (found.session.session_id, found.session.worker) == ("s_heir", None)
+    assert (found.log.kept(), found.answers) == (told, {})
+    await store.close()
