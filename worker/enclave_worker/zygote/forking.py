@@ -49,13 +49,11 @@ class Zygote:
         scratch: str,
     ) -> None:
         self._control = control
-        self._groups = groups
         self._language = language
         self._plan = plan
         self._ids: dict[int, tuple[int, int]] = {}  # pid -> sandbox id and slot
         self._pids: dict[int, int] = {}  # sandbox id -> pid
         self._waiting: list[list[int]] = []  # spawn requests: sandbox id, slot, uid, check
-        self._compiled: dict[int, list[Compiled]] = {}  # by slot; those in use are few
         self._scratch = scratch
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -63,7 +61,8 @@ class Zygote:
         self._outside = {} if scratch else namespaces()
         if plan["own_clocks"]:  # shared with the sandboxes: what they must differ from is the host's
             self._outside["time"] = host_clocks
-        self._filter = bytes.fromhex(plan["seccomp_hex"])
+        shared = {"seccomp": bytes.fromhex(plan["seccomp_hex"]), "scratch": scratch, **groups}
+        self._steps = steps.SlotSteps(plan["enclose"], shared, ("uid", "slot", "proc"))
         self._pinned = False
         self._knows_hot_pages = bool(scratch)  # without namespaces, which is for development, there is no haste
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -131,14 +130,10 @@ class Zygote:
             self._control.send(b'{"type":"exited","id":%d,"status":%d,"cpu_ms":%f,"peak_memory_bytes":%d}' % told)
 
     def _spawn(self, sandbox_id: int, slot: int, uid: int, check: int) -> None:
-        if slot not in self._compiled:
-            values = {"uid": uid, "slot": f"slot-{slot}", "seccomp": self._filter}
-            values["proc"] = self._procs[slot % len(self._procs)]
-            values["scratch"] = self._scratch
-            self._compiled[slot] = steps.compile_steps(self._plan["enclose"], values | self._groups)
+        self._fill(slot, uid)
         if not self._knows_hot_pages:
             self._knows_hot_pages = True
-            self._find_hot_pages(slot)
+            self._find_hot_pages(slot, uid)
         opened: list[int] = []
         try:
             self._fork(sandbox_id, slot, opened, self._become_proven_sandbox if check else self._become_sandbox)
@@ -147,6 +142,9 @@ class Zygote:
         finally:
             for fd in opened:
                 os.close(fd)
+
+    def _fill(self, slot: int, uid: int) -> None:
+        self._steps.fill(uid=uid, slot=f"slot-{slot}", proc=self._procs[slot % len(self._procs)])
 
     def _fork(self, sandbox_id: int, slot: int, opened: list[int], become: Become) -> None:
         """Fork a sandbox, which is `become`, and tell the worker. Notes in `opened` what is to be closed."""
@@ -174,18 +172,18 @@ class Zygote:
         gc.freeze()  # what we have made since, such as the steps of each slot, no collection of the child's may touch
         return os.fork()
 
-    def _find_hot_pages(self, slot: int) -> None:
+    def _find_hot_pages(self, slot: int, uid: int) -> None:
         """Have a fork that ends before it could be a guest's tell what it and we wrote to, and pin that."""
         ours, theirs = _socket.socketpair()
         try:
             areas = hot_pages.writable(self._proc)
             pid = self._fork_into_namespace()
             if not pid:
-                self._tell_hot_pages(slot, theirs, areas)
+                self._tell_hot_pages(theirs, areas)
             theirs.close()
             try:
                 for _ in range(_REHEARSED_FORKS):
-                    self._rehearse_fork(slot)
+                    self._rehearse_fork(slot, uid)
                 ours.shutdown(_socket.SHUT_WR)  # it may look now
                 told = hot_pages.hear(ours.fileno())
             finally:
@@ -199,13 +197,13 @@ class Zygote:
             theirs.close()
         self._pinned = True
 
-    def _tell_hot_pages(self, slot: int, zygote: Socket, areas: list[hot_pages.Range]) -> NoReturn:
+    def _tell_hot_pages(self, zygote: Socket, areas: list[hot_pages.Range]) -> NoReturn:
         try:
             observer = hot_pages.Observer(self._proc, areas)
             null = os.open("/dev/null", os.O_RDWR)
             # Not in the slot's control groups: they count for its first session from here on.
             joins = steps.OPERATIONS["join"]
-            self._enclose([step for step in self._compiled[slot] if step[1] is not joins], null, null, null)
+            self._enclose([step for step in self._steps.compiled if step[1] is not joins], null, null, null)
             self._language.settle()
             self._language.rehearse()
             zygote.recv(1)  # until the zygote has done its part
@@ -213,14 +211,15 @@ class Zygote:
         finally:
             os._exit(1)  # whatever failed will fail in the sandbox, which says so
 
-    def _rehearse_fork(self, slot: int) -> None:
+    def _rehearse_fork(self, slot: int, uid: int) -> None:
         """Do all that a request takes, with a fork that ends at once, and without the worker hearing of it."""
         worker, (self._control, other) = self._control, _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         opened: list[int] = []
         try:
-            other.send(requests.spawn(0, slot, 0, check=False))
+            other.send(requests.spawn(0, slot, uid, check=False))
             self._take_requests()
             self._waiting.pop()
+            self._fill(slot, uid)
             self._fork(0, slot, opened, _leave)
             os.waitid(os.P_PID, self._pids[0], os.WEXITED | os.WNOWAIT)
             self._reap()
@@ -266,7 +265,7 @@ class Zygote:
         From here on nothing may return to the zygote's loop, and nothing may be read from its socket.
         """
         try:
-            self._enclose(self._compiled[slot], control, out, err)
+            self._enclose(self._steps.compiled, control, out, err)
             if check:
                 self_test(self._outside, self._plan)
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)

@@ -137,20 +137,47 @@ def compile_steps(steps: list[list[Any]], values: dict[str, object]) -> list[Com
     `values` maps the names a step may refer to (`uid`, ...) to their values. Done before the fork, so that the child
     only calls.
     """
-    compiled = []
-    for name, operation, *arguments in steps:
-        key = name, operation, *(_fill(argument, values) for argument in arguments)
-        if key not in _compiled:
-            _compiled[key] = _compile(*key)
-        compiled.append(_compiled[key])
-    return compiled
+    return [_compile(step, values) for step in steps]
 
 
-_compiled: dict[tuple[object, ...], Compiled] = {}
-"""What most steps come to is the same for every slot: it is made once."""
+class SlotSteps:
+    """Compiled steps of one slot after the other, in one list.
+
+    What is the same for all slots is made once. The rest takes the place of the last slot's: what a zygote kept for
+    each would be more memory to copy with each fork, and would push what it allocates from hot pages to others.
+
+    Args:
+        steps: the steps, as listed.
+        values: of the names that mean the same for every slot.
+        own: the names that do not; `fill` gets their values.
+    """
+
+    def __init__(self, steps: list[list[Any]], values: dict[str, object], own: tuple[str, ...]) -> None:
+        self.compiled: list[Compiled] = []
+        self._values = dict(values)
+        self._own: list[tuple[int, list[Any]]] = []
+        for number, step in enumerate(steps):
+            known = [argument if _refers(argument, own) else _fill(argument, values) for argument in step[2:]]
+            if any(_refers(argument, own) for argument in known):
+                self._own.append((number, [*step[:2], *known]))
+                self.compiled.append((step[0], OPERATIONS[step[1]], ()))
+            else:
+                self.compiled.append(_compile(step, values))
+
+    def fill(self, **own: object) -> None:
+        """Make `compiled` the steps of the slot that these values are of."""
+        self._values.update(own)
+        for number, step in self._own:
+            self.compiled[number] = _compile(step, self._values)
 
 
-def _compile(name: str, operation: str, *arguments: object) -> Compiled:
+def _refers(argument: object, names: tuple[str, ...]) -> bool:
+    return isinstance(argument, str) and any(f"{{{name}}}" in argument for name in names)
+
+
+def _compile(step: list[Any], values: dict[str, object]) -> Compiled:
+    name, operation, *listed = step
+    arguments = tuple([_fill(argument, values) for argument in listed])
     prepare = PREPARATIONS.get(operation)
     return name, OPERATIONS[operation], prepare(*arguments) if prepare else arguments
 
