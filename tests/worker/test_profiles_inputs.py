@@ -134,7 +134,8 @@ async def test_a_hello_names_the_profiles_and_their_limits(file: str) -> None:
 
 async def test_sandboxes_of_two_profiles_never_share_a_place_or_a_user(file: str) -> None:
     async with running(profiles_file=file, pool_size=1, max_sessions=3) as worker:
-        places = [place for slots in worker._slots for place in slots._slots.values()]
+        assert worker._parts is not None
+        places = [place for slots in worker._parts.slots for place in slots._slots.values()]
 
         assert len(places) == (3 + 2) * (3 + 1 + 16), "of which JavaScript has a kind of its own in one"
         assert len({place.number for place in places}) == len(places)

@@ -40,8 +40,8 @@ async def uncounted(no_leaks: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     """A worker without control groups that makes each sandbox when it is asked for, and now has none."""
     monkeypatch.setattr(ControlGroups, "open", _there_are_none)
     async with running(level="STANDARD", pool_size=0, memory_limit_bytes=64 << 20) as worker:
-        pools = worker._pools
-        assert pools is not None
+        assert worker._parts is not None
+        pools = worker._parts.pools
         async with asyncio.timeout(PATIENCE_S):
             while pools.live:  # noqa: ASYNC110 - nothing tells when a sandbox has gone
                 await asyncio.sleep(0)

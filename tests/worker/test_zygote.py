@@ -166,8 +166,8 @@ async def test_a_sandbox_can_be_made_with_every_older_landlock(abi: int) -> None
 @pytest.mark.usefixtures("no_leaks")
 async def test_each_pool_fills_to_its_size_and_no_further() -> None:
     async with running(pool_size=3) as worker:
-        pools = worker._pools
-        assert pools is not None
+        assert worker._parts is not None
+        pools = worker._parts.pools
         while pools.warm < 9:  # noqa: ASYNC110 - nothing tells when a pool is full
             await asyncio.sleep(0)
         assert (pools.warm, pools.live) == (9, 9), "of Python a full and a bare one, and one of JavaScript"
@@ -176,8 +176,8 @@ async def test_each_pool_fills_to_its_size_and_no_further() -> None:
 @pytest.mark.usefixtures("no_leaks")
 async def test_a_pool_of_size_0_proves_its_zygote_and_then_makes_each_sandbox_when_it_is_asked_for() -> None:
     async with running(pool_size=0) as worker, client_of(worker.url) as client:
-        pools = worker._pools
-        assert pools is not None
+        assert worker._parts is not None
+        pools = worker._parts.pools
         async with asyncio.timeout(PATIENCE_S):
             while pools.live:  # noqa: ASYNC110 - nothing tells when a sandbox has gone
                 await asyncio.sleep(0)

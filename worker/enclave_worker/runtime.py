@@ -8,7 +8,6 @@ import functools
 import os
 import socket
 import time
-import uuid
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -16,18 +15,12 @@ import msgspec
 from enclave_protocol import LocalProtocolError
 
 from .config import RuntimeConfig
-from .connection import WorkerIdentity
-from .dialing import Dialing, client_context
-from .door import Door, load_secrets, open_door
-from .embedding import Embedding
 from .executions import DEFAULT_BUFFER_BYTES, ExecutionResult, collect, make_execute
-from .footing import Footing, find_footing
 from .listeners import Observable
 from .loop_thread import LoopThread, call_in
 from .metrics import WorkerMetrics, resident_bytes
-from .provision import make_pools
-from .server import WEBSOCKET_PATH, WorkerServer
-from .sessions import Sessions
+from .parts import Parts
+from .server import WEBSOCKET_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,9 +29,8 @@ if TYPE_CHECKING:
     from enclave_protocol import Limits
 
     from .embedding import TextChannel
-    from .pools import Pools
     from .sandbox.levels import Layer
-    from .slots import Slots
+    from .sessions import Sessions
 
 
 class RuntimeState(enum.StrEnum):
@@ -89,13 +81,8 @@ class RuntimeWorker(Observable):
         self.port = 0
         """The port it listens on, once it does."""
         self._state = RuntimeState.STOPPED
-        self._footing: Footing | None = None
-        self._slots: list[Slots] = []
-        self._pools: Pools | None = None
-        self._sessions: Sessions | None = None
-        self._server: WorkerServer | None = None
-        self._dialing: Dialing | None = None
-        self._embedding: Embedding | None = None
+        self._parts: Parts | None = None  # while it is started
+        self._sessions: Sessions | None = None  # the last ones, also when it has stopped
         self._thread: LoopThread | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._started_s = 0.0
@@ -113,12 +100,12 @@ class RuntimeWorker(Observable):
     @property
     def missing_layers(self) -> frozenset[Layer]:
         """Layers that its level lets it do without on this host; none before it was started."""
-        return frozenset() if self._footing is None else frozenset(self._footing.lacking)
+        return frozenset() if self._parts is None else frozenset(self._parts.footing.lacking)
 
     @property
     def level(self) -> str:
         """The security level that it holds; empty unless it was started."""
-        return "" if self._footing is None else self._footing.level.name
+        return "" if self._parts is None else self._parts.footing.level.name
 
     @property
     def sessions(self) -> Sessions:
@@ -144,7 +131,7 @@ class RuntimeWorker(Observable):
             average_execution_ms=totals.execution_ms / totals.executions if totals.executions else 0.0,
             memory_bytes=resident_bytes(),
             uptime_s=time.monotonic() - self._started_s,
-            warm_sandboxes=self._pools.warm if self._pools is not None else 0,
+            warm_sandboxes=0 if self._parts is None else self._parts.pools.warm,
         )
 
     async def start(self, *, listen: bool | None = None) -> None:
@@ -164,34 +151,14 @@ class RuntimeWorker(Observable):
         self._enter(RuntimeState.STARTING)
         listens = self.config.listen if listen is None else listen
         try:
-            door = open_door(self.config) if listens else Door()
-            footing = self._footing = find_footing(self.config)
-            self.metrics.describe(footing.level.name, footing.lacking)
-            self._slots, self._pools = make_pools(self.config, footing)
-            self._sessions = Sessions(self.config, self._pools, self.metrics, self.listeners)
-            identity = WorkerIdentity(
-                worker_id=self.worker_id,
-                instance=uuid.uuid4().hex,
-                level=footing.level.name,
-                missing_layers=tuple(footing.lacking),
-            )
-            self._embedding = Embedding(self._sessions, identity)
-            self._server = WorkerServer(self._sessions, self._pools, self.metrics, identity, door)
-            secrets = load_secrets(self.config.worker_token_file) if self.config.dial else ()
-            self._dialing = Dialing(
-                self.config.dial,
-                token=secrets[0] if secrets else "",
-                tls=client_context(self.config) if self.config.dial else None,
-                serve=self._server.serve_socket,
-            )
-            if listens:
-                self.port = await self._server.start(self.config.host, self.config.port)
-            await self._pools.start()
-            self._dialing.start()
+            parts = self._parts = Parts(self.worker_id, self.config, self.metrics, self.listeners, listens=listens)
+            self._sessions = parts.sessions
+            port = await parts.start()
         except BaseException:
             await self._stop_parts()
             self._enter(RuntimeState.STOPPED)
             raise
+        self.port = port if listens else self.port
         self._started_s = time.monotonic()
         self._enter(RuntimeState.RUNNING)
 
@@ -239,10 +206,10 @@ class RuntimeWorker(Observable):
         Raises:
             ConnectionRefusedError: the worker does not run.
         """
-        if self._embedding is None or self._state is not RuntimeState.RUNNING:
+        if self._parts is None or self._state is not RuntimeState.RUNNING:
             await channel.close()
             raise ConnectionRefusedError(f"the worker is {self._state}")
-        await self._embedding.serve(channel)
+        await self._parts.embedding.serve(channel)
 
     async def execute(
         self,
@@ -351,22 +318,9 @@ class RuntimeWorker(Observable):
             raise LocalProtocolError(f"the worker is {self._state}", field="state", allowed="stopped: stop it first")
 
     async def _stop_parts(self) -> None:
-        if self._embedding is not None:
-            await self._embedding.stop()
-        if self._server is not None:
-            await self._server.stop()
-        if self._dialing is not None:
-            await self._dialing.stop()
-        if self._sessions is not None:
-            self._sessions.holdings.close()
-        if self._pools is not None:
-            await self._pools.stop()
-        for slots in self._slots:
-            slots.close()
-        self._slots = []
-        if self._footing is not None:
-            self._footing.close()
-        self._embedding = self._server = self._dialing = self._pools = self._footing = None
+        if self._parts is not None:
+            await self._parts.stop()
+            self._parts = None
 
     def _enter(self, state: RuntimeState) -> None:
         if state not in _TRANSITIONS[self._state]:
@@ -400,7 +354,7 @@ class RuntimeWorker(Observable):
 
     def _sandboxes(self, state: str) -> float:
         """Count the sandboxes of a state; there are none unless the worker runs."""
-        return 0.0 if self._pools is None else float(self._pools.sandboxes[state])
+        return 0.0 if self._parts is None else float(self._parts.pools.sandboxes[state])
 
 
 def create_runtime_worker(config: RuntimeConfig | None = None) -> RuntimeWorker:

@@ -295,6 +295,6 @@ async def test_a_worker_dials_in_by_tls_to_a_broker_that_it_knows(tmp_path: Path
             assert final.payload.result == 1  # type: ignore[union-attr]  # it is a final
             known = set(broker.dispatcher.fleet.links)
         async with running_worker(**options, tls_ca=other) as worker:
-            assert worker._dialing is not None
-            assert "CERTIFICATE_VERIFY_FAILED" in await worker._dialing._call(url)
+            assert worker._parts is not None
+            assert "CERTIFICATE_VERIFY_FAILED" in await worker._parts.dialing._call(url)
             assert set(broker.dispatcher.fleet.links) <= known
