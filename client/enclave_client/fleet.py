@@ -23,7 +23,9 @@ from .program import Program, ProgramDiedError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
+"""How long a program may take to listen, and then to be ready. One that dies is told at once: this is for one that
+hangs, and must not be mistaken for one on a machine that is busy with something else."""
 READY_POLL_S = 0.01
 READY_TIMEOUT_S = 5.0
 READY = "ready"
