@@ -31,7 +31,6 @@ _MAX_REQUEST = 64
 _PROCS = 16
 """What all live user namespaces have of one name in `/proc/sys` is in one list of that /proc's, which the kernel looks
 through: with 1,000 sandboxes alive and one /proc, that was a fifth of what the next one cost."""
-_REHEARSED_FORKS = 2
 _INT = struct.Struct("i")
 
 
@@ -133,7 +132,7 @@ class Zygote:
         self._fill(slot, uid)
         if not self._knows_hot_pages:
             self._knows_hot_pages = True
-            self._find_hot_pages(slot, uid)
+            self._find_hot_pages()
         opened: list[int] = []
         try:
             self._fork(sandbox_id, slot, opened, self._become_proven_sandbox if check else self._become_sandbox)
@@ -172,8 +171,8 @@ class Zygote:
         gc.freeze()  # what we have made since, such as the steps of each slot, no collection of the child's may touch
         return os.fork()
 
-    def _find_hot_pages(self, slot: int, uid: int) -> None:
-        """Have a fork that ends before it could be a guest's tell what it and we wrote to, and pin that."""
+    def _find_hot_pages(self) -> None:
+        """Have a fork that ends before it could be a guest's tell what it wrote to, and pin that."""
         ours, theirs = _socket.socketpair()
         try:
             areas = hot_pages.writable(self._proc)
@@ -182,9 +181,6 @@ class Zygote:
                 self._tell_hot_pages(theirs, areas)
             theirs.close()
             try:
-                for _ in range(_REHEARSED_FORKS):
-                    self._rehearse_fork(slot, uid)
-                ours.shutdown(_socket.SHUT_WR)  # it may look now
                 told = hot_pages.hear(ours.fileno())
             finally:
                 os.kill(pid, _signal.SIGKILL)  # stopped, or stuck in a step: others must not wait for it
@@ -206,30 +202,9 @@ class Zygote:
             self._enclose([step for step in self._steps.compiled if step[1] is not joins], null, null, null)
             self._language.settle()
             self._language.rehearse()
-            zygote.recv(1)  # until the zygote has done its part
             hot_pages.tell(zygote.fileno(), observer.unshared())
         finally:
             os._exit(1)  # whatever failed will fail in the sandbox, which says so
-
-    def _rehearse_fork(self, slot: int, uid: int) -> None:
-        """Do all that a request takes, with a fork that ends at once, and without the worker hearing of it."""
-        worker, (self._control, other) = self._control, _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        opened: list[int] = []
-        try:
-            other.send(requests.spawn(0, slot, uid, check=False))
-            self._take_requests()
-            self._waiting.pop()
-            self._fill(slot, uid)
-            self._fork(0, slot, opened, _leave)
-            os.waitid(os.P_PID, self._pids[0], os.WEXITED | os.WNOWAIT)
-            self._reap()
-        finally:
-            self._ids.pop(self._pids.pop(0, 0), None)  # if it failed halfway
-            for fd in opened:
-                os.close(fd)
-            self._control.close()
-            other.close()
-            self._control = worker
 
     def _enclose(self, compiled: list[Compiled], control: int, out: int, err: int) -> None:
         """Let go of what is the zygote's, and perform the steps."""
@@ -290,10 +265,6 @@ def _procs(own: int) -> list[int]:
     with contextlib.suppress(OSError):
         made.extend(kernel.detached_proc() for _ in range(_PROCS))
     return made or [own]
-
-
-def _leave(*_: int) -> NoReturn:
-    os._exit(0)
 
 
 def send(control: Socket, packet: bytes, *descriptors: int) -> None:

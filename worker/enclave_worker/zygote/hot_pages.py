@@ -11,10 +11,10 @@ register memory as the fixed buffers of an io_uring pins it. Nothing is ever ask
 zygote; a sandbox inherits its descriptor and closes it, as all others, before there is any code of a guest's, to whom
 the filter refuses io_uring altogether.
 
-Which pages these are, the first fork finds out: it becomes a sandbox up to the rehearsal, waits while the zygote
-rehearses what it does itself for a fork, asks the kernel which pages it does not share any more (of those that it wrote
-to it has a copy, of those that the zygote wrote to the original), tells the zygote, and ends. No guest's code ever runs
-in it.
+Which pages these are, the first fork finds out: it becomes a sandbox up to the rehearsal, asks the kernel which pages
+it does not share any more (of those that it wrote to it has a copy, of those that the zygote wrote to the original),
+tells the zygote, and ends. No guest's code ever runs in it. What the zygote alone writes to is not among them: to have
+it copied for each sandbox takes more memory than it saves the zygote time.
 
 Where the kernel has no io_uring or forbids it, or the limit of locked memory (RLIMIT_MEMLOCK, for an ordinary user) is
 too low, forks share as ever: slower, and in nothing else different.
