@@ -173,7 +173,10 @@ class Zygote:
 
     def _find_hot_pages(self) -> None:
         """Have a fork that ends before it could be a guest's tell what it wrote to, and pin that."""
-        ours, theirs = _socket.socketpair()
+        try:
+            ours, theirs = _socket.socketpair()
+        except OSError:  # no descriptors: the sandbox that is wanted will say so
+            return
         try:
             areas = hot_pages.writable(self._proc)
             pid = self._fork_into_namespace()
