@@ -266,7 +266,7 @@ async def test_a_sandbox_copies_no_more_of_its_zygote_the_more_there_are_beside_
             call = await client.until(await client.start(COPIED_KIB), "tool_call")
             copied_kib.append(call["args"]["copied"])
 
-    # The steps of a slot alone are some 6 KiB. A page more or less of one sandbox is chance, so many are looked at.
+    # Whatever a zygote kept for each slot would be copied. A page more or less of one is chance: many are looked at.
     early, late = (statistics.median(some) for some in (copied_kib[8:24], copied_kib[-16:]))
     assert late - early < 100
 

@@ -168,7 +168,7 @@ class Zygote:
             # The kernel unshares a pid namespace only from the one we are in, so step back into our own each time.
             kernel.setns(self._own_pid_namespace, kernel.CLONE_NEWPID)
             kernel.unshare(kernel.CLONE_NEWPID)
-        gc.freeze()  # what we have made since, such as the steps of each slot, no collection of the child's may touch
+        gc.freeze()  # what we have made since, no collection of the child's may touch
         return os.fork()
 
     def _find_hot_pages(self) -> None:
