@@ -208,11 +208,11 @@ class Corpora(NamedTuple):
 
 @pytest.fixture(scope="session")
 def corpora(request: pytest.FixtureRequest) -> Iterator[Corpora]:
-    """Run what somebody asks for of them, all at the same time: half of it is waiting."""
+    """Run what somebody asks for of them, one for each processor at a time: with more, a session meets its deadline."""
     asked = {item.path.stem for item in request.session.items if "corpora" in getattr(item, "fixturenames", ())}
     shared = runs_of.WHO if "test_corpus" in asked and runs_of.APPLIES else ()
     own = runs_of.WHO if "test_own_corpus" in asked else ()
-    with ThreadPoolExecutor(len(runs_of.WHO) * (len(runs_of.PARTS) + 1)) as threads:
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
         yield Corpora(
             {who: [threads.submit(runs_of.run_shared, who, part) for part in runs_of.PARTS] for who in shared},
             {who: threads.submit(runs_of.run_own, who) for who in own},

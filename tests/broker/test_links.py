@@ -255,7 +255,7 @@ async def test_a_fault_in_the_handling_of_a_worker_costs_its_connection_alone(
 ) -> None:
     worker = FakeWorker()
     async with fleet(worker) as running:
-        handler = running.broker.dispatcher.fleet
+        handler = running.broker.dispatcher.fleet.incoming
         sound, failed = getattr(handler, fault), asyncio.Event()
 
         def fails_once(*args: Any) -> None:
