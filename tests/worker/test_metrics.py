@@ -13,6 +13,9 @@ from tests.support import PATIENCE_S, client_of, running
 if TYPE_CHECKING:
     from enclave_worker.runtime import RuntimeWorker
 
+POOLS = 3
+"""Of a worker with one profile: bare, full and JavaScript."""
+
 
 def value(worker: RuntimeWorker, name: str, **labels: str) -> float | None:
     return worker.metrics.registry.get_sample_value(name, labels)
@@ -51,6 +54,24 @@ async def test_sessions_without_a_broker_and_the_events_that_are_kept_for_it_are
             while value(worker, "enclave_sessions_detached") != 1:  # noqa: ASYNC110 - a connection's end has no event
                 await asyncio.sleep(0.002)
         assert (value(worker, "enclave_events_kept_bytes") or 0) > 0
+
+
+async def until_sandboxes(worker: RuntimeWorker, **expected: int) -> None:
+    """Wait for so many sandboxes in each state: they are made and end without an event."""
+    async with asyncio.timeout(PATIENCE_S):
+        while expected != {state: value(worker, "enclave_pool_sandboxes", state=state) for state in expected}:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def test_sandboxes_are_shown_as_warm_as_taken_and_as_being_made() -> None:
+    async with running(level="BEST", pool_size=1) as worker, client_of(worker.url) as client:
+        await until_sandboxes(worker, warm=POOLS, starting=0, taken=0)
+        session_id = await client.start("print('up', flush=True)\nwhile True: pass")
+        await client.until_written(session_id, "up")
+        await until_sandboxes(worker, taken=1)
+        await client.send({"type": "cancel", "sessionId": session_id})
+        await client.finish(session_id)
+        await until_sandboxes(worker, warm=POOLS, starting=0, taken=0)
 
 
 async def test_a_session_that_no_broker_came_back_for_is_counted() -> None:
