@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MODULE, FILE = "BUDGET_MODULE", "BUDGET_FILE"
 SIZE_BYTES = 24
 _CALLED = frozenset({"call", "c_call"})
-_TICK = "on_tick"
-"""What uvicorn calls ten times a second, whether there is anything to do or not."""
+_TICK = "Dispatcher.tick"
+"""What the broker calls many times a second, whether there is anything to do or not."""
 
 
 class Counts(NamedTuple):
@@ -32,7 +32,7 @@ class Counts(NamedTuple):
     modules: int
     """Modules imported."""
     ticks: int
-    """Times that uvicorn looked at the clock."""
+    """Times that the broker looked at the clock."""
 
 
 def counts(file: Path) -> Counts:
@@ -49,7 +49,7 @@ def _count(file: Path) -> None:
         if event in _CALLED:
             shared[0] += 1
             shared[1] = modules()
-            shared[2] += event == "call" and frame.f_code.co_name == _TICK
+            shared[2] += event == "call" and frame.f_code.co_qualname == _TICK
 
     threading.setprofile(called)
     sys.setprofile(called)
